@@ -1,0 +1,1 @@
+"""Byte-level codecs shared by all planes: strict, bounded, without I/O."""

@@ -1,0 +1,61 @@
+"""Named ceilings for every length, count, depth and duration that a peer can choose.
+
+One table, each line with its reason, so that a reviewer sees the whole attack surface in one place. A parser takes its
+ceiling from here; raising one is a visible change.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# KBS protocol (trust plane). The request limit is the one CoCo's broker uses, so that the same guests fit.
+KBS_REQUEST_BYTES: Final = 2 * MIB
+KBS_RESPONSE_BYTES: Final = 4 * MIB
+RESOURCE_BYTES: Final = 1 * MIB  # a key, a model key, a small config; larger data belongs in an encrypted image
+RESOURCE_SEGMENT_CHARS: Final = 128
+NONCE_BYTES: Final = 32
+SESSION_SECONDS: Final = 300  # the time a guest may take between /auth and its last /resource
+
+# Init data: read by the agent before anything is verified, so small.
+INITDATA_BYTES: Final = 1 * MIB
+INITDATA_ENTRIES: Final = 32
+
+# Guest API: what the untrusted host may send.
+GUESTAPI_FRAME_BYTES: Final = 256 * KIB
+STREAM_FRAME_BYTES: Final = 32 * KIB
+STREAM_WINDOW_BYTES: Final = 256 * KIB
+GUESTAPI_CONTAINERS: Final = 64
+GUESTAPI_EXECS: Final = 64
+GUESTAPI_ID_CHARS: Final = 128
+
+# OCI: what an untrusted registry may send.
+MANIFEST_BYTES: Final = 4 * MIB  # the ceiling registries themselves use
+IMAGE_CONFIG_BYTES: Final = 4 * MIB
+SIGNATURE_PAYLOAD_BYTES: Final = 64 * KIB
+LAYERS: Final = 127  # overlayfs' own practical ceiling in containerd and docker
+LAYER_BYTES: Final = 16 * GIB
+LAYER_ENTRIES: Final = 1_000_000
+LAYER_UNPACKED_BYTES: Final = 64 * GIB
+LAYER_RATIO: Final = 1100  # deflate cannot exceed 1032:1; more is a lie about the sizes
+TAR_PATH_BYTES: Final = 4096
+TAR_XATTR_BYTES: Final = 64 * KIB
+ANNOTATION_BYTES: Final = 64 * KIB
+
+# TPM structures and event logs.
+TPM_RESPONSE_BYTES: Final = 4 * KIB
+TPM_NV_BYTES: Final = 4 * KIB
+EVENT_LOG_BYTES: Final = 1 * MIB
+EVENT_LOG_ENTRIES: Final = 4096
+EVENT_BYTES: Final = 64 * KIB
+CERTIFICATE_BYTES: Final = 16 * KIB
+CERTIFICATE_CHAIN: Final = 6
+
+# Pod policy.
+POLICY_BYTES: Final = 512 * KIB
+POLICY_CONTAINERS: Final = 32
+POLICY_LIST_ITEMS: Final = 1024
+POLICY_VALUE_BYTES: Final = 128 * KIB

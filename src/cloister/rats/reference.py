@@ -1,0 +1,150 @@
+"""Reference Values: what registers may hold, who says so, until when.
+
+An entry is a conjunction: all its registers must match. A set is a disjunction: one unexpired entry must match. An empty set matches
+nothing. Each entry names its origin, which every finding about it repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from cloister.errors import FormatRefused
+from cloister.rats.claims import Claims
+from cloister.rats.result import Finding, Question
+
+_SHOWN_HEX: Final = 16
+
+
+class ReferenceEntryWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """JSON form of one entry: registers as lower-case hex."""
+
+    id: str
+    tee: str
+    registers: dict[str, str]
+    not_after: datetime
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceEntry:
+    """One accepted combination of register values.
+
+    Attributes:
+        id: name of the entry, shown in findings.
+        tee: technology it is for.
+        registers: register name to value; at least one.
+        not_after: aware UTC; past it the entry matches nothing.
+        origin: where the values came from (`podvm sha256:4f0c.. seabios 2 vcpu 512 MiB`).
+    """
+
+    id: str
+    tee: str
+    registers: Mapping[str, bytes]
+    not_after: datetime
+    origin: str
+
+
+def parse_reference_entry(data: bytes) -> ReferenceEntry:
+    """Parse one JSON entry.
+
+    Raises:
+        FormatRefused: `rats.reference.malformed`.
+    """
+    try:
+        wire = msgspec.json.decode(data, type=ReferenceEntryWire)
+        registers = {name: bytes.fromhex(value) for name, value in wire.registers.items()}
+    except (msgspec.MsgspecError, ValueError) as err:
+        raise FormatRefused("rats.reference.malformed", f"not a reference value entry: {err}") from err
+    if not registers or any(len(value) < 20 for value in registers.values()):
+        raise FormatRefused("rats.reference.malformed", "entry holds no registers or a value shorter than any digest")
+    if wire.not_after.tzinfo is None:
+        raise FormatRefused("rats.reference.malformed", "not_after has no time zone", path="not_after")
+    return ReferenceEntry(
+        id=wire.id, tee=wire.tee, registers=registers, not_after=wire.not_after, origin=wire.origin
+    )
+
+
+def encode_reference_entry(entry: ReferenceEntry) -> bytes:
+    """Return the JSON form; `parse_reference_entry` reads it back equal."""
+    wire = ReferenceEntryWire(
+        id=entry.id,
+        tee=entry.tee,
+        registers={name: value.hex() for name, value in sorted(entry.registers.items())},
+        not_after=entry.not_after,
+        origin=entry.origin,
+    )
+    return msgspec.json.encode(wire)
+
+
+def appraise_registers(claims: Claims, entries: Sequence[ReferenceEntry], *, at: datetime) -> tuple[Finding, ...]:
+    """Compare the registers of `claims` with the entries valid at `at`.
+
+    Returns one passing finding when an entry matches whole, else one failing finding per differing register of the
+    *closest* entry (fewest differences), so that the answer names the component that changed.
+    """
+    code = "appraisal.reference_values"
+    candidates = [entry for entry in entries if entry.tee == claims.tee]
+    if not candidates:
+        return (
+            Finding(
+                code=f"{code}.empty",
+                question=Question.ACCEPTABLE,
+                ok=False,
+                message=f"no reference values are registered for {claims.tee}",
+                expected="at least one entry",
+                actual="none",
+                hint="register the values of the pod-VM image you trust: `cloister refs add`",
+            ),
+        )
+    live = [entry for entry in candidates if entry.not_after > at]
+    if not live:
+        newest = max(candidates, key=lambda entry: entry.not_after)
+        return (
+            Finding(
+                code=f"{code}.expired",
+                question=Question.ACCEPTABLE,
+                ok=False,
+                message="all reference values have expired",
+                expected=f"valid at {at.isoformat(timespec='seconds')}",
+                actual=f"{newest.id} ended {newest.not_after.isoformat(timespec='seconds')}",
+                origin=newest.origin,
+                hint="register fresh reference values: `cloister refs add`",
+            ),
+        )
+    closest = min(live, key=lambda entry: len(_differences(claims, entry)))
+    differences = _differences(claims, closest)
+    if not differences:
+        names = ", ".join(sorted(closest.registers))
+        return (
+            Finding(
+                code=code,
+                question=Question.ACCEPTABLE,
+                ok=True,
+                message=f"registers {names} hold reference values",
+                expected=closest.id,
+                actual=closest.id,
+                origin=closest.origin,
+            ),
+        )
+    return tuple(
+        Finding(
+            code=f"{code}.{name}",
+            question=Question.ACCEPTABLE,
+            ok=False,
+            message=f"register {name} does not hold its reference value",
+            expected=closest.registers[name].hex()[:_SHOWN_HEX] + "..",
+            actual=(claims.registers[name].hex()[:_SHOWN_HEX] + "..") if name in claims.registers else "absent",
+            origin=f"{closest.id} ({closest.origin})",
+            hint="the pod VM that booted is not the one these values were computed for",
+        )
+        for name in differences
+    )
+
+
+def _differences(claims: Claims, entry: ReferenceEntry) -> list[str]:
+    return sorted(name for name, value in entry.registers.items() if claims.registers.get(name) != value)

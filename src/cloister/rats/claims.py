@@ -1,7 +1,7 @@
 """One claim model over all TEEs, and the three honest levels.
 
-The level is a typed field here and everywhere it travels (evidence, token, log, command line). It is derived from the root that
-signed, never from what the evidence says about itself.
+The level is a typed field here and everywhere it travels (evidence, token, log, command line). It is derived from
+the root that signed, never from what the evidence says about itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class Level(enum.StrEnum):
 
 LEVEL_MEANING: Final[Mapping[Level, str]] = {
     Level.HARDWARE: "memory encrypted and evidence signed by the vendor's hardware",
-    Level.MEASURED: "boot and code integrity against everyone but this machine's root; memory is readable to that root",
+    Level.MEASURED: (
+        "boot and code integrity against everyone but this machine's root; memory is readable to that root"
+    ),
     Level.SIMULATED: "the flow only; protects nothing",
 }
 

@@ -25,8 +25,8 @@ class ExpectedBinding:
     """What evidence must be bound to, computed by the verifier from its own session state.
 
     Attributes:
-        report_data: digest over nonce, TEE key and additional evidence (48 bytes, SHA-384); a technology with a shorter or longer
-            field cuts it or pads it with zeros on the right.
+        report_data: digest over nonce, TEE key and additional evidence (48 bytes, SHA-384); a technology with a
+        shorter or longer field cuts it or pads it with zeros on the right.
         init_data_digest: digest of the init data text, by the algorithm the text names.
         session_secret: what credential activation must have recovered; empty where the technology has no activation.
     """

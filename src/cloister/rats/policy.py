@@ -1,7 +1,7 @@
 """The appraisal policy: which levels and technologies an owner accepts, as strict JSON, and its one evaluator.
 
-The default accepts `hardware` only. A weaker level is accepted only by a field whose name begins with `insecure_`. An unknown field
-refuses the whole policy, so a misspelt restriction can never silently be no restriction.
+The default accepts `hardware` only. A weaker level is accepted only by a field whose name begins with `insecure_`.
+An unknown field refuses the whole policy, so a misspelt restriction can never silently be no restriction.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reference Values: what registers may hold, who says so, until when.
 
-An entry is a conjunction: all its registers must match. A set is a disjunction: one unexpired entry must match. An empty set matches
-nothing. Each entry names its origin, which every finding about it repeats.
+An entry is a conjunction: all its registers must match. A set is a disjunction: one unexpired entry must match. An
+empty set matches nothing. Each entry names its origin, which every finding about it repeats.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def parse_reference_entry(data: bytes) -> ReferenceEntry:
         raise FormatRefused("rats.reference.malformed", "entry holds no registers or a value shorter than any digest")
     if wire.not_after.tzinfo is None:
         raise FormatRefused("rats.reference.malformed", "not_after has no time zone", path="not_after")
-    return ReferenceEntry(
-        id=wire.id, tee=wire.tee, registers=registers, not_after=wire.not_after, origin=wire.origin
-    )
+    return ReferenceEntry(id=wire.id, tee=wire.tee, registers=registers, not_after=wire.not_after, origin=wire.origin)
 
 
 def encode_reference_entry(entry: ReferenceEntry) -> bytes:

@@ -1,8 +1,9 @@
 """Findings, the trustworthiness vector (AR4SI) and the Attestation Result (EAR).
 
-Appraisal collects every finding; the verdict is a function of the findings, so the explanation can never disagree with it.
-Sources: RFC 9334, draft-ietf-rats-ar4si (tiers and categories), draft-fv-rats-ear (claim names). The EAR written here uses the claim names
-of CoCo's attestation service, so that relying parties written for it understand ours.
+Appraisal collects every finding; the verdict is a function of the findings, so the explanation can never disagree
+with it.
+Sources: RFC 9334, draft-ietf-rats-ar4si (tiers and categories), draft-fv-rats-ear (claim names). The EAR written
+here uses the claim names of CoCo's attestation service, so that relying parties written for it understand ours.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Unchecked:
 class VerifiedEvidence:
     """Evidence whose signature chain and binding were verified by a `cloister.tee.*.verifier`.
 
-    Only verifiers construct it. `findings` holds every check they made, all of them `ok`: a verifier that finds a failure raises instead.
+    Only verifiers construct it. `findings` holds every check they made, all of them `ok`: a verifier that finds a
+    failure raises instead.
     """
 
     claims: Claims
@@ -125,8 +127,8 @@ class AttestationResult:
 def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
     """Return the AR4SI vector for `findings`.
 
-    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 96 contraindicated. A level other than
-    `hardware` can never affirm `hardware`: it is 32 (warning), whatever the policy accepted.
+    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 96 contraindicated.
+    A level other than `hardware` can never affirm `hardware`: it is 32 (warning), whatever the policy accepted.
     """
 
     def value(question: Question) -> int:

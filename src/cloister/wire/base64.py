@@ -1,7 +1,7 @@
 """Strict base64, both alphabets: no whitespace, no missing or surplus padding, no unused bits set.
 
-RFC 4648 sections 4 and 5. The standard library's decoder is lenient about stray bits, which makes signed texts malleable;
-here the only text accepted for some bytes is the one our encoder writes for them.
+RFC 4648 sections 4 and 5. The standard library's decoder is lenient about stray bits, which makes signed texts
+malleable; here the only text accepted for some bytes is the one our encoder writes for them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A bounds-checked reader over bytes, for binary formats of either byte order.
 
-Every read names the field it reads, so that a truncated structure is refused with the name of what is missing. The reader never
-returns fewer bytes than asked, and `finish` refuses trailing bytes: both are how parsers in this project fail closed.
+Every read names the field it reads, so that a truncated structure is refused with the name of what is missing. The
+reader never returns fewer bytes than asked, and `finish` refuses trailing bytes: both are how parsers in this
+project fail closed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Canonical JSON (RFC 8785, JCS) for the value kinds that our formats use.
 
 Objects with text keys, arrays, text, integers within +-2**53, booleans and null. Floating-point numbers are refused:
-none of our formats has one, and their canonical form is the part of JCS where implementations differ. Keys are sorted by
-UTF-16 code units as section 3.2.3 asks, which differs from code-point order only outside the Basic Multilingual Plane.
+none of our formats has one, and their canonical form is the part of JCS where implementations differ. Keys are
+sorted by UTF-16 code units as section 3.2.3 asks, which differs from code-point order only outside the Basic
+Multilingual Plane.
 """
 
 from __future__ import annotations

@@ -1,0 +1,193 @@
+"""Init data: the one measured text that tells a generic pod VM which pod it is.
+
+TOML as CoCo defines it (kbs/docs/initdata.md): `version`, `algorithm`, and a table `[data]` of text entries. The
+digest is taken over the exact bytes, by the named algorithm, and must be what HOST_DATA / MRCONFIGID holds, or what
+PCR 8 was extended with. The transport is a small block device in Kata's format: 8 bytes magic `initdata`, u64
+little-endian length, gzip stream, zero padded to 512.
+
+Entries Cloister uses: `aa.toml` (broker address and CA, in the shape of CoCo's attestation agent), and
+`pod-policy.json`. The host reads init data: it holds no secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import msgspec
+
+from cloister.errors import FormatRefused
+from cloister.wire.limits import INITDATA_BYTES, INITDATA_ENTRIES
+
+_W = TypeVar("_W", bound=msgspec.Struct)
+VERSION: Final = "0.1.0"
+MAGIC: Final = b"initdata"
+SECTOR: Final = 512
+AGENT_ENTRY: Final = "aa.toml"
+POLICY_ENTRY: Final = "pod-policy.json"
+_DIGESTS: Final = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+_HEADER_BYTES: Final = 16
+
+
+class _InitDataWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    version: str
+    algorithm: str
+    data: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitData:
+    """Parsed init data.
+
+    Attributes:
+        text: the exact bytes that are measured.
+        algorithm: `sha256`, `sha384` or `sha512`.
+        entries: the `[data]` table.
+    """
+
+    text: bytes
+    algorithm: str
+    entries: Mapping[str, str]
+
+    @property
+    def digest(self) -> bytes:
+        """The digest over the exact text."""
+        return _DIGESTS[self.algorithm](self.text).digest()
+
+    @property
+    def digest_text(self) -> str:
+        """The digest as `algorithm:hex`."""
+        return f"{self.algorithm}:{self.digest.hex()}"
+
+    def entry(self, name: str) -> str:
+        """Return one entry.
+
+        Raises:
+            FormatRefused: absent (`protocol.initdata.missing_entry`).
+        """
+        if name not in self.entries:
+            raise FormatRefused("protocol.initdata.missing_entry", "init data lacks an entry", path=f"data.{name}")
+        return self.entries[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerAddress:
+    """Where the pod's key broker is and which CA its TLS certificate must chain to (PEM)."""
+
+    url: str
+    ca_pem: str
+
+
+class _KBSConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    url: str
+    cert: str
+
+
+class _TokenConfigs(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    kbs: _KBSConfig
+
+
+class _AgentConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    token_configs: _TokenConfigs
+
+
+def parse_initdata(text: bytes) -> InitData:
+    """Parse the TOML text.
+
+    Raises:
+        FormatRefused: too long, not TOML, unknown version, algorithm or field (`protocol.initdata.*`).
+    """
+    if len(text) > INITDATA_BYTES:
+        raise FormatRefused("protocol.initdata.too_long", "init data too long", expected=f"at most {INITDATA_BYTES}")
+    wire = _decode_toml(text, _InitDataWire, "")
+    if wire.version != VERSION:
+        raise FormatRefused("protocol.initdata.version", "unknown version", expected=VERSION, actual=wire.version[:20])
+    if wire.algorithm not in _DIGESTS:
+        raise FormatRefused(
+            "protocol.initdata.algorithm", "unknown algorithm", expected=" ".join(_DIGESTS), actual=wire.algorithm[:20]
+        )
+    if len(wire.data) > INITDATA_ENTRIES:
+        raise FormatRefused("protocol.initdata.too_long", "too many entries", expected=f"at most {INITDATA_ENTRIES}")
+    return InitData(text=text, algorithm=wire.algorithm, entries=wire.data)
+
+
+def build_initdata(entries: Mapping[str, str], *, algorithm: str = "sha256") -> InitData:
+    """Write the TOML text for `entries`, sorted by name, and parse it back.
+
+    Raises:
+        FormatRefused: the entries cannot be written (size, algorithm).
+    """
+    lines = [f'version = "{VERSION}"', f'algorithm = "{algorithm}"', "", "[data]"]
+    lines += [f"{_toml_string(name)} = {_toml_string(value)}" for name, value in sorted(entries.items())]
+    return parse_initdata(("\n".join(lines) + "\n").encode())
+
+
+def broker_entry(broker: BrokerAddress) -> str:
+    """Return the `aa.toml` entry for `broker`."""
+    return f"[token_configs.kbs]\nurl = {_toml_string(broker.url)}\ncert = {_toml_string(broker.ca_pem)}\n"
+
+
+def parse_broker_entry(init_data: InitData) -> BrokerAddress:
+    """Return the key broker that `init_data` names.
+
+    Raises:
+        FormatRefused: no such entry, unknown field, no CA, or an address that is not https.
+    """
+    config = _decode_toml(init_data.entry(AGENT_ENTRY).encode(), _AgentConfig, f"data.{AGENT_ENTRY}")
+    kbs = config.token_configs.kbs
+    if not kbs.url.startswith("https://") or not kbs.cert.strip():
+        raise FormatRefused(
+            "protocol.initdata.broker", "the key broker needs an https address and a CA", path=f"data.{AGENT_ENTRY}"
+        )
+    return BrokerAddress(url=kbs.url.rstrip("/"), ca_pem=kbs.cert)
+
+
+def pack_device(init_data: InitData) -> bytes:
+    """Return the block device image that carries `init_data` (a multiple of 512 bytes)."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    packed = packer.compress(init_data.text) + packer.flush()
+    image = MAGIC + len(packed).to_bytes(8, "little") + packed
+    return image + bytes(-len(image) % SECTOR)
+
+
+def unpack_device(image: bytes) -> InitData:
+    """Parse a block device image.
+
+    Raises:
+        FormatRefused: other magic, length past the device, not one whole gzip stream, bomb, or malformed text.
+    """
+    if image[:8] != MAGIC or len(image) < _HEADER_BYTES:
+        raise FormatRefused("protocol.initdata.device", "not an init data device", expected="magic initdata")
+    length = int.from_bytes(image[8:_HEADER_BYTES], "little")
+    if length > INITDATA_BYTES or _HEADER_BYTES + length > len(image):
+        raise FormatRefused(
+            "protocol.initdata.device",
+            "length does not fit the device",
+            expected=f"at most {len(image) - _HEADER_BYTES}",
+        )
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        text = unpacker.decompress(image[_HEADER_BYTES : _HEADER_BYTES + length], INITDATA_BYTES + 1)
+    except zlib.error as err:
+        raise FormatRefused("protocol.initdata.device", "not a gzip stream") from err
+    if len(text) > INITDATA_BYTES:
+        raise FormatRefused("protocol.initdata.too_long", "init data too long", expected=f"at most {INITDATA_BYTES}")
+    if not unpacker.eof or unpacker.unused_data:
+        raise FormatRefused("protocol.initdata.device", "the gzip stream is cut short or followed by bytes")
+    return parse_initdata(text)
+
+
+def _decode_toml(text: bytes, kind: type[_W], path: str) -> _W:
+    try:
+        return msgspec.convert(tomllib.loads(text.decode("utf-8")), kind)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise FormatRefused("protocol.initdata.malformed", f"not init data: {err}", path=path) from err
+
+
+def _toml_string(value: str) -> str:
+    """Return a TOML basic string (TOML 1.0 section String): JSON escapes are a subset, DEL must be escaped too."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

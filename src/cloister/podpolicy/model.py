@@ -1,0 +1,316 @@
+"""The pod policy: typed model and its strict JSON form, version 1 (`spec/pod-policy.md`).
+
+A policy lists every container the pod consists of, in order. What a container runs is *derived inside the guest*:
+the verified image config, overlaid with the policy's own `command`, `args`, `env`, `cwd`, `user`, by the rules
+Kubernetes users know (a `command` replaces entrypoint and cmd, `args` replace cmd). Nothing here is a pattern: each
+value is exact, so there is nothing to widen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import msgspec
+
+from cloister.errors import FormatRefused
+from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
+from cloister.wire.canonicaljson import encode_canonical
+from cloister.wire.limits import POLICY_BYTES, POLICY_CONTAINERS, POLICY_LIST_ITEMS, POLICY_VALUE_BYTES
+
+VERSION: Final = 1
+DEFAULT_SIGNALS: Final = frozenset({1, 2, 3, 9, 10, 12, 15, 28})  # HUP INT QUIT KILL USR1 USR2 TERM WINCH
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,61}[a-z0-9])?")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+_LAST_SIGNAL: Final = 64
+
+ContainerKind = Literal["init", "app"]
+StreamsMode = Literal["sealed", "host", "none"]
+
+
+class _ContainerWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    name: str
+    kind: ContainerKind
+    image_digest: str
+    repository: str
+    signature_keys: list[str]
+    command: list[str] | None = None
+    args: list[str] | None = None
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    terminal: bool = False
+    stdin: bool = False
+    exec: list[list[str]] = msgspec.field(default_factory=list)
+    signals: list[int] = msgspec.field(default_factory=lambda: sorted(DEFAULT_SIGNALS))
+    resources: list[str] = msgspec.field(default_factory=list)
+
+
+class _StreamsWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    mode: StreamsMode
+    key: str = ""
+
+
+class _PolicyWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    version: int
+    pod: str
+    containers: list[_ContainerWire]
+    streams: _StreamsWire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPolicy:
+    """One container of the pod.
+
+    Attributes:
+        name: name within the pod (DNS label).
+        kind: `init` containers run one after the other to exit status 0 before any `app` container is created.
+        image_digest: digest of the manifest that is verified and executed.
+        repository: repository part of the reference, for the signature's identity rule.
+        signature_keys: PEM public keys, any of which must have signed the manifest; empty refuses everything.
+        command: replaces entrypoint *and* cmd of the image, or None.
+        args: replaces cmd of the image, or None.
+        env: set over the image's environment.
+        cwd: replaces the working directory, or None.
+        user: replaces the user (`uid`, `name`, `uid:gid`), or None.
+        terminal: whether the first process has a terminal.
+        stdin: whether the first process has standard input.
+        exec: argument lists that may be run additionally.
+        signals: signal numbers the host may deliver.
+        resources: what the container may fetch from the key broker through the guest.
+    """
+
+    name: str
+    kind: ContainerKind
+    image_digest: str
+    repository: str
+    signature_keys: tuple[str, ...]
+    command: tuple[str, ...] | None = None
+    args: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    terminal: bool = False
+    stdin: bool = False
+    exec: tuple[tuple[str, ...], ...] = ()
+    signals: frozenset[int] = DEFAULT_SIGNALS
+    resources: tuple[ResourcePath, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamsPolicy:
+    """Where standard streams may go.
+
+    `sealed`: to whoever holds the stream key `key` (the owner), as ciphertext through the host; `host`: in clear;
+    `none`: drained and dropped.
+    """
+
+    mode: StreamsMode
+    key: ResourcePath | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodPolicy:
+    """A whole pod policy; `digest` is `sha256:` over its canonical JSON."""
+
+    pod: str
+    containers: tuple[ContainerPolicy, ...]
+    streams: StreamsPolicy
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` of the canonical JSON form."""
+        return "sha256:" + hashlib.sha256(encode_pod_policy(self)).hexdigest()
+
+    def container(self, name: str) -> ContainerPolicy | None:
+        """Return the container of that name, or None."""
+        return next((item for item in self.containers if item.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDefaults:
+    """What a verified image config says about its process."""
+
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """The process that runs: complete, nothing left to a default of the host."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: str
+    terminal: bool
+
+
+def resolve_process(container: ContainerPolicy, image: ImageDefaults) -> ProcessSpec:
+    """Overlay the policy on the verified image config.
+
+    Raises:
+        FormatRefused: there is nothing to run, or an image variable has no `=` (`podpolicy.process`).
+    """
+    if container.command is not None:
+        args = container.command + (container.args or ())
+    elif container.args is not None:
+        args = image.entrypoint + container.args
+    else:
+        args = image.entrypoint + image.cmd
+    if not args or not args[0]:
+        raise FormatRefused(
+            "podpolicy.process",
+            "neither the image nor the pod policy says what to run",
+            path=f"containers.{container.name}",
+            expected="entrypoint, cmd, command or args",
+            actual="none",
+            hint="add a command: `cloister run IMAGE COMMAND`",
+        )
+    env: dict[str, str] = {}
+    for item in image.env:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise FormatRefused("podpolicy.process", "image environment entry has no name", actual=item[:40])
+        env[name] = value
+    env.update(container.env)
+    env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    cwd = container.cwd if container.cwd is not None else (image.cwd or "/")
+    user = container.user if container.user is not None else (image.user or "0")
+    return ProcessSpec(
+        args=args,
+        env=tuple(f"{name}={value}" for name, value in env.items()),
+        cwd=cwd,
+        user=user,
+        terminal=container.terminal,
+    )
+
+
+def parse_pod_policy(data: bytes) -> PodPolicy:
+    """Parse policy JSON.
+
+    Raises:
+        FormatRefused: unknown version or field, no container, duplicate name, an init container after an app
+        container, or a value out of bounds (`podpolicy.malformed`).
+    """
+    if len(data) > POLICY_BYTES:
+        raise _malformed("policy too long", expected=f"at most {POLICY_BYTES} bytes", actual=str(len(data)))
+    try:
+        wire = msgspec.json.decode(data, type=_PolicyWire)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+        raise _malformed(f"not a pod policy: {err}") from err
+    if wire.version != VERSION:
+        raise _malformed("unknown version", path="version", expected=str(VERSION), actual=str(wire.version))
+    _check_name(wire.pod, "pod")
+    if not 0 < len(wire.containers) <= POLICY_CONTAINERS:
+        raise _malformed("number of containers", path="containers", expected=f"1..{POLICY_CONTAINERS}")
+    containers = tuple(_container(item, f"containers[{index}]") for index, item in enumerate(wire.containers))
+    names = [item.name for item in containers]
+    if len(set(names)) != len(names):
+        raise _malformed("two containers share a name", path="containers")
+    kinds = [item.kind for item in containers]
+    if kinds != sorted(kinds, key=("init", "app").index):
+        raise _malformed("an init container follows an app container", path="containers")
+    return PodPolicy(pod=wire.pod, containers=containers, streams=_streams(wire.streams))
+
+
+def encode_pod_policy(policy: PodPolicy) -> bytes:
+    """Return the canonical JSON; `parse_pod_policy` reads it back equal."""
+    containers = [
+        {
+            "name": item.name,
+            "kind": item.kind,
+            "image_digest": item.image_digest,
+            "repository": item.repository,
+            "signature_keys": list(item.signature_keys),
+            "command": None if item.command is None else list(item.command),
+            "args": None if item.args is None else list(item.args),
+            "env": dict(item.env),
+            "cwd": item.cwd,
+            "user": item.user,
+            "terminal": item.terminal,
+            "stdin": item.stdin,
+            "exec": [list(argv) for argv in item.exec],
+            "signals": sorted(item.signals),
+            "resources": [path.uri for path in item.resources],
+        }
+        for item in policy.containers
+    ]
+    streams = {"mode": policy.streams.mode, "key": policy.streams.key.uri if policy.streams.key else ""}
+    return encode_canonical({"version": VERSION, "pod": policy.pod, "containers": containers, "streams": streams})
+
+
+def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:
+    _check_name(wire.name, f"{path}.name")
+    if not _DIGEST.fullmatch(wire.image_digest):
+        raise _malformed(
+            "image is not named by digest",
+            path=f"{path}.image_digest",
+            expected="sha256:<64 hex>",
+            actual=wire.image_digest[:30],
+        )
+    if not wire.signature_keys:
+        raise _malformed("no signature key: nothing could ever be verified", path=f"{path}.signature_keys")
+    for values, name in ((wire.command, "command"), (wire.args, "args"), (wire.signature_keys, "signature_keys")):
+        _check_values(values or [], f"{path}.{name}")
+    for argv in wire.exec:
+        _check_values(argv, f"{path}.exec")
+        if not argv:
+            raise _malformed("empty argument list", path=f"{path}.exec")
+    if len(wire.exec) > POLICY_LIST_ITEMS or len(wire.resources) > POLICY_LIST_ITEMS:
+        raise _malformed("list too long", path=path, expected=f"at most {POLICY_LIST_ITEMS}")
+    _check_values(list(wire.env.values()), f"{path}.env")
+    for name in wire.env:
+        if not _ENV_NAME.fullmatch(name):
+            raise _malformed("not a variable name", path=f"{path}.env", actual=name[:40])
+    if wire.cwd is not None and (not wire.cwd.startswith("/") or "\0" in wire.cwd):
+        raise _malformed("working directory is not absolute", path=f"{path}.cwd", actual=wire.cwd[:40])
+    if any(not 0 < number <= _LAST_SIGNAL for number in wire.signals):
+        raise _malformed("not a signal number", path=f"{path}.signals", expected=f"1..{_LAST_SIGNAL}")
+    return ContainerPolicy(
+        name=wire.name,
+        kind=wire.kind,
+        image_digest=wire.image_digest,
+        repository=wire.repository,
+        signature_keys=tuple(wire.signature_keys),
+        command=None if wire.command is None else tuple(wire.command),
+        args=None if wire.args is None else tuple(wire.args),
+        env=dict(wire.env),
+        cwd=wire.cwd,
+        user=wire.user,
+        terminal=wire.terminal,
+        stdin=wire.stdin,
+        exec=tuple(tuple(argv) for argv in wire.exec),
+        signals=frozenset(wire.signals),
+        resources=tuple(parse_resource_uri(item) for item in wire.resources),
+    )
+
+
+def _streams(wire: _StreamsWire) -> StreamsPolicy:
+    if (wire.mode == "sealed") != bool(wire.key):
+        raise _malformed("a stream key goes with mode sealed, and only with it", path="streams")
+    return StreamsPolicy(mode=wire.mode, key=parse_resource_uri(wire.key) if wire.key else None)
+
+
+def _check_name(name: str, path: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise _malformed("not a name", path=path, expected="lower-case letters, digits, - and .", actual=name[:40])
+
+
+def _check_values(values: list[str], path: str) -> None:
+    if len(values) > POLICY_LIST_ITEMS:
+        raise _malformed("list too long", path=path, expected=f"at most {POLICY_LIST_ITEMS}")
+    for value in values:
+        if "\0" in value or len(value) > POLICY_VALUE_BYTES:
+            raise _malformed("value holds a NUL or is too long", path=path)
+
+
+def _malformed(message: str, *, path: str = "", expected: str = "", actual: str = "") -> FormatRefused:
+    return FormatRefused("podpolicy.malformed", message, path=path, expected=expected, actual=actual)

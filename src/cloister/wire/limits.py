@@ -43,7 +43,18 @@ LAYER_UNPACKED_BYTES: Final = 64 * GIB
 LAYER_RATIO: Final = 1100  # deflate cannot exceed 1032:1; more is a lie about the sizes
 TAR_PATH_BYTES: Final = 4096
 TAR_XATTR_BYTES: Final = 64 * KIB
+TAR_PATH_DEPTH: Final = 256  # directories below each other; real trees stay under 40
+TAR_PAX_BYTES: Final = 256 * KIB  # one extended header: a path, a link target and the attributes
+SYMLINK_HOPS: Final = 40  # what the kernel itself follows
 ANNOTATION_BYTES: Final = 64 * KIB
+ANNOTATIONS: Final = 128
+INDEX_ENTRIES: Final = 1024
+IMAGE_SIGNATURES: Final = 32
+JSON_DEPTH: Final = 64
+REGISTRY_TOKEN_BYTES: Final = 64 * KIB
+REGISTRY_REDIRECTS: Final = 5
+REGISTRY_ATTEMPTS: Final = 4  # one try and three repeats: a passing fault, not a dead peer
+REGISTRY_SECONDS: Final = 30  # silence on a connection
 
 # TPM structures and event logs.
 TPM_RESPONSE_BYTES: Final = 4 * KIB

@@ -1,0 +1,2 @@
+"""Encrypted layers as ocicrypt defines them, with the annotation packet of Confidential Containers. No imports
+here."""

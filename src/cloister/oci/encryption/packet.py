@@ -1,0 +1,159 @@
+"""The annotation packet that carries a wrapped layer key: CoCo's `attestation-agent` key provider, versions 1 and 2.
+
+`{"kid":"kbs:///..","wrapped_data":"..","iv":"..","wrap_type":"A256GCM"}`; version 2 adds `version`, `provider`,
+`provider_settings`, `annotations`. Only wrapping by a key of the key broker with AES-256-GCM is accepted: A256CTR
+would hand out a layer key that nobody authenticated. The KEK that the format's reference encryptor publishes as its
+sample is refused in both directions, because everybody has it.
+
+What a packet does not do: it names neither layer nor image, so whoever wrapped it can have it moved. The manifest's
+signature, the layer's MAC and the diff_id bind it (`cloister.oci.encryption.authenticate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from cloister.crypto.aead import AES256_KEY_BYTES, GCM_NONCE_BYTES, GCM_TAG_BYTES, open_aes256gcm, seal_aes256gcm
+from cloister.errors import ImageRefused, Refused
+from cloister.oci.document import Members, encode_document, parse_document
+from cloister.oci.encryption.options import PrivateOptions, encode_private_options, parse_private_options
+from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
+from cloister.wire.base64 import decode_b64, encode_b64
+
+WRAP_TYPE: Final = "A256GCM"
+VERSION: Final = "0.1.0"
+_CODE: Final = "oci.encryption"
+_PACKET_BYTES: Final = 8192
+_WRAPPED_BYTES: Final = 4096
+_KEK_ID_CHARS: Final = 512
+# SHA-256 of the published sample KEK: enough to know it, and nothing to copy into a configuration.
+_SAMPLE_KEK_SHA256: Final = "062b8e55611f471c5186828e3cd7a4c1da271e4ea1bafb39a093aa2adff8a709"
+
+
+class AnnotationPacket(msgspec.Struct, frozen=True, kw_only=True):
+    """A wrapped layer key and the name of the KEK that opens it. From an untrusted registry."""
+
+    kek_id: str
+    wrapped: bytes
+    nonce: bytes
+
+    @property
+    def kek_path(self) -> ResourcePath:
+        """The KEK's place in the key broker.
+
+        Raises:
+            FormatRefused: `protocol.resource.malformed`.
+        """
+        return parse_resource_uri(self.kek_id)
+
+
+def parse_packet(data: bytes) -> AnnotationPacket:
+    """Parse a packet of version 1 or 2.
+
+    Raises:
+        ImageRefused: `oci.encryption.packet.*`: JSON, members, `wrap_type`, `provider`, `version`, `field_length`.
+    """
+    code = f"{_CODE}.packet"
+    members = Members(parse_document(data, ceiling=_PACKET_BYTES, code=code), path="packet", code=code)
+    members.only("kid", "wrapped_data", "iv", "wrap_type", "version", "provider", "provider_settings", "annotations")
+    _require_value(members, "version", VERSION, VERSION)
+    _require_value(members, "provider", "kbs", "kbs")
+    _require_value(members, "wrap_type", WRAP_TYPE, "")
+    for name in ("provider_settings", "annotations"):
+        if name in members:
+            members.members(name).only()
+    nonce = decode_b64(members.text("iv"), path="packet.iv", ceiling=64)
+    wrapped = decode_b64(members.text("wrapped_data"), path="packet.wrapped_data", ceiling=_WRAPPED_BYTES)
+    kek_id = members.text("kid")
+    for what, fits in (
+        ("iv", len(nonce) == GCM_NONCE_BYTES),
+        ("wrapped_data", len(wrapped) > GCM_TAG_BYTES),
+        ("kid", 0 < len(kek_id) <= _KEK_ID_CHARS),
+    ):
+        if not fits:
+            raise ImageRefused(f"{code}.field_length", f"{what} has the wrong length", path=f"packet.{what}")
+    return AnnotationPacket(kek_id=kek_id, wrapped=wrapped, nonce=nonce)
+
+
+def encode_packet(packet: AnnotationPacket) -> bytes:
+    """Return the packet as version 1, which readers of both versions take."""
+    fields: Mapping[str, Any] = {
+        "kid": packet.kek_id,
+        "wrapped_data": encode_b64(packet.wrapped),
+        "iv": encode_b64(packet.nonce),
+        "wrap_type": WRAP_TYPE,
+    }
+    return encode_document(fields)
+
+
+def wrap_private_options(options: PrivateOptions, *, kek_id: str, kek: bytes) -> AnnotationPacket:
+    """Wrap `options` under `kek` with a fresh nonce.
+
+    Raises:
+        ImageRefused: `oci.encryption.sample_kek`, `oci.encryption.kek_length`.
+        FormatRefused: `kek_id` is not `kbs:///repository/type/tag`.
+    """
+    parse_resource_uri(kek_id)
+    _require_kek(kek)
+    nonce = os.urandom(GCM_NONCE_BYTES)
+    return AnnotationPacket(
+        kek_id=kek_id, wrapped=seal_aes256gcm(kek, nonce, encode_private_options(options)), nonce=nonce
+    )
+
+
+def unwrap_private_options(packet: AnnotationPacket, kek: bytes | bytearray) -> PrivateOptions:
+    """Open `packet` with `kek`.
+
+    Raises:
+        ImageRefused: `oci.encryption.sample_kek`, `oci.encryption.kek_length`, `oci.encryption.unwrap_failed` for
+            another KEK or a changed packet, `oci.encryption.*` for what was inside.
+    """
+    _require_kek(kek)
+    return parse_private_options(open_packet(packet, kek))
+
+
+def open_packet(packet: AnnotationPacket, kek: bytes | bytearray) -> bytes:
+    """Return the private options' JSON, without judging the KEK; `unwrap_private_options` is what readers call."""
+    try:
+        return open_aes256gcm(kek, packet.nonce, packet.wrapped)
+    except Refused as err:
+        raise ImageRefused(
+            f"{_CODE}.unwrap_failed",
+            "layer key does not open with this key-encryption key",
+            path=packet.kek_id[:120],
+            hint="the image was sealed under another key, or its annotation was changed",
+        ) from err
+
+
+def _require_kek(kek: bytes | bytearray) -> None:
+    if len(kek) != AES256_KEY_BYTES:
+        raise ImageRefused(
+            f"{_CODE}.kek_length",
+            "key-encryption key has the wrong length",
+            expected=f"{AES256_KEY_BYTES} bytes",
+            actual=f"{len(kek)} bytes",
+        )
+    if hmac.compare_digest(hashlib.sha256(kek).hexdigest(), _SAMPLE_KEK_SHA256):
+        raise ImageRefused(
+            f"{_CODE}.sample_kek",
+            "key-encryption key is the published sample key, which protects nothing",
+            hint="make a key of 32 random bytes and store it in the key broker",
+        )
+
+
+def _require_value(members: Members, name: str, expected: str, default: str) -> None:
+    actual = members.text(name, default)
+    if actual != expected:
+        raise ImageRefused(
+            f"{_CODE}.packet.{name}",
+            f"{name} of the wrapped layer key is not supported",
+            path=f"packet.{name}",
+            expected=expected,
+            actual=actual[:80] or "nothing",
+        )

@@ -1,0 +1,89 @@
+"""What every test shares: vectors, tools, a private home, and the rule that CI may not skip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRA_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian keeps mkfs, veritysetup and swtpm_setup out of a user's PATH
+
+settings.register_profile("cloister", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cloister")
+
+
+def in_ci() -> bool:
+    """Return whether this run decides about a change: then a test that cannot run is a failure."""
+    return bool(os.environ.get("CI"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI turn each skip into a failure that names the reason."""
+    report = yield
+    if in_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"CI may not skip {item.nodeid}: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself while it is collected."""
+    report = yield
+    if in_ci() and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"CI may not skip {collector.nodeid}: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test its own owner's state; the content-addressed cache stays shared."""
+    home = tmp_path_factory.mktemp("cloister-home")
+    monkeypatch.setenv("CLOISTER_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The directory of language-neutral test vectors, which lives beside the repository."""
+    directory = Path(os.environ.get("CLOISTER_VECTORS") or ROOT.parent / "shared" / "vectors")
+    if not directory.is_dir():
+        pytest.skip(f"no test vectors at {directory}: set CLOISTER_VECTORS")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def require_tool() -> Callable[[str], Path]:
+    """Return a function that gives the path of an installed program or skips with the reason."""
+
+    def find(name: str) -> Path:
+        found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{EXTRA_PATH}")
+        if found is None:
+            pytest.skip(f"{name} is not installed: run `tools/setup test-packages`")
+        return Path(found)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return ROOT
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Run tests that boot machines last, so that a cheap failure is seen first."""
+    items.sort(key=lambda item: item.get_closest_marker("vm") is not None)

@@ -33,30 +33,34 @@ def decode_b64(text: str, *, path: str = "", ceiling: int) -> bytes:
     Raises:
         FormatRefused: not canonical base64, or longer than `ceiling` bytes.
     """
-    _check_length(text, path, ceiling)
+    _check_length(len(text) * 3 // 4 - 2, path, ceiling)
     try:
         data = _b64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as err:
         raise FormatRefused("wire.base64.malformed", "not standard base64", path=path) from err
     if encode_b64(data) != text:
         raise FormatRefused("wire.base64.malformed", "base64 is not in its canonical form", path=path)
+    _check_length(len(data), path, ceiling)
     return data
 
 
 def decode_b64url(text: str, *, path: str = "", ceiling: int) -> bytes:
     """Decode URL-safe base64 without padding; the same rules and errors as `decode_b64`."""
-    _check_length(text, path, ceiling)
+    _check_length(len(text) * 3 // 4, path, ceiling)
     try:
         data = _b64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as err:
         raise FormatRefused("wire.base64.malformed", "not unpadded URL-safe base64", path=path) from err
     if encode_b64url(data) != text:
         raise FormatRefused("wire.base64.malformed", "base64 is not in its canonical form", path=path)
+    _check_length(len(data), path, ceiling)
     return data
 
 
-def _check_length(text: str, path: str, ceiling: int) -> None:
-    if len(text) > (ceiling + 2) * 4 // 3 + 4:
+def _check_length(size: int, path: str, ceiling: int) -> None:
+    """Refuse `size` bytes above `ceiling`: called with the least the text can hold before decoding, then with the
+    truth."""
+    if size > ceiling:
         raise FormatRefused(
             "wire.base64.too_long", "base64 text too long", path=path, expected=f"at most {ceiling} bytes"
         )

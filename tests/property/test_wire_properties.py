@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import string
 
@@ -58,10 +59,8 @@ def test_base64_one_changed_character_is_other_bytes_or_a_refusal(data, place, c
     changed = text[:place] + char + text[place + 1 :]
     if changed == text:
         return
-    try:
+    with contextlib.suppress(FormatRefused):
         assert decode_b64(changed, ceiling=64) != data
-    except FormatRefused:
-        pass
 
 
 @given(data=st.binary(max_size=100))

@@ -1,0 +1,62 @@
+"""Where an owner's state and the shared cache live on this machine.
+
+`CLOISTER_HOME` (default `~/.local/share/cloister`) holds what must not be lost or read by others: the trust
+service's database and root key, the signing key, sealed images. `CLOISTER_CACHE` (default `~/.cache/cloister`) holds
+what can be made again, keyed by content.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_PRIVATE = 0o700
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """The two directories and the places inside them."""
+
+    root: Path
+    cache: Path
+
+    @property
+    def trust(self) -> Path:
+        """State of the trust service."""
+        return self.root / "trust"
+
+    @property
+    def registry(self) -> Path:
+        """Blobs of sealed images; holds ciphertext only."""
+        return self.root / "registry"
+
+    @property
+    def signing_key(self) -> Path:
+        """The owner's image signing key, PKCS 8 PEM."""
+        return self.root / "owner" / "signing.key"
+
+    @property
+    def simulation(self) -> Path:
+        """The per-machine simulation root."""
+        return self.root / "simulation"
+
+    @property
+    def vtpm_ca(self) -> Path:
+        """The CA that endorses this machine's software TPMs."""
+        return self.root / "vtpm-ca"
+
+    @property
+    def vtpm_pool(self) -> Path:
+        """Software TPMs made ahead of use."""
+        return self.root / "vtpm-pool"
+
+
+def home_from_environment() -> Home:
+    """Return the directories this user works with, made private when absent."""
+    root = Path(os.environ.get("CLOISTER_HOME") or Path.home() / ".local/share/cloister")
+    cache = Path(os.environ.get("CLOISTER_CACHE") or Path.home() / ".cache/cloister")
+    for directory in (root, root / "owner"):
+        directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    return Home(root=root.resolve(), cache=cache.resolve())

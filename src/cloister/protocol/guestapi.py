@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -40,6 +40,8 @@ STREAMS_PORT: Final = "cloister.streams"
 LENGTH_PREFIX_BYTES: Final = 4
 STREAM_HEADER_BYTES: Final = 12
 INITIAL_WINDOW: Final = STREAM_WINDOW_BYTES
+LAST_SIGNAL: Final = 64  # Linux, signal(7)
+TERMINAL_CELLS: Final = 0xFFFF  # the kernel's struct winsize has 16-bit fields
 
 
 class _Closed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,10 +100,10 @@ class ExecParams(_Closed, frozen=True, kw_only=True):
 
 
 class KillParams(_Closed, frozen=True, kw_only=True):
-    """Send a signal (Linux number, 1 to 64) to the first process, to one exec, or with `all` to every process."""
+    """Send a signal (Linux number) to the first process, to one exec, or with `all` to every process."""
 
     container: str
-    signal: int
+    signal: Annotated[int, msgspec.Meta(ge=1, le=LAST_SIGNAL)]
     exec: str = ""
     all: bool = False
 
@@ -110,8 +112,8 @@ class ResizeParams(_Closed, frozen=True, kw_only=True):
     """Set the size of a terminal, in cells."""
 
     container: str
-    width: int
-    height: int
+    width: Annotated[int, msgspec.Meta(ge=0, le=TERMINAL_CELLS)]
+    height: Annotated[int, msgspec.Meta(ge=0, le=TERMINAL_CELLS)]
     exec: str = ""
 
 
@@ -238,12 +240,15 @@ class CallEnvelope(_Closed, frozen=True, kw_only=True):
     params: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
 
 
+_NO_RESULT: Final = msgspec.Raw()  # one object: `omit_defaults` leaves a default out by identity
+
+
 class ReplyEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One reply: a result or an error."""
 
     v: int
     id: int
-    result: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    result: msgspec.Raw = _NO_RESULT
     error: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -285,8 +290,9 @@ def decode_call(frame: bytes) -> Call:
         )
     params = _decode(bytes(envelope.params) or b"{}", CALLS[envelope.call][0])
     for name in ("container", "exec", "name"):
-        value = getattr(params, name, "")
-        if value and not _is_identifier(value):
+        value = getattr(params, name, None)
+        optional = name == "exec" and not isinstance(params, ExecParams)
+        if value is not None and not (optional and not value) and not _is_identifier(value):
             raise RequestRefused(
                 "guestapi.identifier",
                 "identifier has other characters or is too long",

@@ -1,0 +1,184 @@
+"""Verifier of simulated evidence. Pure.
+
+It makes the same three statements as any other verifier, on the word of a key that the attested process holds itself.
+The level comes from the configured root and can only be `simulated`; a root that claims more is refused.
+
+Steps:
+  1 parse, strictly; the evidence must say that it is simulated
+  2 the key is one of the configured roots, of level `simulated`
+  3 the signature over all other members
+  4 report data is that of this session, whole
+  5 register 8 holds the init data digest, and nothing else was extended into it
+
+Not checked, and said so: that the registers are true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import datetime
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from cloister.errors import EndorsementError, EvidenceError, FormatRefused
+from cloister.rats.claims import Claims, Level
+from cloister.rats.endorsement import Endorsements, TrustedRoot
+from cloister.rats.evidence import Evidence, ExpectedBinding
+from cloister.rats.result import Question, Unchecked, VerifiedEvidence
+from cloister.tee.checklist import Checklist, shorten
+from cloister.tee.insecure import abi
+from cloister.wire.base64 import decode_b64
+
+_UNCHECKED: Final = (Unchecked(reason="anything: the process that is attested signs for itself"),)
+
+
+def verify_evidence(
+    evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
+) -> VerifiedEvidence:
+    """Verify simulated evidence; `at` is not needed, as a key file has no validity.
+
+    Raises:
+        FormatRefused: a member does not parse.
+        EndorsementError: no root, a foreign key, or a root that claims more than `simulated`.
+        EvidenceError: any other step does not hold.
+    """
+    # 1
+    wire = abi.parse_evidence(evidence)
+    public_key = _decode(wire.public_key, "public_key", abi.PUBLIC_KEY_BYTES)
+    report_data = _decode(wire.report_data, "report_data", abi.REPORT_DATA_BYTES)
+    signature = _decode(wire.signature, "signature", abi.SIGNATURE_BYTES)
+    registers = {name: bytes.fromhex(value) for name, value in wire.registers.items()}
+    checks = Checklist()
+    # 2
+    root = _verify_root(checks, public_key, endorsements)
+    # 3
+    checks.require(
+        _is_signed(root.der, wire, signature),
+        code="tee.insecure.signature_invalid",
+        question=Question.AUTHENTIC,
+        message="evidence is signed by the simulation key",
+        otherwise="evidence is not signed by the simulation key",
+        path="signature",
+    )
+    # 4
+    if len(binding.report_data) != abi.REPORT_DATA_BYTES:
+        raise EvidenceError("tee.insecure.no_report_data", "there is no session that the evidence could be bound to")
+    checks.require(
+        hmac.compare_digest(report_data, binding.report_data),
+        code="tee.insecure.report_data_mismatch",
+        question=Question.BOUND,
+        message="evidence binds the nonce and key of this session",
+        otherwise="evidence binds another nonce or key",
+        expected=shorten(binding.report_data),
+        actual=shorten(report_data),
+        origin="nonce issued by this verifier, key the guest sent",
+        path="report_data",
+        hint="evidence is good for one session only: start a new one",
+    )
+    # 5
+    _verify_init_data(checks, registers.get(abi.INIT_DATA_REGISTER, b""), binding.init_data_digest)
+    return VerifiedEvidence(
+        claims=Claims(
+            tee=abi.TEE,
+            level=root.level,
+            debug=False,
+            registers=registers,
+            report_data=report_data,
+            init_data=registers[abi.INIT_DATA_REGISTER],
+            instance_id=hashlib.sha256(public_key).hexdigest(),
+            raw={"simulated": True, "public_key": wire.public_key, **wire.registers},
+        ),
+        findings=checks.findings,
+        unchecked=_UNCHECKED,
+    )
+
+
+def _verify_root(checks: Checklist, public_key: bytes, endorsements: Endorsements) -> TrustedRoot:
+    """Step 2."""
+    roots = [root for root in endorsements.roots if root.tee == abi.TEE]
+    if not roots:
+        raise EndorsementError(
+            "tee.insecure.no_roots",
+            "no simulation key is trusted",
+            expected="at least one simulation key",
+            actual="none",
+            hint="simulated evidence proves nothing; trust this machine's simulation key only for trying things out",
+        )
+    for root in roots:
+        if root.level is not Level.SIMULATED:
+            raise EndorsementError(
+                "tee.insecure.root_level",
+                "a simulation key can prove no other level than simulated",
+                path=root.name,
+                expected=Level.SIMULATED.value,
+                actual=root.level.value,
+            )
+    found = [root for root in roots if root.der == public_key]
+    checks.require(
+        bool(found),
+        code="tee.insecure.key_untrusted",
+        question=Question.AUTHENTIC,
+        message="simulation key is a configured root, level simulated",
+        otherwise="simulation key is not a configured root",
+        expected=", ".join(shorten(hashlib.sha256(root.der).digest()) for root in roots[:4]),
+        actual=shorten(hashlib.sha256(public_key).digest()),
+        origin="configured roots",
+        path="public_key",
+        hint="the evidence was made on another machine",
+        error=EndorsementError,
+    )
+    return found[0]
+
+
+def _verify_init_data(checks: Checklist, value: bytes, digest: bytes) -> None:
+    """Step 5, the same rule as for a TPM."""
+    if len(digest) != abi.REGISTER_BYTES:
+        raise EvidenceError(
+            "tee.insecure.init_data_algorithm",
+            "init data must be hashed with SHA-256: the register takes no other size",
+            path="init-data",
+            expected=f"{abi.REGISTER_BYTES} bytes",
+            actual=f"{len(digest)} bytes",
+            hint='write algorithm = "sha256" in the init data',
+        )
+    expected = abi.extended(bytes(abi.REGISTER_BYTES), digest)
+    checks.require(
+        hmac.compare_digest(value, expected),
+        code="tee.insecure.init_data_mismatch",
+        question=Question.BOUND,
+        message="register 8 holds the init data and nothing else",
+        otherwise="register 8 does not hold this init data",
+        expected=shorten(expected),
+        actual=shorten(value) or "never extended",
+        origin="digest of the init data that was sent",
+        path=f"registers.{abi.INIT_DATA_REGISTER}",
+        hint="the pod was started with other init data, or something extended the register a second time",
+    )
+
+
+def _is_signed(root: bytes, wire: abi.SimulatedEvidence, signature: bytes) -> bool:
+    """Return whether the root's key signed what is rebuilt here from the parsed members."""
+    try:
+        key = load_der_public_key(root)
+    except (ValueError, UnsupportedAlgorithm) as err:
+        raise EndorsementError("tee.insecure.root_malformed", "root is not a public key") from err
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+        raise EndorsementError("tee.insecure.root_malformed", "root is not a P-256 key")
+    signed = abi.signed_bytes(public_key=wire.public_key, registers=wire.registers, report_data=wire.report_data)
+    try:
+        key.verify(signature, signed, ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _decode(text: str, path: str, ceiling: int) -> bytes:
+    try:
+        return decode_b64(text, path=path, ceiling=ceiling)
+    except FormatRefused as err:
+        raise FormatRefused("tee.insecure.malformed", err.message, path=path, expected=err.expected) from err

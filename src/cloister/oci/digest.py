@@ -73,18 +73,22 @@ class DigestVerifier:
     Args:
         expected: the digest the bytes must have.
         size: the exact number of bytes, or None where only the digest is known.
-        code: prefix of the error codes (`oci.distribution`): `<code>.digest_mismatch`, `<code>.size_mismatch`.
+        code: prefix of the error codes (`oci.distribution`): `<code>.<reason>`, `<code>.size_mismatch`.
         path: what is being read, for the error.
+        reason: last part of the code for other bytes than expected.
     """
 
-    __slots__ = ("_code", "_hash", "_path", "_size", "count", "expected")
+    __slots__ = ("_code", "_hash", "_path", "_reason", "_size", "count", "expected")
 
-    def __init__(self, expected: Digest, size: int | None, *, code: str, path: str) -> None:
+    def __init__(
+        self, expected: Digest, size: int | None, *, code: str, path: str, reason: str = "digest_mismatch"
+    ) -> None:
         self.expected = expected
         self.count = 0
         self._size = size
         self._hash = hashlib.new(expected.algorithm)
         self._code = code
+        self._reason = reason
         self._path = path
 
     def update(self, data: bytes | memoryview) -> None:
@@ -101,7 +105,7 @@ class DigestVerifier:
         actual = self._hash.hexdigest()
         if actual != self.expected.hex:  # digests are public: no constant-time comparison
             raise ImageRefused(
-                f"{self._code}.digest_mismatch",
+                f"{self._code}.{self._reason}",
                 "content does not have the digest it is named by",
                 path=self._path,
                 expected=str(self.expected),

@@ -26,8 +26,9 @@ import msgspec
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.rootfs import CREATE_FILE, OPEN_DIRECTORY, Directory, RootDirectory, split_path
 from cloister.oci.tar import EntryKind, TarEntry, TarReader
-from cloister.wire.limits import LAYER_ENTRIES, LAYER_UNPACKED_BYTES
+from cloister.wire.limits import LAYER_ENTRIES, LAYER_UNPACKED_BYTES, MIB
 
+_ARCHIVE_OVERHEAD_BYTES: Final = 256 * MIB  # 1 KiB for each of 250 000 entries
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
@@ -53,12 +54,24 @@ class DeviceNodes(enum.Enum):
 
 
 class UnpackOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Choices of the caller; `bytes_ceiling` bounds the content of all files of all layers together."""
+    """Choices of the caller.
+
+    Attributes:
+        ownership: apply owners and what else needs root.
+        devices: what to do with device nodes.
+        bytes_ceiling: most bytes in the files of all layers together.
+        entries_ceiling: most entries in all layers together.
+    """
 
     ownership: bool
     devices: DeviceNodes
     bytes_ceiling: int = LAYER_UNPACKED_BYTES
     entries_ceiling: int = LAYER_ENTRIES
+
+    @property
+    def archive_ceiling(self) -> int:
+        """Most bytes of one plain archive: the files, and a generous share for headers and padding."""
+        return self.bytes_ceiling + _ARCHIVE_OVERHEAD_BYTES
 
 
 class LayerUnpacker:

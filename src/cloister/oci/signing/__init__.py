@@ -1,0 +1,1 @@
+"""Signatures over image manifests. No imports here."""

@@ -1,0 +1,143 @@
+"""Places that hold images, as seen by whoever reads or writes one: layouts and registries have the same two
+interfaces.
+
+A store's bytes are untrusted, also those of a local directory: the functions here check every manifest and blob
+against the digest it is asked by, and are the only way the rest of Cloister reads a store. What is asked by tag is
+whatever the store says it is; only a verified signature or a digest from policy makes it the image that was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from cloister.errors import ImageRefused
+from cloister.oci.digest import Digest, DigestVerifier
+from cloister.oci.manifest import Descriptor, parse_index
+from cloister.oci.manifest import is_index as document_is_index
+
+
+class StoredManifest(msgspec.Struct, frozen=True):
+    """Manifest or index bytes and the media type the store gave them (empty when it gave none)."""
+
+    raw: bytes
+    media_type: str
+
+    @property
+    def is_index(self) -> bool:
+        """Whether this is an index of several images."""
+        return document_is_index(self.raw, media_type=self.media_type)
+
+
+class ImageSource(Protocol):
+    """Reads from a store, unchecked; `code` prefixes the errors about its content."""
+
+    code: str
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        """Return what the store holds under a tag or digest, or None."""
+        ...
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield the bytes the store holds for a blob, whatever they are."""
+        ...
+
+
+class ImageSink(Protocol):
+    """Writes to a store."""
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether the store says that it holds a blob."""
+        ...
+
+    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        """Store a blob and return its SHA-256 digest and size; an error raised by `chunks` leaves no blob behind."""
+        ...
+
+    def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
+        """Store a manifest whose blobs are stored, under its digest and, unless empty, `tag`."""
+        ...
+
+
+def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest:
+    """Return a manifest or index; one asked by digest has it.
+
+    Raises:
+        ImageRefused: `<source>.manifest_missing`, `<source>.digest_mismatch`.
+        Unavailable: the store cannot be read now.
+    """
+    stored = source.get_manifest(str(selector))
+    if stored is None:
+        raise ImageRefused(f"{source.code}.manifest_missing", "store holds no such image", path=str(selector))
+    if isinstance(selector, Digest):
+        verifier = DigestVerifier(selector, None, code=source.code, path=f"manifest {selector}")
+        verifier.update(stored.raw)
+        verifier.finish()
+    return stored
+
+
+def resolve_platform(source: ImageSource, selector: str | Digest, platform: str) -> StoredManifest:
+    """Return the manifest for `platform` (`linux/amd64`), looking through an index if there is one.
+
+    Raises:
+        ImageRefused: `oci.manifest.no_platform`, or as `read_manifest`.
+    """
+    stored = read_manifest(source, selector)
+    if not stored.is_index:
+        return stored
+    entries = parse_index(stored.raw, media_type=stored.media_type).manifests
+    exact = [entry for entry in entries if entry.platform == platform]
+    chosen = exact or [entry for entry in entries if entry.platform.startswith(f"{platform}/")]
+    if not chosen:
+        raise ImageRefused(
+            "oci.manifest.no_platform",
+            "image has no variant for this platform",
+            expected=platform,
+            actual=", ".join(sorted({entry.platform for entry in entries}))[:200],
+        )
+    return read_manifest(source, chosen[0].digest)
+
+
+def checked_blob(source: ImageSource, descriptor: Descriptor) -> Iterator[bytes]:
+    """Yield a blob's bytes and raise behind the last one unless digest and size are as described.
+
+    Raises:
+        ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
+    """
+    verifier = DigestVerifier(descriptor.digest, descriptor.size, code=source.code, path=f"blob {descriptor.digest}")
+    return verifier.checked(source.stream_blob(descriptor))
+
+
+def read_blob(source: ImageSource, descriptor: Descriptor, *, ceiling: int) -> bytes:
+    """Return a small blob (a configuration, a signature payload) once it is checked.
+
+    Raises:
+        ImageRefused: `<source>.blob_too_long`, or as `checked_blob`.
+    """
+    if descriptor.size > ceiling:
+        raise ImageRefused(
+            f"{source.code}.blob_too_long",
+            "blob is longer than any real one of its kind",
+            path=f"blob {descriptor.digest}",
+            expected=f"at most {ceiling} bytes",
+            actual=str(descriptor.size),
+        )
+    return b"".join(checked_blob(source, descriptor))
+
+
+def copy_blob(
+    source: ImageSource, sink: ImageSink, descriptor: Descriptor, *, advance: Callable[[int], None] | None = None
+) -> None:
+    """Copy a blob, unless the sink has it; other bytes than described are never stored."""
+    if sink.has_blob(descriptor.digest):
+        return
+    sink.write_blob(_observed(checked_blob(source, descriptor), advance))
+
+
+def _observed(chunks: Iterable[bytes], advance: Callable[[int], None] | None) -> Iterator[bytes]:
+    for chunk in chunks:
+        if advance is not None:
+            advance(len(chunk))
+        yield chunk

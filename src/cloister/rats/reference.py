@@ -18,6 +18,7 @@ from cloister.rats.claims import Claims
 from cloister.rats.result import Finding, Question
 
 _SHOWN_HEX: Final = 16
+_SHORTEST_DIGEST: Final = 20  # bytes of SHA-1, which some platforms still report
 
 
 class ReferenceEntryWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -60,8 +61,10 @@ def parse_reference_entry(data: bytes) -> ReferenceEntry:
         registers = {name: bytes.fromhex(value) for name, value in wire.registers.items()}
     except (msgspec.MsgspecError, ValueError) as err:
         raise FormatRefused("rats.reference.malformed", f"not a reference value entry: {err}") from err
-    if not registers or any(len(value) < 20 for value in registers.values()):
+    if not registers or any(len(value) < _SHORTEST_DIGEST for value in registers.values()):
         raise FormatRefused("rats.reference.malformed", "entry holds no registers or a value shorter than any digest")
+    if any(registers[name].hex() != text for name, text in wire.registers.items()):
+        raise FormatRefused("rats.reference.malformed", "register value is not lower-case hex", path="registers")
     if wire.not_after.tzinfo is None:
         raise FormatRefused("rats.reference.malformed", "not_after has no time zone", path="not_after")
     return ReferenceEntry(id=wire.id, tee=wire.tee, registers=registers, not_after=wire.not_after, origin=wire.origin)
@@ -86,7 +89,7 @@ def appraise_registers(claims: Claims, entries: Sequence[ReferenceEntry], *, at:
     *closest* entry (fewest differences), so that the answer names the component that changed.
     """
     code = "appraisal.reference_values"
-    candidates = [entry for entry in entries if entry.tee == claims.tee]
+    candidates = [entry for entry in entries if entry.tee == claims.tee and entry.registers]
     if not candidates:
         return (
             Finding(

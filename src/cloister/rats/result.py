@@ -115,8 +115,12 @@ class AttestationResult:
 
     @property
     def tier(self) -> Tier:
-        """Affirming when every finding holds, else contraindicated: there is no partial credit for a key release."""
-        return Tier.AFFIRMING if all(finding.ok for finding in self.findings) else Tier.CONTRAINDICATED
+        """Affirming when every finding holds and each of the three questions was asked; contraindicated when one
+        finding does not hold; none when a question was never asked: what was not checked is not proved."""
+        if self.failures:
+            return Tier.CONTRAINDICATED
+        asked = {finding.question for finding in self.findings}
+        return Tier.AFFIRMING if asked == set(Question) else Tier.NONE
 
     @property
     def failures(self) -> tuple[Finding, ...]:
@@ -127,12 +131,16 @@ class AttestationResult:
 def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
     """Return the AR4SI vector for `findings`.
 
-    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 96 contraindicated.
+    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 96 contraindicated,
+    0 says nothing because nothing was checked.
     A level other than `hardware` can never affirm `hardware`: it is 32 (warning), whatever the policy accepted.
     """
 
     def value(question: Question) -> int:
-        return 2 if all(f.ok for f in findings if f.question is question) else 96
+        answers = [finding.ok for finding in findings if finding.question is question]
+        if not answers:
+            return 0
+        return 2 if all(answers) else 96
 
     hardware = value(Question.AUTHENTIC)
     if hardware == 2 and level is not Level.HARDWARE:

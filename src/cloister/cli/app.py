@@ -1,0 +1,62 @@
+"""The command tree and the one place where an error becomes words and an exit code.
+
+Exit codes: 0 yes, 1 refused, 2 usage, 3 unavailable. `cloister run` passes the workload's own status and uses 125
+when Cloister itself refused or failed, as container tools do.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cloister import __version__
+from cloister.cli import demo, doctor, explain, image, podvm, run, serve
+from cloister.cli.output import exit_code, print_error, stdout
+from cloister.errors import CloisterError
+
+app = typer.Typer(
+    name="cloister",
+    help="Run an unchanged container image where the operator can neither read nor alter it, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"cloister {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run_command)
+app.command("demo")(demo.demo_command)
+app.command("doctor")(doctor.doctor_command)
+app.command("explain")(explain.explain_command)
+app.command("serve")(serve.serve_command)
+app.add_typer(image.app, name="image")
+app.add_typer(podvm.app, name="podvm")
+
+
+def run_command_line() -> None:
+    """Parse the arguments, run the verb, turn errors into an exit code."""
+    try:
+        app()
+    except CloisterError as error:
+        print_error(error)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

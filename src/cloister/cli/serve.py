@@ -1,0 +1,34 @@
+"""`cloister serve`: run the trust service in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.cli.output import StepPrinter
+from cloister.sdk.home import home_from_environment
+
+
+def serve_command(
+    listen: Annotated[str, typer.Option(help="Address and port; port 0 takes a free one.")] = "127.0.0.1:7070",
+    state: Annotated[Path | None, typer.Option(help="State directory [default: $CLOISTER_HOME/trust].")] = None,
+    names: Annotated[
+        str, typer.Option(help="Names and addresses in the TLS certificate, comma-separated.")
+    ] = "localhost,127.0.0.1,10.0.2.2",
+) -> None:
+    """Run the trust service: verifier, reference values, key broker.
+
+    Speaks the key broker protocol 0.4.0 over TLS with its own CA (made on first start, kept in the state directory).
+    Stops on Ctrl-C after answering what it has begun.
+    """
+    from cloister.trust.app import serve  # the service's libraries are needed by this verb alone
+    from cloister.trust.settings import TrustSettings, parse_listen
+
+    host, port = parse_listen(listen)
+    directory = state or home_from_environment().trust
+    step = StepPrinter()
+    step("ok", "trust service starts", f"https://{host}:{port}  state {directory}")
+    step.note("next: cloister run IMAGE, or point a guest's init data at this address; stop with Ctrl-C")
+    serve(TrustSettings(state=directory, host=host, port=port, names=tuple(names.split(","))))

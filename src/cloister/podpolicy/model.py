@@ -26,6 +26,7 @@ DEFAULT_SIGNALS: Final = frozenset({1, 2, 3, 9, 10, 12, 15, 28})  # HUP INT QUIT
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,61}[a-z0-9])?")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63})?")
 _LAST_SIGNAL: Final = 64
 
 ContainerKind = Literal["init", "app"]
@@ -258,7 +259,14 @@ def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:
         )
     if not wire.signature_keys:
         raise _malformed("no signature key: nothing could ever be verified", path=f"{path}.signature_keys")
-    for values, name in ((wire.command, "command"), (wire.args, "args"), (wire.signature_keys, "signature_keys")):
+    if not wire.repository or "" in wire.signature_keys:
+        raise _malformed("empty repository or signature key", path=path)
+    for values, name in (
+        (wire.command, "command"),
+        (wire.args, "args"),
+        (wire.signature_keys, "signature_keys"),
+        ([wire.repository], "repository"),
+    ):
         _check_values(values or [], f"{path}.{name}")
     for argv in wire.exec:
         _check_values(argv, f"{path}.exec")
@@ -272,6 +280,8 @@ def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:
             raise _malformed("not a variable name", path=f"{path}.env", actual=name[:40])
     if wire.cwd is not None and (not wire.cwd.startswith("/") or "\0" in wire.cwd):
         raise _malformed("working directory is not absolute", path=f"{path}.cwd", actual=wire.cwd[:40])
+    if wire.user is not None and not _USER.fullmatch(wire.user):
+        raise _malformed("not a user", path=f"{path}.user", expected="user or user:group", actual=wire.user[:40])
     if any(not 0 < number <= _LAST_SIGNAL for number in wire.signals):
         raise _malformed("not a signal number", path=f"{path}.signals", expected=f"1..{_LAST_SIGNAL}")
     return ContainerPolicy(

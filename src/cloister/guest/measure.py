@@ -1,0 +1,100 @@
+"""Init data into register 8, before anything else of the pod is read and before any call is answered.
+
+The order is the security property: the digest of the exact init data text is in the register (and so in every later
+quote) before the first byte of it steers anything but its own parsing. It happens once; a second extension would make
+a value that no verifier accepts, and is refused here already. Only SHA-256 init data fits the register.
+
+Trusts the attester device. Does not judge the content: the verifier compares the register with what the owner sent.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from cloister.errors import Refused, Unavailable
+from cloister.protocol.initdata import MAGIC, SECTOR, InitData, unpack_device
+from cloister.wire.limits import INITDATA_BYTES
+
+if TYPE_CHECKING:
+    from cloister.tee.registry import Attester
+
+INIT_DATA_PCR: Final = 8
+_DEVICE_BYTES: Final = INITDATA_BYTES + 2 * SECTOR
+_DISK_PREFIXES: Final = ("vd", "sd", "nvme", "xvd", "sr", "hd")
+
+
+class InitDataMeasurement:
+    """Reads and extends once.
+
+    Args:
+        attester: holds the registers.
+    """
+
+    def __init__(self, attester: Attester) -> None:
+        self._attester = attester
+        self._done = False
+
+    def measure(self, image: bytes) -> InitData:
+        """Extend register 8 with the digest of the init data in `image` and return it parsed.
+
+        Raises:
+            FormatRefused: not an init data device (`protocol.initdata.*`).
+            Refused: called twice (`guest.measure.twice`), or another algorithm (`guest.measure.algorithm`).
+            Unavailable: the register cannot be extended.
+        """
+        if self._done:
+            raise Refused("guest.measure.twice", "init data was measured before")
+        self._done = True  # also after a failure: a half-extended register is not repaired
+        init_data = unpack_device(image)
+        if init_data.algorithm != "sha256":
+            raise Refused(
+                "guest.measure.algorithm",
+                "the register takes SHA-256 digests only",
+                path="algorithm",
+                expected="sha256",
+                actual=init_data.algorithm,
+                hint='write algorithm = "sha256" in the init data',
+            )
+        self._attester.extend(INIT_DATA_PCR, init_data.digest)
+        return init_data
+
+
+def read_device(path: str) -> bytes:
+    """Return the content of an init data device or file, up to the ceiling.
+
+    Raises:
+        Unavailable: it cannot be read (`guest.measure.no_device`).
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # pathlib is not loaded yet
+            data = b""
+            while len(data) < _DEVICE_BYTES and (chunk := file.read(_DEVICE_BYTES - len(data))):
+                data += chunk
+            return data
+    except OSError as err:
+        raise Unavailable(
+            "guest.measure.no_device",
+            "init data cannot be read",
+            path=path,
+            hint="start the pod VM with an init data device as its second disk",
+        ) from err
+
+
+def require_single_device(path: str, *, sys_block: str = "/sys/block", dev: str = "/dev") -> None:
+    """Refuse when a disk other than `path` also carries init data: which one counts must not be a question.
+
+    Raises:
+        Refused: `guest.measure.second_device`.
+    """
+    for name in sorted(os.listdir(sys_block)):
+        other = f"{dev}/{name}"
+        if other == path or not name.startswith(_DISK_PREFIXES):
+            continue
+        try:
+            with open(other, "rb", buffering=0) as file:  # noqa: PTH123
+                found = file.read(len(MAGIC))
+        except OSError:
+            continue  # a drive without a medium
+        if found == MAGIC:
+            raise Refused("guest.measure.second_device", "two disks carry init data", path=other, expected=path)

@@ -1,0 +1,170 @@
+"""The two places the agent runs in: the measured pod VM, and a process sandbox at the simulated level.
+
+One interface, so that the order of events is the same code on both. The simulated level protects nothing; its name is
+in every piece of evidence. No value here comes from the host except, at the simulated level, paths on the agent's
+own command line.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cloister.errors import RequestRefused
+from cloister.guest.measure import read_device, require_single_device
+from cloister.guest.ports import ControlPort, open_socket_port, open_virtio_port
+from cloister.protocol.guestapi import CONTROL_PORT, STREAMS_PORT
+
+if TYPE_CHECKING:
+    from cloister.guest.runtime import Runtime
+    from cloister.tee.registry import Attester
+
+INIT_DATA_DEVICE: Final = "/dev/vdb"
+WORK_DIRECTORY: Final = "/run/cloister"
+_ABSENCE_SECONDS: Final = 60.0  # a shim that restarts is back in a few
+_OPTIONS: Final = ("control-socket", "streams-socket", "initdata", "simulation-key", "state")
+
+
+class Platform(Protocol):
+    """What the agent needs from its place.
+
+    Attributes:
+        tee: wire name of the attester's technology.
+        work: directory for spools, bundles and root file systems; memory only in the VM.
+        in_vm: whether ending the agent ends a machine.
+    """
+
+    tee: str
+    work: str
+    in_vm: bool
+
+    def open_control(self) -> ControlPort:
+        """Return the control port, making its driver ready first."""
+        ...
+
+    def open_streams(self) -> int:
+        """Return a descriptor of the streams port."""
+        ...
+
+    def read_initdata(self) -> bytes:
+        """Return the init data device image."""
+        ...
+
+    def open_attester(self) -> Attester:
+        """Return the attester."""
+        ...
+
+    def bring_network_up(self) -> None:
+        """Make the network usable; returns when it is."""
+        ...
+
+    def open_runtime(self) -> Runtime:
+        """Return the container runtime."""
+        ...
+
+
+class VirtualMachine:
+    """The pod VM: virtio ports, init data on the second disk, TPM, crun."""
+
+    tee = "tpm"
+    work = WORK_DIRECTORY
+    in_vm = True
+
+    def open_control(self) -> ControlPort:
+        """Return the control port, making its driver ready first."""
+        from cloister.guest.init import load_modules
+
+        load_modules()
+        return ControlPort(open_virtio_port(CONTROL_PORT), absence_seconds=_ABSENCE_SECONDS)
+
+    def open_streams(self) -> int:
+        """Return a descriptor of the streams port."""
+        return open_virtio_port(STREAMS_PORT)
+
+    def read_initdata(self) -> bytes:
+        """Return the init data device image; refuse a second one."""
+        require_single_device(INIT_DATA_DEVICE)
+        return read_device(INIT_DATA_DEVICE)
+
+    def open_attester(self) -> Attester:
+        """Return the TPM."""
+        from cloister.tee.registry import attester_for
+
+        return attester_for(self.tee)()
+
+    def bring_network_up(self) -> None:
+        """Configure loopback and Ethernet."""
+        from cloister.guest.init import bring_network_up
+
+        bring_network_up()
+
+    def open_runtime(self) -> Runtime:
+        """Return crun."""
+        from cloister.guest.runtime.crun import CrunRuntime
+
+        return CrunRuntime(self.work)
+
+
+class Simulated:
+    """A process on a machine: Unix sockets, init data in a file, a key file for evidence, bubblewrap."""
+
+    tee = "cloister-simulated"
+    in_vm = False
+
+    def __init__(self, arguments: list[str]) -> None:
+        options = _parse_options(arguments)
+        self._control = options["control-socket"]
+        self._streams = options["streams-socket"]
+        self._initdata = options["initdata"]
+        self._key = options["simulation-key"]
+        self.work = options["state"]
+
+    def open_control(self) -> ControlPort:
+        """Connect to the launcher."""
+        return ControlPort(open_socket_port(self._control), absence_seconds=0)
+
+    def open_streams(self) -> int:
+        """Connect to the launcher's second socket."""
+        return open_socket_port(self._streams)
+
+    def read_initdata(self) -> bytes:
+        """Return the init data file."""
+        return read_device(self._initdata)
+
+    def open_attester(self) -> Attester:
+        """Return the simulation."""
+        from cloister.tee.registry import attester_for
+
+        return attester_for(self.tee)(self._key)
+
+    def bring_network_up(self) -> None:
+        """Return at once: the process uses the network it is in."""
+
+    def open_runtime(self) -> Runtime:
+        """Return bubblewrap."""
+        from cloister.guest.runtime.sandbox import SandboxRuntime
+
+        return SandboxRuntime(self.work)
+
+
+def choose_platform(arguments: list[str]) -> Platform:
+    """Return the pod VM when there are no arguments, else what `--platform` names.
+
+    Raises:
+        RequestRefused: other arguments (`guest.arguments`).
+    """
+    if not arguments:
+        return VirtualMachine()
+    if arguments[:2] == ["--platform", "simulated"]:
+        return Simulated(arguments[2:])
+    raise RequestRefused("guest.arguments", "unknown arguments", expected="none, or --platform simulated ..")
+
+
+def _parse_options(arguments: list[str]) -> dict[str, str]:
+    names = [name.removeprefix("--") for name in arguments[::2]]
+    values = arguments[1::2]
+    if sorted(names) != sorted(_OPTIONS) or len(values) != len(names):
+        raise RequestRefused(
+            "guest.arguments", "options of the simulated platform", expected=" ".join(f"--{name}" for name in _OPTIONS)
+        )
+    return {name: os.path.abspath(value) for name, value in zip(names, values, strict=True)}

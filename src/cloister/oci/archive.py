@@ -1,0 +1,217 @@
+"""Images in one file: `oci-archive` (a tar of a layout) and `docker-archive` (what `docker save` writes). Reading
+only.
+
+The archive is never unpacked: its members are indexed once and read in place, by name, so nothing in it can name a
+file of this machine. Both are `ImageSource`s; `docker save` stores no OCI manifest, so one is made from its
+`manifest.json`, with the digest of every layer computed here. Trusts nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from cloister.errors import ImageRefused, Unavailable
+from cloister.oci.digest import Digest, parse_digest
+from cloister.oci.document import Members, encode_document, parse_document
+from cloister.oci.layout import check_layout_marker, select_entry
+from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerType, parse_config, parse_index
+from cloister.oci.store import StoredManifest
+from cloister.oci.tar import EntryKind, TarReader
+from cloister.wire.limits import IMAGE_CONFIG_BYTES, INDEX_ENTRIES, KIB, LAYERS, MANIFEST_BYTES, MIB
+
+_CODE: Final = "oci.archive"
+_MEMBERS: Final = 10_000
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+
+
+class ArchiveFile:
+    """Random access to the members of an uncompressed tar file.
+
+    Raises:
+        Unavailable: `oci.archive.read_failed`.
+        ImageRefused: `oci.archive.too_many_members`, `oci.archive.duplicate_member`, `oci.layer.*` for the tar
+        itself.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  # closed by close()
+        except OSError as err:
+            raise Unavailable(
+                f"{_CODE}.read_failed", "cannot read the archive", path=str(path), actual=str(err.strerror)
+            ) from err
+        self._members: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}
+        try:
+            self._read_names()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return self._resolve(name) in self._members
+
+    def size(self, name: str) -> int:
+        """Return the size of a member in bytes."""
+        return self._find(name)[1]
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """Yield a member's content."""
+        offset, left = self._find(name)
+        while left:
+            self._file.seek(offset)  # each time: another stream may be read in between
+            chunk = self._file.read(min(left, MIB))
+            if not chunk:
+                raise ImageRefused(f"{_CODE}.truncated", "archive ends inside a member", path=name)
+            offset += len(chunk)
+            left -= len(chunk)
+            yield chunk
+
+    def read(self, name: str, ceiling: int) -> bytes:
+        """Return a small member's content."""
+        if self.size(name) > ceiling:
+            raise ImageRefused(
+                f"{_CODE}.member_too_long", "member is too long", path=name, expected=f"at most {ceiling} bytes"
+            )
+        return b"".join(self.stream(name))
+
+    def _read_names(self) -> None:
+        for entry in TarReader(iter(lambda: self._file.read(MIB), b"")).entries():
+            name = posixpath.normpath(entry.path.decode("utf-8", "surrogateescape").lstrip("/"))
+            if entry.kind is EntryKind.DIRECTORY:
+                continue
+            if name in self._members or name in self._links:
+                raise ImageRefused(f"{_CODE}.duplicate_member", "archive has a member twice", path=entry.place)
+            if entry.kind is EntryKind.SYMLINK:  # older `docker save` links equal layers
+                target = entry.link.decode("utf-8", "surrogateescape")
+                self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+            elif entry.kind is EntryKind.FILE:
+                self._members[name] = (entry.offset, entry.size)
+            if len(self._members) + len(self._links) > _MEMBERS:
+                raise ImageRefused(f"{_CODE}.too_many_members", "archive has too many members", expected=str(_MEMBERS))
+
+    def _resolve(self, name: str) -> str:
+        return self._links.get(name, name)  # one hop: links to links do not occur
+
+    def _find(self, name: str) -> tuple[int, int]:
+        found = self._members.get(self._resolve(name))
+        if found is None:
+            raise ImageRefused(f"{_CODE}.blob_missing", "archive lacks a member", path=name[:200])
+        return found
+
+
+class OCIArchive:
+    """A layout in a tar file."""
+
+    code = _CODE
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._archive = ArchiveFile(path)
+        check_layout_marker(self._archive.read("oci-layout", 4 * KIB))
+        self._index = parse_index(self._archive.read("index.json", MANIFEST_BYTES))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._archive.close()
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        """Return what the archive holds under a digest or reference name; an empty name means the only image."""
+        entry = select_entry(self._index, selector)
+        digest = entry.digest if entry else parse_digest(selector) if ":" in selector else None
+        if digest is None or _blob_name(digest) not in self._archive:
+            return None
+        return StoredManifest(self._archive.read(_blob_name(digest), MANIFEST_BYTES), entry.media_type if entry else "")
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield a blob's bytes, unchecked."""
+        return self._archive.stream(_blob_name(descriptor.digest))
+
+
+class DockerArchive:
+    """What `docker save` wrote, seen as a store of OCI images with plain or gzip layers."""
+
+    code = _CODE
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._archive = ArchiveFile(path)
+        # The file is an array; an object around it lets the one strict parser read it.
+        raw = b'{"images":' + self._archive.read("manifest.json", MANIFEST_BYTES) + b"}"
+        top = Members(parse_document(raw, ceiling=MANIFEST_BYTES + 16, code=_CODE), path="", code=_CODE)
+        self._images = [
+            Members(image, path=f"images[{number}]", code=_CODE)
+            for number, image in enumerate(top.array("images", ceiling=INDEX_ENTRIES, required=True))
+        ]
+        self._blobs: dict[Digest, str] = {}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._archive.close()
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        """Return a manifest for the image with that `repository:tag`; an empty selector means the only image.
+
+        Raises:
+            ImageRefused: `oci.archive.ambiguous`, `oci.archive.layer_count`, `oci.archive.*`, `oci.config.*`.
+        """
+        found = [
+            image
+            for image in self._images
+            if not selector or selector in image.texts("RepoTags", ceiling=INDEX_ENTRIES)
+        ]
+        if len(found) > 1:
+            raise ImageRefused(
+                f"{_CODE}.ambiguous", "archive holds several such images", expected="one", actual=str(len(found))
+            )
+        return StoredManifest(self._make_manifest(found[0]), OCI_MANIFEST) if found else None
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield a blob of a manifest that `get_manifest` returned, unchecked."""
+        return self._archive.stream(self._blobs.get(descriptor.digest, str(descriptor.digest)))
+
+    def _make_manifest(self, image: Members) -> bytes:
+        config_name = image.text("Config")
+        config = parse_config(self._archive.read(config_name, IMAGE_CONFIG_BYTES))
+        names = image.texts("Layers", ceiling=LAYERS)
+        if len(names) != len(config.diff_ids):
+            raise ImageRefused(
+                f"{_CODE}.layer_count",
+                "archive and configuration disagree on the layers",
+                expected=str(len(config.diff_ids)),
+                actual=str(len(names)),
+            )
+        self._blobs[config.digest] = config_name
+        layers = [self._describe_layer(name, diff_id) for name, diff_id in zip(names, config.diff_ids, strict=True)]
+        return encode_document(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": {"mediaType": OCI_CONFIG, "digest": str(config.digest), "size": len(config.raw)},
+                "layers": layers,
+            }
+        )
+
+    def _describe_layer(self, name: str, diff_id: Digest) -> dict[str, Any]:  # Any: JSON
+        """Return the descriptor; a plain layer's digest is its diff_id, which is checked when the layer is read."""
+        compression = "gzip" if next(self._archive.stream(name), b"").startswith(_GZIP_MAGIC) else ""
+        digest = diff_id
+        if compression:
+            hasher = hashlib.sha256()
+            for chunk in self._archive.stream(name):
+                hasher.update(chunk)
+            digest = Digest("sha256", hasher.hexdigest())
+        self._blobs[digest] = name
+        media_type = LayerType(compression, encrypted=False).media_type
+        return {"mediaType": media_type, "digest": str(digest), "size": self._archive.size(name)}
+
+
+def _blob_name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"

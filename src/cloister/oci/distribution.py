@@ -1,0 +1,280 @@
+"""A client of registries: pull and push manifests and blobs (OCI distribution specification 1.1).
+
+One client for guest and owner. It is an `ImageSource` and an `ImageSink`: what it delivers is checked by
+`cloister.oci.store`. A registry can delay, refuse and lie, and is trusted with nothing else. It may not send the
+guest to other servers: with `other_origins` false, a redirect, an upload address or a token service on another
+origin is refused, so that no hostile registry reaches the pod's own loopback services through this client.
+
+Every repeat has a ceiling. Bodies are streamed; a pull or push that broke off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from cloister.errors import ImageRefused, Unavailable
+from cloister.oci.digest import Digest
+from cloister.oci.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from cloister.oci.reference import DEFAULT_REGISTRY, OCIReference
+from cloister.oci.session import CODE, Credentials, RegistrySession, read_bounded
+from cloister.oci.store import StoredManifest
+from cloister.oci.transport import Response, Transport
+from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
+
+_ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
+_DOCKER_HUB: Final = "registry-1.docker.io"
+_READ_BYTES: Final = 256 * KIB
+_UPLOAD_BYTES: Final = 4 * MIB  # one chunk of an upload: what is held in memory
+_HELD_RANGE: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
+
+
+class RegistryClient:
+    """One repository of one registry.
+
+    Args:
+        transport: carries the requests.
+        reference: names registry and repository; its tag and digest are not looked at.
+        plain_http: speak HTTP without TLS to this registry.
+        other_origins: follow the registry to other servers (redirects to storage, token services).
+        credentials: for the registry, or None for anonymous use.
+        sleep: pauses between repeats, seconds.
+    """
+
+    code = CODE
+
+    def __init__(
+        self,
+        transport: Transport,
+        reference: OCIReference,
+        *,
+        plain_http: bool,
+        other_origins: bool,
+        credentials: Credentials | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        host = _DOCKER_HUB if reference.registry == DEFAULT_REGISTRY else reference.registry
+        origin = f"{'http' if plain_http else 'https'}://{host}"
+        self._base = f"{origin}/v2/{reference.repository}"
+        self._session = RegistrySession(
+            transport, origin, other_origins=other_origins, credentials=credentials, sleep=sleep
+        )
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        """Return manifest or index bytes under a tag or digest, or None.
+
+        Raises:
+            Unavailable: `oci.distribution.*`, `oci.transport.*`.
+            ImageRefused: `oci.distribution.manifest_too_long`.
+        """
+
+        def get() -> StoredManifest | None:
+            url = f"{self._base}/manifests/{selector}"
+            response = self._session.send("GET", url, {"Accept": _ACCEPT}, accept=(200, 404))
+            try:
+                return None if response.status == 404 else _read_manifest(response, selector)
+            finally:
+                response.close()
+
+        return self._session.repeat(get)
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield a blob's bytes, unchecked, going on where an answer broke off.
+
+        Raises:
+            Unavailable: `oci.distribution.*`, `oci.transport.*`.
+            ImageRefused: `oci.distribution.blob_missing`.
+        """
+        done = 0
+        failures = 0
+        while True:
+            try:
+                for chunk in self._stream_from(descriptor, done):
+                    done += len(chunk)
+                    yield chunk
+                return
+            except Unavailable as err:
+                failures += 1
+                self._session.pause_or_raise(err, failures)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether the registry says that it has a blob."""
+
+        def ask() -> bool:
+            response = self._session.send("HEAD", f"{self._base}/blobs/{digest}", {}, accept=(200, 404))
+            response.close()
+            return response.status == 200
+
+        return self._session.repeat(ask)
+
+    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        """Upload a blob in chunks of a few MiB; see `ImageSink.write_blob`.
+
+        Raises:
+            Unavailable: `oci.distribution.*`, `oci.transport.*`.
+        """
+        upload = _Upload(self._session, self._session.repeat(self._begin_upload))
+        try:
+            return upload.run(chunks)
+        except BaseException:
+            upload.abandon()
+            raise
+
+    def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
+        """Store a manifest; see `ImageSink.write_manifest`.
+
+        Raises:
+            Unavailable: `oci.distribution.*`, `oci.transport.*`.
+            ImageRefused: `oci.distribution.digest_mismatch`: the registry says it stored other bytes.
+        """
+        digest = Digest.of(raw)
+        headers = {"Content-Type": media_type, "Content-Length": str(len(raw))}
+
+        def put() -> str:
+            url = f"{self._base}/manifests/{tag or digest}"
+            response = self._session.send("PUT", url, headers, raw, accept=(201,))
+            response.close()
+            return response.header("Docker-Content-Digest")
+
+        said = self._session.repeat(put)
+        if said and said != str(digest):
+            raise ImageRefused(
+                f"{CODE}.digest_mismatch", "registry stored other bytes", expected=str(digest), actual=said[:120]
+            )
+        return digest
+
+    def _stream_from(self, descriptor: Descriptor, done: int) -> Iterator[bytes]:
+        headers = {"Range": f"bytes={done}-"} if done else {}
+        url = f"{self._base}/blobs/{descriptor.digest}"
+        response = self._session.send("GET", url, headers, accept=(200, 206, 404, 416))
+        try:
+            if response.status == 404:
+                raise ImageRefused(f"{CODE}.blob_missing", "registry does not have a blob", path=str(descriptor.digest))
+            if response.status == 416:
+                return  # nothing more: the check of the size says what that means
+            if response.status == 206 and not response.header("Content-Range").startswith(f"bytes {done}-"):
+                raise Unavailable(f"{CODE}.wrong_range", "registry answered another range", path=url)
+            skip = 0 if response.status == 206 else done
+            yield from _read_body(response, skip=skip, ceiling=descriptor.size - done + 1)
+        finally:
+            response.close()
+
+    def _begin_upload(self) -> str:
+        url = f"{self._base}/blobs/uploads/"
+        response = self._session.send("POST", url, {"Content-Length": "0"}, accept=(202,))
+        response.close()
+        return self._session.resolve(url, response.header("Location"))
+
+
+class _Upload:
+    """One blob on its way into a registry."""
+
+    def __init__(self, session: RegistrySession, url: str) -> None:
+        self._session = session
+        self._url = url
+        self._sent = 0
+
+    def run(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        """Send all chunks and have the registry store them."""
+        hasher = hashlib.sha256()
+        size = 0
+        pending = bytearray()
+        for chunk in chunks:
+            hasher.update(chunk)
+            size += len(chunk)
+            pending += chunk
+            while len(pending) > _UPLOAD_BYTES:
+                self._send_chunk(bytes(pending[:_UPLOAD_BYTES]))
+                del pending[:_UPLOAD_BYTES]
+        digest = Digest("sha256", hasher.hexdigest())
+        if self._sent and pending:
+            self._send_chunk(bytes(pending))
+            pending.clear()
+        self._finish(digest, bytes(pending))
+        return digest, size
+
+    def abandon(self) -> None:
+        """Tell the registry to forget the upload; that it may not listen harms nobody."""
+        try:
+            self._session.send("DELETE", self._url, {}, accept=(200, 202, 204, 404, 405)).close()
+        except Unavailable:
+            return
+
+    def _send_chunk(self, data: bytes) -> None:
+        failures = 0
+        while data:
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(len(data)),
+                "Content-Range": f"{self._sent}-{self._sent + len(data) - 1}",
+            }
+            try:
+                response = self._session.send("PATCH", self._url, headers, data, accept=(202,))
+            except Unavailable as err:
+                failures += 1
+                self._session.pause_or_raise(err, failures)
+                data = data[self._advance_to_held(len(data)) :]
+                continue
+            response.close()
+            self._url = self._session.resolve(self._url, response.header("Location"))
+            self._sent += len(data)
+            return
+
+    def _advance_to_held(self, length: int) -> int:
+        """Ask how much of the chunk the registry got before the connection broke, and count it as sent."""
+        response = self._session.send("GET", self._url, {}, accept=(200, 202, 204))
+        response.close()
+        match = _HELD_RANGE.fullmatch(response.header("Range"))
+        last = int(match.group(1)) if match else 0
+        held = last + 1 if last else 0  # an empty upload answers "0-0" as well
+        taken = held - self._sent
+        if not 0 <= taken <= length:
+            raise Unavailable(f"{CODE}.upload_lost", "registry lost part of an upload", path=self._url[:200])
+        self._sent = held
+        return taken
+
+    def _finish(self, digest: Digest, body: bytes) -> None:
+        """Close the upload; a small blob goes with the closing request, as its only one."""
+        url = f"{self._url}{'&' if '?' in self._url else '?'}digest={digest}"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(body))}
+        self._session.send("PUT", url, headers, body, accept=(201, 204)).close()
+
+
+def _read_manifest(response: Response, selector: str) -> StoredManifest:
+    raw = read_bounded(response, MANIFEST_BYTES)
+    if raw is None:
+        raise ImageRefused(
+            f"{CODE}.manifest_too_long",
+            "manifest is too long",
+            path=selector,
+            expected=f"at most {MANIFEST_BYTES} bytes",
+        )
+    return StoredManifest(raw, response.header("Content-Type").partition(";")[0].strip())
+
+
+def _read_body(response: Response, *, skip: int, ceiling: int) -> Iterator[bytes]:
+    """Yield a body behind its first `skip` bytes, at most `ceiling` of them.
+
+    Raises:
+        Unavailable: `oci.transport.interrupted` when it is shorter than its own header says.
+    """
+    declared = response.header("Content-Length")
+    missing = int(declared) if declared.isdigit() and len(declared) < 19 else 0
+    while skip:
+        piece = response.read(min(skip, _READ_BYTES))
+        if not piece:
+            break
+        skip -= len(piece)
+        missing -= len(piece)
+    while ceiling:
+        piece = response.read(min(ceiling, _READ_BYTES))
+        if not piece:
+            break
+        ceiling -= len(piece)
+        missing -= len(piece)
+        yield piece
+    if ceiling and missing > 0:
+        raise Unavailable("oci.transport.interrupted", "registry broke off its answer")

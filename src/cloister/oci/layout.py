@@ -1,0 +1,211 @@
+"""Image layouts on disk: a directory that is both `ImageSource` and `ImageSink` (OCI image specification,
+image-layout.md).
+
+What is in the directory is as untrusted as a registry: blobs are opened without following links and only if they are
+plain files, and are checked by `cloister.oci.store`. Blobs and the index appear by renaming, so a killed writer
+leaves no half-written image, only a `.incomplete-*` file that the next writer may remove. One writer at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from cloister.errors import ImageRefused, Unavailable
+from cloister.oci.digest import Digest
+from cloister.oci.document import encode_document, parse_document
+from cloister.oci.manifest import OCI_INDEX, Descriptor, ImageIndex, parse_index
+from cloister.oci.store import StoredManifest
+from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+LAYOUT_VERSION: Final = "1.0.0"
+_CODE: Final = "oci.layout"
+_MARKER: Final = "oci-layout"
+_INDEX: Final = "index.json"
+
+
+class OCILayout:
+    """The layout in directory `path`.
+
+    Args:
+        path: the directory.
+        create: make it, empty, if it is not there.
+
+    Raises:
+        ImageRefused: `oci.layout.not_a_layout`, `oci.layout.version`.
+    """
+
+    code = _CODE
+
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+        self._path = Path(path)
+        if create and not (self._path / _MARKER).exists():
+            self._create()
+        marker = _read_file(self._path / _MARKER, 4 * KIB)
+        if marker is None:
+            raise ImageRefused(f"{_CODE}.not_a_layout", "directory is not an image layout", path=str(path))
+        check_layout_marker(marker)
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        """Return what the layout holds under a digest or reference name; an empty name means the only image."""
+        entry = select_entry(self._index(), selector)
+        if entry is not None:
+            raw = _read_file(self._blob(entry.digest), MANIFEST_BYTES)
+            return None if raw is None else StoredManifest(raw, entry.media_type)
+        if ":" not in selector:
+            return None
+        raw = _read_file(self._blob_by_text(selector), MANIFEST_BYTES)
+        return None if raw is None else StoredManifest(raw, "")
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield a blob's bytes, unchecked."""
+        with _open_plain(self._blob(descriptor.digest)) as file:
+            while chunk := file.read(MIB):
+                yield chunk
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether a file of that name is there."""
+        return self._blob(digest).is_file()
+
+    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        """Store a blob; see `ImageSink.write_blob`."""
+        hasher = hashlib.sha256()
+        size = 0
+        with _Incomplete(self._path) as (incomplete, file):
+            for chunk in chunks:
+                hasher.update(chunk)
+                size += len(chunk)
+                file.write(chunk)
+            file.flush()
+            digest = Digest("sha256", hasher.hexdigest())
+            target = self._blob(digest)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            incomplete.rename(target)
+        return digest, size
+
+    def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
+        """Store a manifest and list it in the index, replacing what had the same reference name."""
+        digest, size = self.write_blob([raw])
+        entry: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": size}  # Any: JSON
+        if tag:
+            entry["annotations"] = {REF_NAME: tag}
+        document = parse_document(self._index().raw, ceiling=MANIFEST_BYTES, code=_CODE)
+        document["manifests"] = [item for item in document["manifests"] if not _is_replaced(item, str(digest), tag)] + [
+            entry
+        ]
+        self._replace(_INDEX, encode_document(document))
+        return digest
+
+    def _create(self) -> None:
+        try:
+            (self._path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+            self._replace(_INDEX, encode_document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}))
+            self._replace(_MARKER, encode_document({"imageLayoutVersion": LAYOUT_VERSION}))
+        except OSError as err:
+            raise Unavailable(f"{_CODE}.write_failed", "cannot make the layout", path=str(self._path)) from err
+
+    def _replace(self, name: str, content: bytes) -> None:
+        with _Incomplete(self._path) as (incomplete, file):
+            file.write(content)
+            file.flush()
+            incomplete.rename(self._path / name)
+
+    def _index(self) -> ImageIndex:
+        raw = _read_file(self._path / _INDEX, MANIFEST_BYTES)
+        if raw is None:
+            raise ImageRefused(f"{_CODE}.not_a_layout", "layout has no index", path=str(self._path / _INDEX))
+        return parse_index(raw)
+
+    def _blob(self, digest: Digest) -> Path:
+        return self._path / "blobs" / digest.algorithm / digest.hex
+
+    def _blob_by_text(self, text: str) -> Path:
+        algorithm, _, value = text.partition(":")
+        return self._blob(Digest(algorithm, value))
+
+
+def check_layout_marker(raw: bytes) -> None:
+    """Refuse a layout of another version (`oci.layout.version`)."""
+    version = parse_document(raw, ceiling=4 * KIB, code=_CODE).get("imageLayoutVersion")
+    if version != LAYOUT_VERSION:
+        raise ImageRefused(
+            f"{_CODE}.version", "layout version is not known", expected=LAYOUT_VERSION, actual=str(version)[:40]
+        )
+
+
+def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
+    """Return the entry of a layout's index with a digest or reference name, or the only entry for an empty name.
+
+    Raises:
+        ImageRefused: `oci.layout.ambiguous`: none was named and there are several, or several have the name.
+    """
+    found = [
+        entry
+        for entry in index.manifests
+        if not selector or selector in (entry.annotations.get(REF_NAME), str(entry.digest))
+    ]
+    if len({entry.digest for entry in found}) > 1:
+        names = sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in found})
+        raise ImageRefused(
+            f"{_CODE}.ambiguous", "layout holds several such images", expected="one", actual=", ".join(names)[:200]
+        )
+    return found[0] if found else None
+
+
+def _is_replaced(item: dict[str, Any], digest: str, tag: str) -> bool:  # Any: JSON
+    name = (item.get("annotations") or {}).get(REF_NAME, "")
+    return bool(name == tag and (tag or item.get("digest") == digest))
+
+
+class _Incomplete:
+    """A new file under a temporary name in the layout, removed unless it was renamed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file_path = directory / f".incomplete-{secrets.token_hex(8)}"
+
+    def __enter__(self) -> tuple[Path, BinaryIO]:
+        try:
+            self._file: BinaryIO = self._file_path.open("xb")
+        except OSError as err:
+            raise Unavailable(f"{_CODE}.write_failed", "cannot write to the layout", path=str(self._file_path)) from err
+        return self._file_path, self._file
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        self._file.close()
+        self._file_path.unlink(missing_ok=True)
+        if isinstance(err, OSError):
+            raise Unavailable(f"{_CODE}.write_failed", "cannot write to the layout", actual=str(err.strerror)) from err
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as err:
+        raise ImageRefused(f"{_CODE}.blob_missing", "layout does not have a blob", path=str(path)) from err
+    except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise ImageRefused(f"{_CODE}.not_a_file", "blob is a symbolic link", path=str(path)) from err
+        raise Unavailable(
+            f"{_CODE}.read_failed", "cannot read a file of the layout", path=str(path), actual=str(err.strerror)
+        ) from err
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ImageRefused(f"{_CODE}.not_a_file", "blob is not a plain file", path=str(path))
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def _read_file(path: Path, ceiling: int) -> bytes | None:
+    if not path.exists():
+        return None
+    with _open_plain(path) as file:
+        raw = file.read(ceiling + 1)
+    if len(raw) > ceiling:
+        raise ImageRefused(f"{_CODE}.too_long", "file is too long", path=str(path), expected=f"at most {ceiling} bytes")
+    return raw

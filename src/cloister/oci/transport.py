@@ -1,0 +1,192 @@
+"""How registry requests reach a server: the interface, and its one implementation over `http.client` (RFC 9110,
+9112).
+
+Synchronous and small, so that the guest and the owner's tools use the same one. No redirects, no retries, no
+cookies: `oci.distribution` decides about those. `http.client` and `ssl` are imported on first use. Trusts nobody: a
+server can only send bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cloister.errors import Unavailable
+from cloister.wire.limits import REGISTRY_SECONDS
+
+if TYPE_CHECKING:
+    import ssl
+    from http.client import HTTPConnection, HTTPResponse
+
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+class Response(Protocol):
+    """An answer whose body is read as a stream."""
+
+    status: int
+
+    def header(self, name: str) -> str:
+        """Return a header's value, empty when absent."""
+        ...
+
+    def read(self, count: int) -> bytes:
+        """Return up to `count` bytes, empty at the end of the body.
+
+        Raises:
+            Unavailable: `oci.transport.interrupted`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up what was not read."""
+        ...
+
+
+class Transport(Protocol):
+    """Sends one request and returns as soon as the answer's headers are there."""
+
+    def open(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
+        """Send a request.
+
+        Raises:
+            Unavailable: `oci.transport.unreachable`.
+        """
+        ...
+
+
+class HTTPTransport:
+    """A `Transport` with one kept connection per server. Not for several threads at once.
+
+    Args:
+        tls: how servers are authenticated, by default against the machine's own CA store. A registry is not trusted
+        with
+            anything, so this protects credentials and privacy, not the image.
+        timeout_seconds: longest silence on a connection.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, timeout_seconds: float = REGISTRY_SECONDS) -> None:
+        self._tls = tls
+        self._timeout = timeout_seconds
+        self._idle: dict[str, HTTPConnection] = {}
+
+    def open(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
+        """Send a request, see `Transport.open`."""
+        from http.client import HTTPException
+
+        origin, path = split_origin(url)
+        kept = self._idle.pop(origin, None)
+        if kept is not None:
+            try:
+                return self._exchange(kept, origin, method, path, headers, body)
+            except (OSError, HTTPException):
+                kept.close()  # the server may have closed it meanwhile, so once more on a fresh one
+        connection = self._connect(origin)
+        try:
+            return self._exchange(connection, origin, method, path, headers, body)
+        except (OSError, HTTPException, ValueError) as err:  # ValueError: bytes a request line cannot hold
+            connection.close()
+            raise _unreachable(origin, err) from err
+
+    def _exchange(
+        self,
+        connection: HTTPConnection,
+        origin: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> Response:
+        connection.request(method, path, body=body, headers=dict(headers))
+        return _HTTPResponse(self, origin, connection, connection.getresponse())
+
+    def close(self) -> None:
+        """Close kept connections."""
+        for connection in self._idle.values():
+            connection.close()
+        self._idle.clear()
+
+    def keep(self, origin: str, connection: HTTPConnection) -> None:
+        """Take back a connection whose answer was read to its end."""
+        previous = self._idle.pop(origin, None)
+        if previous is not None:
+            previous.close()
+        self._idle[origin] = connection
+
+    def _connect(self, origin: str) -> HTTPConnection:
+        from http.client import HTTPConnection, HTTPSConnection, InvalidURL
+
+        scheme, _, authority = origin.partition("://")
+        try:
+            if scheme == "http":
+                return HTTPConnection(authority, timeout=self._timeout)
+            import ssl
+
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+            return HTTPSConnection(authority, timeout=self._timeout, context=self._tls)
+        except (InvalidURL, OSError) as err:
+            raise _unreachable(origin, err) from err
+
+
+class _HTTPResponse:
+    """One answer; hands its connection back once the body was read."""
+
+    __slots__ = ("_answer", "_connection", "_origin", "_transport", "status")
+
+    def __init__(self, transport: HTTPTransport, origin: str, connection: HTTPConnection, answer: HTTPResponse) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection: HTTPConnection | None = connection
+        self._answer = answer
+        self.status = answer.status
+        self._release_if_done()
+
+    def header(self, name: str) -> str:
+        return self._answer.getheader(name, "") or ""
+
+    def read(self, count: int) -> bytes:
+        from http.client import HTTPException
+
+        try:
+            data = self._answer.read(count)
+        except (OSError, HTTPException, ValueError) as err:
+            self.close()
+            raise Unavailable("oci.transport.interrupted", "registry broke off its answer", path=self._origin) from err
+        self._release_if_done()
+        return data
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._answer.close()
+
+    def _release_if_done(self) -> None:
+        if self._connection is not None and self._answer.isclosed():
+            self._transport.keep(self._origin, self._connection)
+            self._connection = None
+
+
+def split_origin(url: str) -> tuple[str, str]:
+    """Return `scheme://host[:port]` in lower case, and the rest of an HTTP URL.
+
+    Raises:
+        Unavailable: `oci.transport.bad_url`; a server named it, so it is no fault of the input.
+    """
+    scheme, mark, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    if not mark or scheme.lower() not in _DEFAULT_PORTS or not authority or set(authority) & set("@?# \\"):
+        raise Unavailable("oci.transport.bad_url", "not an HTTP address without user name", path=url[:200])
+    scheme, authority = scheme.lower(), authority.lower()
+    return f"{scheme}://{authority.removesuffix(_DEFAULT_PORTS[scheme])}", f"{slash or '/'}{path}"
+
+
+def _unreachable(origin: str, err: Exception) -> Unavailable:
+    return Unavailable(
+        "oci.transport.unreachable",
+        "registry does not answer",
+        path=origin,
+        actual=str(err)[:200] or type(err).__name__,
+        hint="check the address and that the registry is up; a registry without TLS has to be named as such",
+    )

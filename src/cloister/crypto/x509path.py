@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
@@ -42,6 +42,7 @@ _PARSE_ERRORS: Final = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    Warning,  # what the library deprecates in a certificate, where a filter turns warnings into errors
 )
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
@@ -183,33 +184,34 @@ class _PathSearch:
         self._checks += 1
         if self._checks > _SIGNATURE_CHECKS:
             raise self._error("untrusted", "too many CAs share the issuer's name", certificate)
-        if not isinstance(certificate.signature_hash_algorithm, _HASHES):
+        key = issuer.public_key()
+        if not (
+            (isinstance(key, rsa.RSAPublicKey) and key.key_size in _RSA_BITS)
+            or (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES))
+        ):
             raise self._error(
                 "algorithm",
-                "certificate is signed with an algorithm that is not accepted",
-                certificate,
-                expected="RSA or ECDSA with SHA-256, SHA-384 or SHA-512",
-                actual=certificate.signature_algorithm_oid.dotted_string,
+                "CA key is of a kind or size that is not accepted",
+                issuer,
+                expected="RSA of 2048 to 8192 bits, or P-256, P-384, P-521",
             )
-        key = issuer.public_key()
-        signed, signature = certificate.tbs_certificate_bytes, certificate.signature
         try:
-            if isinstance(key, rsa.RSAPublicKey) and key.key_size in _RSA_BITS:
-                scheme = certificate.signature_algorithm_parameters
-                if not isinstance(scheme, (padding.PKCS1v15, padding.PSS)):
-                    return False
-                key.verify(signature, signed, scheme, certificate.signature_hash_algorithm)
-                return True
-            if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
-                key.verify(signature, signed, ec.ECDSA(certificate.signature_hash_algorithm))
-                return True
-        except InvalidSignature:
+            if not isinstance(certificate.signature_hash_algorithm, _HASHES):
+                raise self._bad_algorithm(certificate)
+            certificate.verify_directly_issued_by(issuer)
+        except (UnsupportedAlgorithm, ValueError) as err:  # unknown, or not the one inside the signed part
+            raise self._bad_algorithm(certificate) from err
+        except (InvalidSignature, TypeError):  # not by this key, or by a key of another kind
             return False
-        raise self._error(
+        return True
+
+    def _bad_algorithm(self, certificate: x509.Certificate) -> EndorsementError:
+        return self._error(
             "algorithm",
-            "CA key is of a kind or size that is not accepted",
-            issuer,
-            expected="RSA of 2048 to 8192 bits, or P-256, P-384, P-521",
+            "certificate is signed with an algorithm that is not accepted",
+            certificate,
+            expected="RSA or ECDSA with SHA-256, SHA-384 or SHA-512",
+            actual=certificate.signature_algorithm_oid.dotted_string,
         )
 
     def _check_issuer(self, issuer: x509.Certificate, *, below: tuple[x509.Certificate, ...]) -> None:

@@ -123,8 +123,7 @@ def make_credential(
     oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=_OAEP_LABEL)
     encrypted_seed = ek_public_key.encrypt(seed, oaep)
     storage_key, integrity_key = credential_keys(seed, ak_name)
-    # Part 1, 24.4: the zero IV is safe because the key is fresh with the seed.
-    encryptor = Cipher(algorithms.AES(storage_key), CFB(bytes(16))).encryptor()
+    encryptor = identity_cipher(storage_key).encryptor()
     identity = encryptor.update(_sized(secret)) + encryptor.finalize()
     tag = hmac.digest(integrity_key, identity + ak_name, "sha256")
     return _sized(_sized(tag) + identity), _sized(encrypted_seed)
@@ -133,6 +132,11 @@ def make_credential(
 def credential_keys(seed: bytes, ak_name: bytes) -> tuple[bytes, bytes]:
     """Return (AES-128 key, HMAC-SHA256 key) of a credential (part 1, 24.4 and 24.5)."""
     return _kdfa(seed, b"STORAGE\x00", ak_name, 128), _kdfa(seed, b"INTEGRITY\x00", b"", 256)
+
+
+def identity_cipher(storage_key: bytes) -> Cipher[CFB]:
+    """Return the cipher of a credential's content; the zero IV is safe because the key is fresh with the seed."""
+    return Cipher(algorithms.AES(storage_key), CFB(bytes(16)))
 
 
 def _kdfa(key: bytes, label: bytes, context: bytes, bits: int) -> bytes:

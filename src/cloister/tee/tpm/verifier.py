@@ -240,20 +240,24 @@ def _verify_signer(checks: Checklist, attest: QuoteAttest, name: bytes) -> None:
 
 def _verify_log(checks: Checklist, events: tuple[eventlog.Event, ...], values: tuple[bytes, ...]) -> None:
     """Step 11. A register the log does not mention must never have been extended."""
-    for index in LOGGED_PCRS:
-        replayed = eventlog.replay(events, index, eventlog.start_value(events, index))
-        checks.require(
-            replayed == values[index],
-            code="tee.tpm.event_log_mismatch",
-            question=Question.AUTHENTIC,
-            message=f"event log replays to register {index}",
-            otherwise=f"event log does not replay to register {index}",
-            expected=shorten(values[index]),
-            actual=shorten(replayed),
-            origin="quoted register",
-            path="event_log",
-            hint="the log was altered or cut, or something extended the register without logging it",
-        )
+    differing = [
+        (index, replayed)
+        for index in LOGGED_PCRS
+        if (replayed := eventlog.replay(events, index, eventlog.start_value(events, index))) != values[index]
+    ]
+    index, replayed = differing[0] if differing else (LOGGED_PCRS[0], values[LOGGED_PCRS[0]])
+    checks.require(
+        not differing,
+        code="tee.tpm.event_log_mismatch",
+        question=Question.AUTHENTIC,
+        message=f"event log replays to registers {', '.join(map(str, LOGGED_PCRS))}",
+        otherwise=f"event log does not replay to registers {', '.join(str(item[0]) for item in differing)}",
+        expected=f"register {index}: {shorten(values[index])}",
+        actual=f"register {index}: {shorten(replayed)}",
+        origin="quoted registers",
+        path="event_log",
+        hint="the log was altered or cut, or something extended the register without logging it",
+    )
 
 
 def _verify_init_data(checks: Checklist, value: bytes, digest: bytes) -> None:

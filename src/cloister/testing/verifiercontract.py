@@ -1,0 +1,199 @@
+"""What every evidence verifier must refuse, tried on any of them: the contract of `cloister.tee.*.verifier`.
+
+A verifier is handed one good piece of evidence and then the same with one thing changed at a time. `violations` lists
+every change it let pass, every refusal without a code of its own area, and every exception that is no refusal. A
+verifier that ignores its nonce, its init data or its roots cannot come through.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from cloister.errors import Refused
+from cloister.rats.claims import Level
+from cloister.rats.endorsement import Endorsements
+from cloister.rats.evidence import Evidence, ExpectedBinding
+from cloister.rats.result import Question, VerifiedEvidence
+from cloister.wire.base64 import decode_b64, encode_b64
+from cloister.wire.limits import KBS_REQUEST_BYTES
+
+Verify = Callable[..., VerifiedEvidence]
+_WRONG_TYPES: Final[tuple[Any, ...]] = (None, 7, 1.5, True, "?", ["x"], {"x": "y"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractCase:
+    """One good piece of evidence of a technology, and what surrounds it.
+
+    Attributes:
+        evidence: accepted with the next three.
+        binding: what it is bound to.
+        endorsements: who endorses it.
+        at: when.
+        level: what its root proves.
+        foreign: roots of the same technology and names, but other keys.
+        code_prefix: what every refusal's code begins with.
+        codes: exact code for each named change; `CHANGES` lists the names.
+        binary_members: dotted paths of base64 members.
+        unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
+            read from there; their own tests flip the rest.
+        optional: members that may be left out.
+    """
+
+    evidence: Evidence
+    binding: ExpectedBinding
+    endorsements: Endorsements
+    at: datetime
+    level: Level
+    foreign: Endorsements
+    code_prefix: str
+    codes: Mapping[str, str]
+    binary_members: tuple[str, ...]
+    unauthenticated: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+
+
+CHANGES: Final = (
+    "other_report_data",
+    "no_report_data",
+    "other_init_data",
+    "no_init_data",
+    "long_init_data",
+    "no_roots",
+    "foreign_roots",
+    "roots_of_another_technology",
+    "another_technology",
+    "unknown_member",
+)
+
+
+def violations(verify: Verify, case: ContractCase) -> list[str]:
+    """Return every way in which `verify` breaks the contract; empty when it keeps it."""
+    found = list(_check_accepts(verify, case))
+    for name, (evidence, binding, endorsements) in _named_changes(case).items():
+        found += _check_refuses(verify, case, name, evidence, binding, endorsements, case.codes[name])
+    if case.binding.session_secret:
+        for name, secret in (("no session secret", b""), ("other session secret", bytes(32))):
+            binding = replace(case.binding, session_secret=secret)
+            found += _check_refuses(verify, case, name, case.evidence, binding, case.endorsements)
+    for name, body in (*_changed_members(case), *_changed_bytes(case)):
+        evidence = replace(case.evidence, body=body)
+        found += _check_refuses(verify, case, name, evidence, case.binding, case.endorsements)
+    return found
+
+
+def _check_accepts(verify: Verify, case: ContractCase) -> Iterator[str]:
+    try:
+        result = verify(case.evidence, case.binding, case.endorsements, at=case.at)
+    except Refused as err:
+        yield f"good evidence refused: {err}"
+        return
+    if result.claims.level is not case.level:
+        yield f"level is not the root's: {result.claims.level}"
+    if result.claims.tee != case.evidence.tee or not result.claims.report_data or not result.claims.instance_id:
+        yield "claims lack technology, report data or instance"
+    if not case.binding.report_data.startswith(result.claims.report_data):
+        yield "claimed report data is not that of the session"
+    if not all(finding.ok for finding in result.findings):
+        yield "a failed finding was returned instead of raised"
+    if {finding.question for finding in result.findings} < {Question.AUTHENTIC, Question.BOUND}:
+        yield "no finding says that the evidence is authentic and bound"
+
+
+def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:
+    evidence, binding, endorsements = case.evidence, case.binding, case.endorsements
+    flipped = bytes([binding.report_data[0] ^ 1]) + binding.report_data[1:]
+    other_roots = Endorsements(roots=tuple(replace(root, tee="another") for root in endorsements.roots))
+    return {
+        "other_report_data": (evidence, replace(binding, report_data=flipped), endorsements),
+        "no_report_data": (evidence, replace(binding, report_data=b""), endorsements),
+        "other_init_data": (evidence, replace(binding, init_data_digest=bytes(32)), endorsements),
+        "no_init_data": (evidence, replace(binding, init_data_digest=b""), endorsements),
+        "long_init_data": (
+            evidence,
+            replace(binding, init_data_digest=binding.init_data_digest + bytes(16)),
+            endorsements,
+        ),
+        "no_roots": (evidence, binding, Endorsements(roots=())),
+        "foreign_roots": (evidence, binding, case.foreign),
+        "roots_of_another_technology": (evidence, binding, other_roots),
+        "another_technology": (replace(evidence, tee="another"), binding, endorsements),
+        "unknown_member": (replace(evidence, body={**evidence.body, "extra": ""}), binding, endorsements),
+    }
+
+
+def _changed_members(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield evidence with one member left out, or of another type."""
+    for path in _paths(case.evidence.body):
+        if path not in case.optional:
+            yield f"{path} left out", _with(case.evidence.body, path, None, remove=True)
+        for value in _WRONG_TYPES:
+            if value != _get(case.evidence.body, path):
+                yield f"{path} = {value!r}", _with(case.evidence.body, path, value)
+
+
+def _changed_bytes(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield evidence with one binary member cut at each offset, lengthened, or with one bit of each byte flipped."""
+    for path in case.binary_members:
+        data = decode_b64(_get(case.evidence.body, path), path=path, ceiling=KBS_REQUEST_BYTES)
+        changed = [
+            (f"{path} cut at {offset}", data[:offset]) for offset in range(1 if path in case.optional else 0, len(data))
+        ]
+        if path not in case.unauthenticated:
+            changed.append((f"{path} with a trailing byte", data + b"\x00"))
+            for offset, byte in enumerate(data):
+                flipped = data[:offset] + bytes([byte ^ (1 << offset % 8)]) + data[offset + 1 :]
+                changed.append((f"{path} with a bit of byte {offset} flipped", flipped))
+        for name, value in changed:
+            yield name, _with(case.evidence.body, path, encode_b64(value))
+
+
+def _check_refuses(
+    verify: Verify,
+    case: ContractCase,
+    name: str,
+    evidence: Evidence,
+    binding: ExpectedBinding,
+    endorsements: Endorsements,
+    code: str = "",
+) -> Iterator[str]:
+    try:
+        verify(evidence, binding, endorsements, at=case.at)
+    except Refused as err:
+        if (code and err.code != code) or not err.code.startswith(case.code_prefix):
+            yield f"{name}: refused with {err.code}, not {code or case.code_prefix}"
+    except Exception as err:  # noqa: BLE001  # the contract is exactly that nothing else escapes
+        yield f"{name}: {type(err).__name__} escaped: {err}"
+    else:
+        yield f"{name}: accepted"
+
+
+def _paths(body: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in body.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _get(body: Mapping[str, Any], path: str) -> Any:
+    value: Any = body
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def _with(body: Mapping[str, Any], path: str, value: Any, *, remove: bool = False) -> Mapping[str, Any]:
+    changed: dict[str, Any] = copy.deepcopy(dict(body))
+    *parents, last = path.split(".")
+    place = changed
+    for key in parents:
+        place = place[key]
+    if remove:
+        del place[last]
+    else:
+        place[last] = value
+    return changed

@@ -1,0 +1,35 @@
+"""Fake TPMs under test CAs, made once: an RSA key costs a tenth of a second."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from cloister.testing.eventlog import seabios_events
+from cloister.testing.tpm import INIT_DATA_DIGEST, LAUNCH_BLOB, EndorsementCA, FakeTPM
+
+
+@pytest.fixture(scope="session")
+def ca() -> EndorsementCA:
+    """The CA whose roots are trusted."""
+    return EndorsementCA()
+
+
+@pytest.fixture(scope="session")
+def foreign_ca() -> EndorsementCA:
+    """A CA of the same names with other keys, as every swtpm host has its own."""
+    return EndorsementCA()
+
+
+@pytest.fixture(scope="session")
+def ek() -> rsa.RSAPrivateKey:
+    """One EK for all fake TPMs that do not need their own."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@pytest.fixture
+def tpm(ca: EndorsementCA, ek: rsa.RSAPrivateKey) -> FakeTPM:
+    """A TPM after a SeaBIOS boot, with init data in register 8."""
+    fake = FakeTPM(ca, launch_blob=LAUNCH_BLOB, events=seabios_events(), ek=ek)
+    fake.extend(8, INIT_DATA_DIGEST)
+    return fake

@@ -11,7 +11,7 @@ Life of a container: declared -> created -> running -> exited -> deleted. No edg
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -100,7 +100,8 @@ class FetchResource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exited:
-    """Not a request: the guest saw the first process end."""
+    """Not a request: the guest saw the first process end. One that ends before it was started has no status, so an
+    init container that never ran can never count as done."""
 
     container: str
     status: int
@@ -135,7 +136,7 @@ class Check:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodState:
     """State of all containers. `bound` maps the host's identifiers to policy names; `life` and `status` are by
-    policy name."""
+    policy name. Only a container that ran has a status."""
 
     life: Mapping[str, Life]
     bound: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -310,6 +311,20 @@ def _decide_start(policy: PodPolicy, state: PodState, request: Start) -> Decisio
             hint="a container starts once per pod; start a new pod",
         ),
     ]
+    for earlier in policy.containers:
+        if earlier.name == name:
+            break
+        checks.append(
+            Check(
+                code="podpolicy.start.order",
+                ok=state.life[earlier.name] is Life.RUNNING or earlier.name in state.status,
+                path=f"containers.{name}",
+                message=f"container {earlier.name}, which comes first, was started",
+                expected="started",
+                actual=state.life[earlier.name].value,
+                hint="start containers in the order of the pod policy",
+            )
+        )
     return _decision(checks, state, replace(state, life=MappingProxyType({**state.life, name: Life.RUNNING})))
 
 
@@ -338,12 +353,22 @@ def _note_exit(state: PodState, request: Exited) -> Decision:
     if not known.ok:
         return Decision(checks=(known,), state=state)
     name = state.bound[request.container]
+    life = state.life[name]
+    alive = Check(
+        code="podpolicy.exit.not_running",
+        ok=life in (Life.CREATED, Life.RUNNING),
+        path=f"containers.{name}",
+        message="container has not exited before",
+        expected="created or running",
+        actual=life.value,
+    )
+    ran = {name: request.status} if life is Life.RUNNING else {}
     next_state = replace(
         state,
         life=MappingProxyType({**state.life, name: Life.EXITED}),
-        status=MappingProxyType({**state.status, name: request.status}),
+        status=MappingProxyType({**state.status, **ran}),
     )
-    return _decision([known], state, next_state)
+    return _decision([known, alive], state, next_state)
 
 
 def _decide_on_bound(policy: PodPolicy, state: PodState, request: Exec | Signal | Resize | Inspect) -> Decision:
@@ -366,7 +391,7 @@ def _decide_on_bound(policy: PodPolicy, state: PodState, request: Exec | Signal 
                     ok=request.signal in container.signals,
                     path=f"{path}.signals",
                     message="signal is one the pod policy allows",
-                    expected=" ".join(str(number) for number in sorted(container.signals)),
+                    expected=" ".join(str(number) for number in sorted(container.signals)) or "no signal",
                     actual=str(request.signal),
                     hint="add the signal to the pod policy",
                 )
@@ -396,8 +421,8 @@ def _exec_checks(container: ContainerPolicy, life: Life, request: Exec, path: st
             ok=listed,
             path=f"{path}.exec",
             message="command is one the pod policy lists for exec",
-            expected=" | ".join(" ".join(argv) for argv in container.exec)[:_SHOWN] or "no exec at all",
-            actual=" ".join(request.args)[:_SHOWN],
+            expected=" | ".join(_words(argv) for argv in container.exec)[:_SHOWN] or "no exec at all",
+            actual=_words(request.args)[:_SHOWN] or "nothing",
             hint="exec is off unless the pod policy lists the exact command",
         ),
         Check(
@@ -457,6 +482,23 @@ def _decision(checks: list[Check], before: PodState, after: PodState) -> Decisio
 def _difference(value: str | tuple[str, ...], other: str | tuple[str, ...]) -> str:
     """Return what `value` has and `other` lacks, shortened: what a person needs to see of two long lists."""
     if isinstance(value, str) or isinstance(other, str):
-        return str(value)[:_SHOWN]
-    only = [item for item in value if item not in other]
-    return " ".join(only)[:_SHOWN] or " ".join(value)[:_SHOWN] or "nothing"
+        return _around(str(value), str(other))
+    only = _words(item for item in value if item not in other)
+    if only:
+        return _around(only, _words(item for item in other if item not in value))
+    return _around(_words(value), _words(other)) or "nothing"
+
+
+def _words(items: Iterable[str]) -> str:
+    """Join for reading; an item with a blank, a control character or nothing in it is quoted, so that two lists
+    never read the same."""
+    return " ".join(item if item.isprintable() and item and " " not in item else repr(item) for item in items)
+
+
+def _around(text: str, other: str) -> str:
+    """Shorten `text` so that the place where it begins to differ from `other` stays in sight."""
+    same = next(
+        (i for i, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]), min(len(text), len(other))
+    )
+    start = max(0, same - _SHOWN // 2) if len(text) > _SHOWN else 0
+    return (".." if start else "") + text[start : start + _SHOWN]

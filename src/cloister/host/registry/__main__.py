@@ -1,0 +1,116 @@
+"""Runs the embedded registry: `python -m cloister.host.registry --root DIRECTORY [--port N] [--ready-fd N] [--parent
+PID]`.
+
+Plain HTTP on 127.0.0.1. With port 0 the kernel chooses; the port is written to `--ready-fd` as a line once requests
+are answered, and to standard output otherwise. Ends cleanly on SIGTERM and SIGINT, and with its parent: `--parent`
+asks the kernel for a SIGTERM when the thread that started it is gone (prctl(2), PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from cloister.errors import CloisterError, Unavailable
+from cloister.host.registry.app import RegistryApp
+from cloister.host.registry.store import RegistryStore
+
+ADDRESS: Final = "127.0.0.1"
+_PR_SET_PDEATHSIG: Final = 1
+_POLL_SECONDS: Final = 0.02
+_START_SECONDS: Final = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m cloister.host.registry", description="embedded image registry")
+    parser.add_argument("--root", type=Path, required=True, help="directory for blobs and manifests")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 lets the kernel choose")
+    parser.add_argument("--ready-fd", type=int, default=1, help="file descriptor that gets the port when ready")
+    parser.add_argument("--parent", type=int, default=0, help="process id of the parent to end with")
+    options = parser.parse_args(arguments)
+    try:
+        if options.parent:
+            end_with_parent(options.parent)
+        asyncio.run(serve(options.root, options.port, options.ready_fd))
+    except CloisterError as err:
+        sys.stderr.write(f"cloister: error: {err}\n")
+        return 3
+    return 0
+
+
+def end_with_parent(parent: int) -> None:
+    """Ask for a SIGTERM at the parent's end, and end at once if it is gone already.
+
+    Raises:
+        Unavailable: `host.registry.parent_gone`, `host.registry.no_parent_signal`.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
+        raise Unavailable("host.registry.no_parent_signal", "kernel takes no parent-death signal")
+    if os.getppid() != parent:
+        raise Unavailable("host.registry.parent_gone", "parent is gone", expected=str(parent), actual=str(os.getppid()))
+
+
+async def serve(root: Path, port: int, ready_fd: int) -> None:
+    """Serve the registry in `root` until SIGTERM or SIGINT."""
+    with _reserve(port) as reserved:
+        port = reserved.getsockname()[1]
+        server = Server(
+            RegistryApp(RegistryStore(root)),
+            address=ADDRESS,
+            port=port,
+            interface=Interfaces.ASGINL,
+            websockets=False,
+            log_enabled=False,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        serving = asyncio.create_task(server.serve())
+        await _wait_until_up(port, serving)
+        os.write(ready_fd, f"{port}\n".encode("ascii"))
+        if ready_fd > 2:
+            os.close(ready_fd)
+        await serving
+
+
+def _reserve(port: int) -> socket.socket:
+    """Bind, without listening, next to the server's own socket, so that nobody takes the port before it listens."""
+    reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        reserved.bind((ADDRESS, port))
+    except OSError as err:
+        reserved.close()
+        raise Unavailable("host.registry.port_taken", "port is in use", actual=f"{ADDRESS}:{port}") from err
+    return reserved
+
+
+async def _wait_until_up(port: int, serving: asyncio.Task[None]) -> None:
+    deadline = asyncio.get_running_loop().time() + _START_SECONDS
+    while asyncio.get_running_loop().time() < deadline and not serving.done():
+        try:
+            _, writer = await asyncio.open_connection(ADDRESS, port)
+        except OSError:
+            await asyncio.sleep(_POLL_SECONDS)
+            continue
+        writer.close()
+        await writer.wait_closed()
+        return
+    raise Unavailable("host.registry.not_up", "registry did not start", actual=f"{ADDRESS}:{port}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""First Python code of the pod VM: names the two folders with code, then runs the agent.
+
+The interpreter runs with -I -S -B: no environment, no site, no current directory on the path.
+"""
+
+import sys
+
+sys.path += ["/usr/lib/cloister", "/usr/lib/python3/dist-packages"]
+
+from cloister.guest.agent import main  # noqa: E402
+
+sys.exit(main())

@@ -1,0 +1,76 @@
+"""Reference values of a bundle: the schema'd statement of a build, and the registers of any machine shape."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from cloister.imagetool.measure.shapes import COMMON_SHAPES, BootParts, Prediction, Shape, predict_all
+from cloister.imagetool.measure.uki import uki_registers
+from cloister.imagetool.podvm import bundle as names
+from cloister.imagetool.podvm.bundle import (
+    FileRecord,
+    PodVMBundle,
+    Reference,
+    RegisterRecord,
+    VerityRecord,
+)
+from cloister.imagetool.podvm.verity import BLOCK_BYTES, VerityTree
+
+
+def describe(key: str, made: Mapping[str, bytes], *, cmdline: str, verity: VerityTree) -> Reference:
+    """Return the reference of a bundle whose files are `made` (file name to content)."""
+    records = {
+        name: FileRecord(size=len(made[name]), digest=f"sha256:{hashlib.sha256(made[name]).hexdigest()}")
+        for name in names.FILES
+    }
+    registers = {name: value.hex() for name, value in uki_registers(made[names.UKI]).items()}
+    parts = _parts(records, cmdline, registers)
+    return Reference(
+        version=names.VERSION,
+        key=key,
+        cmdline=cmdline,
+        verity=VerityRecord(
+            root_hash=verity.root_hash.hex(),
+            salt=verity.salt.hex(),
+            data_blocks=verity.data_blocks,
+            block_bytes=BLOCK_BYTES,
+        ),
+        files=records,
+        uki_registers=registers,
+        common=tuple(_record(prediction) for prediction in predict_all(parts, COMMON_SHAPES)),
+    )
+
+
+def reference_values(bundle: PodVMBundle, shapes: Iterable[Shape]) -> tuple[Prediction, ...]:
+    """Return what machines of each profile and each of `shapes` will show when they boot `bundle`.
+
+    Computed from `reference.json` alone: neither files nor machine are needed.
+    """
+    reference = bundle.reference
+    return predict_all(_parts(reference.files, reference.cmdline, reference.uki_registers), shapes)
+
+
+def _parts(records: Mapping[str, FileRecord], cmdline: str, registers: Mapping[str, str]) -> BootParts:
+    return BootParts(
+        seabios=records[names.SEABIOS].digest,
+        option_roms={names.OPTION_ROM.rsplit("/", 1)[-1]: records[names.OPTION_ROM].digest},
+        kernel=records[names.KERNEL].digest,
+        initrd=records[names.INITRD].digest,
+        cmdline=cmdline,
+        ovmf_code=records[names.OVMF_CODE].digest,
+        uki=records[names.UKI].digest,
+        uki_registers={name: bytes.fromhex(value) for name, value in registers.items()},
+    )
+
+
+def _record(prediction: Prediction) -> RegisterRecord:
+    launch = prediction.launch
+    return RegisterRecord(
+        profile=launch.profile.value,
+        vcpus=launch.vcpus,
+        memory_mib=launch.memory_mib,
+        launch=launch.digest(),
+        hcrtm_start=launch.hcrtm_start_value().hex(),
+        registers={name: value.hex() for name, value in prediction.registers.items()},
+    )

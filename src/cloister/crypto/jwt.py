@@ -1,0 +1,167 @@
+"""JSON Web Tokens signed with ES256: the one form in which an Attestation Result travels.
+
+RFC 7519 (JWT), RFC 7515 (JWS, compact form), RFC 7518 section 3.4 (ES256: the signature is R and S, 32 bytes each),
+RFC 7638 (key thumbprint), RFC 8725 (best practice). The header has what CoCo's relying parties read (`jwk` with
+`x5c`) and what they lack, a `kid`.
+
+The verifier chooses key and algorithm, never the token: `alg` must be `ES256`, `kid` must name a pinned key, and a
+`jwk` in the header must be that very key. `none`, HMAC keyed with a public key, and keys from the header are all
+refused by that one rule. Certificate chains are carried for others; no chain is validated here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from cloister.crypto.signer import ECDSAP256PublicKey, Signer
+from cloister.errors import FormatRefused, Refused
+from cloister.wire.base64 import decode_b64url, encode_b64, encode_b64url
+from cloister.wire.canonicaljson import encode_canonical
+from cloister.wire.limits import KIB
+
+TOKEN_BYTES: Final = 256 * KIB  # a result with event log and all findings stays under 64
+CLOCK_SKEW: Final = timedelta(seconds=30)
+_ALGORITHM: Final = "ES256"
+_WIDTH: Final = 32
+_POINT_BYTES: Final = 1 + 2 * _WIDTH  # SEC 1 uncompressed point, the tail of a P-256 SubjectPublicKeyInfo
+_HEADER_BYTES: Final = 16 * KIB
+_MALFORMED: Final = "crypto.jwt.malformed"
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    alg: str
+    kid: str = ""
+    typ: str = "JWT"
+    jwk: dict[str, Any] | None = None  # Any: compared member by member with the pinned key
+
+
+class _Times(msgspec.Struct, frozen=True, kw_only=True):
+    iat: int
+    exp: int
+
+
+def public_jwk(key: ECDSAP256PublicKey) -> dict[str, str]:
+    """Return the public key as a JWK for signatures."""
+    point = key.spki[-_POINT_BYTES:]
+    x, y = point[1 : 1 + _WIDTH], point[1 + _WIDTH :]
+    return {"kty": "EC", "crv": "P-256", "x": encode_b64url(x), "y": encode_b64url(y), "alg": _ALGORITHM}
+
+
+def key_id(key: ECDSAP256PublicKey) -> str:
+    """Return the RFC 7638 thumbprint of the key, by which tokens name it."""
+    jwk = public_jwk(key)
+    required = {name: jwk[name] for name in ("crv", "kty", "x", "y")}
+    return encode_b64url(hashlib.sha256(encode_canonical(required)).digest())
+
+
+def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes] = ()) -> str:
+    """Return the signed token.
+
+    Args:
+        claims: JSON values.
+        signer: holds the key.
+        chain: DER certificates of the key, leaf first, for relying parties that pin a CA.
+    """
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+    jwk: dict[str, Any] = {**public_jwk(signer.public_key)}  # Any: x5c is a list
+    if chain:
+        jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
+    header = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(signer.public_key), "jwk": jwk}
+    signed = ".".join(encode_b64url(msgspec.json.encode(part)) for part in (header, dict(claims)))
+    r, s = decode_dss_signature(signer.sign(signed.encode("ascii")))
+    signature = r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")
+    return f"{signed}.{encode_b64url(signature)}"
+
+
+def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime) -> dict[str, Any]:
+    """Return the claims of a token that one of `keys` signed and that is valid at `at`.
+
+    Steps: 1 three parts within the ceiling; 2 the header names ES256 and a pinned key and nothing unknown; 3 a key in
+    the header is the pinned one; 4 the signature holds; 5 issued not later than now, not expired.
+
+    Args:
+        token: compact form.
+        keys: pinned keys by `key_id`.
+        at: aware UTC.
+
+    Raises:
+        FormatRefused: `crypto.jwt.malformed`.
+        Refused: `crypto.jwt.algorithm`, `crypto.jwt.unknown_key`, `crypto.jwt.bad_signature`, `crypto.jwt.expired`,
+            `crypto.jwt.not_yet_valid`.
+    """
+    # 1
+    parts = token.split(".") if len(token) <= TOKEN_BYTES else []
+    if len(parts) != 3 or not token.isascii():
+        raise FormatRefused(_MALFORMED, "not a signed token in compact form")
+    # 2, 3
+    key = _select_key(_decode(parts[0], "header", _HEADER_BYTES, _Header), keys)
+    # 4
+    signature = decode_b64url(parts[2], path="signature", ceiling=2 * _WIDTH)
+    _verify_signature(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
+    # 5
+    times = _decode(parts[1], "claims", TOKEN_BYTES, _Times)
+    now = at.timestamp()
+    if times.iat > now + CLOCK_SKEW.total_seconds():
+        raise Refused("crypto.jwt.not_yet_valid", "token was issued in the future", hint="compare the clocks")
+    if times.exp <= now:
+        raise Refused(
+            "crypto.jwt.expired",
+            "token has expired",
+            actual=f"{int(now - times.exp)} s ago",
+            hint="attest again: a token lives a few minutes",
+        )
+    claims: dict[str, Any] = _decode(parts[1], "claims", TOKEN_BYTES, dict[str, Any])
+    return claims
+
+
+def _select_key(header: _Header, keys: Mapping[str, ECDSAP256PublicKey]) -> ECDSAP256PublicKey:
+    if header.alg != _ALGORITHM or header.typ != "JWT":
+        raise Refused(
+            "crypto.jwt.algorithm",
+            "token is signed with an algorithm that is not accepted",
+            path="header.alg",
+            expected=_ALGORITHM,
+            actual=header.alg[:20],
+        )
+    key = keys.get(header.kid)
+    if key is None:
+        raise Refused(
+            "crypto.jwt.unknown_key",
+            "token is not signed by a key this relying party trusts",
+            path="header.kid",
+            expected=", ".join(sorted(keys))[:120] or "no key at all",
+            actual=header.kid[:60],
+        )
+    if header.jwk is not None:
+        expected = public_jwk(key)
+        found = {name: value for name, value in header.jwk.items() if name != "x5c"}
+        if found != expected:
+            raise Refused("crypto.jwt.unknown_key", "the key in the header is not the one it names", path="header.jwk")
+    return key
+
+
+def _verify_signature(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) -> None:
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    if len(signature) != 2 * _WIDTH:
+        raise Refused(
+            "crypto.jwt.bad_signature", "signature length", expected=str(2 * _WIDTH), actual=str(len(signature))
+        )
+    r, s = (int.from_bytes(half, "big") for half in (signature[:_WIDTH], signature[_WIDTH:]))
+    try:
+        key.verify(signed, encode_dss_signature(r, s))
+    except Refused as err:
+        raise Refused("crypto.jwt.bad_signature", "the token's signature does not hold") from err
+
+
+def _decode(part: str, name: str, ceiling: int, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+    try:
+        return msgspec.json.decode(decode_b64url(part, path=name, ceiling=ceiling), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+        raise FormatRefused(_MALFORMED, f"token {name} is not of the expected shape", path=name) from err

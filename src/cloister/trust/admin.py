@@ -1,0 +1,242 @@
+"""The owner's own hands on a trust service: administration of its state directory on the same machine.
+
+Needs no running service; a running one sees every change with its next request. Whoever can open the state directory
+is the owner: there is no second authentication here. Administration over the network comes with its own roles later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from cloister.crypto.jwt import key_id, public_jwk
+from cloister.errors import Refused
+from cloister.protocol.resourceuri import ResourcePath
+from cloister.rats.endorsement import TrustedRoot
+from cloister.rats.policy import parse_appraisal_policy
+from cloister.rats.reference import ReferenceEntry
+from cloister.trust.keybroker.inputs import RELEASE_POLICY
+from cloister.trust.keybroker.policy import (
+    ReleasePolicy,
+    ReleaseRule,
+    encode_release_policy,
+    parse_release_policy,
+)
+from cloister.trust.refvalues import ReferenceValueService
+from cloister.trust.service import utc_now
+from cloister.trust.statedir import StateDirectory
+from cloister.trust.store.database import Store
+from cloister.trust.store.endorsers import RootStore
+from cloister.trust.store.policies import APPRAISAL, RELEASE, PolicyStore, StoredPolicy
+from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
+from cloister.trust.store.resources import ResourceEntry, ResourceStore
+
+_ATTEMPTS: Final = 5
+
+
+class TrustAdmin:
+    """Administers one state directory, making it when absent. Use as a context manager, or `close` it.
+
+    Every method raises `Unavailable` when the store cannot be used.
+
+    Args:
+        state_dir: the directory.
+        clock: aware UTC now.
+
+    Raises:
+        Refused: the directory is not private.
+        Unavailable: it cannot be used.
+    """
+
+    def __init__(self, state_dir: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self._clock = clock
+        self._state = StateDirectory(state_dir, at=clock())
+        self._store = Store(self._state.database, self._state.write_lock)
+        self._resources = ResourceStore(self._store, self._state.root_key)
+        self._policies = PolicyStore(self._store)
+        self._references = ReferenceValueService(self._store)
+        self._roots = RootStore(self._store)
+        self._records = RecordStore(self._store)
+
+    def __enter__(self) -> TrustAdmin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    # Resources
+
+    def put_resource(self, path: ResourcePath, content: bytes) -> int:
+        """Store a resource, 1 byte to 1 MiB; return its version. Nobody gets it without a release rule.
+
+        Raises:
+            FormatRefused: empty or too long.
+        """
+        return self._resources.put(path, content, at=self._clock())
+
+    def get_resource(self, path: ResourcePath) -> bytes:
+        """Return the content of a resource.
+
+        Raises:
+            Refused: there is none (`trust.resource.missing`).
+        """
+        return self._resources.get(path).content
+
+    def list_resources(self) -> tuple[ResourceEntry, ...]:
+        """Return path, version and time of each resource."""
+        return self._resources.list()
+
+    def delete_resource(self, path: ResourcePath) -> None:
+        """Delete a resource.
+
+        Raises:
+            Refused: there is none (`trust.resource.missing`).
+        """
+        self._resources.delete(path)
+
+    # Policies
+
+    def put_appraisal_policy(self, text: bytes) -> StoredPolicy:
+        """Store the next version of an appraisal policy, under the id in its text.
+
+        Raises:
+            FormatRefused: not an appraisal policy.
+        """
+        policy = parse_appraisal_policy(text)
+        return self._policies.put(APPRAISAL, policy.id, text, at=self._clock())
+
+    def appraisal_policy(self, policy_id: str = "default") -> StoredPolicy | None:
+        """Return the version in force, None when there is none."""
+        return self._policies.current(APPRAISAL, policy_id)
+
+    def put_release_policy(self, text: bytes) -> StoredPolicy:
+        """Store the next version of the key-release policy, replacing all rules.
+
+        Raises:
+            FormatRefused: not a key-release policy.
+        """
+        parse_release_policy(text)
+        return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock())
+
+    def release_policy(self) -> ReleasePolicy | None:
+        """Return the key-release policy in force, None when there is none."""
+        stored = self._policies.current(RELEASE, RELEASE_POLICY)
+        return None if stored is None else parse_release_policy(stored.text)
+
+    def add_release_rule(self, rule: ReleaseRule) -> StoredPolicy:
+        """Add a rule, replacing the one of the same path; return the new version of the policy.
+
+        Raises:
+            FormatRefused: a malformed rule.
+        """
+        return self._change_rules(lambda rules: [*(item for item in rules if item.path != rule.path), rule])
+
+    def remove_release_rule(self, path: str) -> StoredPolicy:
+        """Remove the rule of a path; its resources are not released any more.
+
+        Raises:
+            Refused: there is none (`trust.release_policy.missing_rule`).
+        """
+
+        def without(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
+            rest = [item for item in rules if item.path != path]
+            if len(rest) == len(rules):
+                raise Refused("trust.release_policy.missing_rule", "no rule has this path", actual=path[:80])
+            return rest
+
+        return self._change_rules(without)
+
+    def policy_history(self, kind: str, name: str) -> tuple[StoredPolicy, ...]:
+        """Return all versions of a policy (`appraisal` and its id, or `release` and `release`), newest first."""
+        return self._policies.history(kind, name)
+
+    # What evidence is judged by
+
+    def add_reference_entries(self, entries: Sequence[ReferenceEntry]) -> None:
+        """Register reference values, all or none; one of the same id replaces the older.
+
+        Raises:
+            FormatRefused: none given, or two of one id.
+        """
+        self._references.register(entries, at=self._clock())
+
+    def list_reference_entries(self) -> tuple[ReferenceEntry, ...]:
+        """Return all reference values, expired ones too."""
+        return self._references.entries()
+
+    def remove_reference_entry(self, identity: str) -> None:
+        """Delete a reference value entry.
+
+        Raises:
+            Refused: there is none (`trust.reference.missing`).
+        """
+        self._references.withdraw(identity)
+
+    def add_root(self, root: TrustedRoot) -> str:
+        """Trust a root for its technology and level; return its id."""
+        return self._roots.put(root, at=self._clock())
+
+    def list_roots(self) -> tuple[TrustedRoot, ...]:
+        """Return all trusted roots."""
+        return self._roots.list()
+
+    def remove_root(self, identity: str) -> None:
+        """Stop trusting a root.
+
+        Raises:
+            Refused: there is none (`trust.root.missing`).
+        """
+        self._roots.delete(identity)
+
+    # What happened
+
+    def list_audit(self, *, after: int = 0, limit: int = LISTED) -> tuple[AuditRow, ...]:
+        """Return audit rows in order, those after a sequence number."""
+        return self._records.list_audit(after=after, limit=limit)
+
+    def get_denial(self, identity: str) -> DenialRecord:
+        """Return the whole record of a denial, with every finding.
+
+        Raises:
+            Refused: there is none (`trust.denial.missing`).
+        """
+        return self._records.denial(identity)
+
+    def get_appraisal(self, identity: str) -> AppraisalRecord | None:
+        """Return an Attestation Result by the id that audit rows and tokens carry, None when not kept any more."""
+        return self._records.appraisal(identity)
+
+    # What others pin
+
+    def ca_pem(self) -> str:
+        """Return the CA certificate that guests pin, PEM."""
+        return self._state.authority.certificate_pem.decode("ascii")
+
+    def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
+        """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""
+        key = self._state.token_signer.public_key
+        return {"keys": [{**public_jwk(key), "use": "sig", "kid": key_id(key)}]}
+
+    def _change_rules(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
+        for attempt in range(_ATTEMPTS):
+            stored = self._policies.current(RELEASE, RELEASE_POLICY)
+            policy = parse_release_policy(stored.text) if stored is not None else None
+            rules = change(policy.rules if policy is not None else ())
+            text = encode_release_policy(policy.id if policy is not None else RELEASE_POLICY, rules)
+            parse_release_policy(text)
+            version = stored.version if stored is not None else 0
+            try:
+                return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock(), replaces=version)
+            except Refused as err:
+                if err.code != "trust.policy.conflict" or attempt == _ATTEMPTS - 1:
+                    raise
+        raise RuntimeError("unreachable: the last attempt returns or raises")

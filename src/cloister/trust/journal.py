@@ -1,0 +1,67 @@
+"""The service's log: one JSON object per line, fields from a closed list, never a secret.
+
+Whatever is not in `FIELDS` is dropped before rendering, so a careless call cannot leak. Of an unexpected exception
+only its type and the place in our code are written: messages of foreign libraries can hold what was being processed.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import structlog
+
+FIELDS: Final = frozenset(
+    {
+        "event", "timestamp", "level", "request", "route", "status", "code", "denial", "ms", "kind", "where", "host",
+        "port", "pid", "version", "reason",
+    }
+)  # fmt: skip
+
+
+class Journal:
+    """Writes log lines.
+
+    Args:
+        stream: where to; standard error when absent.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._log = structlog.wrap_logger(
+            structlog.PrintLogger(stream or sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                _only_known_fields,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+
+    def note(self, event: str, **values: str | int) -> None:
+        """Log one step of the service's life."""
+        self._log.info(event, **values)
+
+    def answered(self, *, request: str, route: str, status: int, code: str, denial: str, ms: float) -> None:
+        """Log one answered request."""
+        log = self._log.warning if status >= 500 else self._log.info
+        log("answered", request=request, route=route, status=status, code=code, denial=denial, ms=round(ms, 1))
+
+    def failed(self, *, request: str, route: str, error: BaseException) -> None:
+        """Log a fault of our own."""
+        self._log.error("failed", request=request, route=route, kind=type(error).__name__, where=_place(error))
+
+
+def _only_known_fields(
+    _logger: object, _method: str, values: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:  # Any: as structlog types it
+    return {name: value for name, value in values.items() if name in FIELDS and value != ""}
+
+
+def _place(error: BaseException) -> str:
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "cloister" in frame.filename]
+    if not ours:
+        return ""
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"

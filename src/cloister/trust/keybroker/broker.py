@@ -1,0 +1,296 @@
+"""The key broker: sessions, attestation, release. A Relying Party in the words of RFC 9334.
+
+Key broker protocol 0.4.0 (`cloister.protocol.kbs`), without HTTP: each method takes what a request carries and
+returns an `Answer`. A refusal is recorded before it is answered; a release is recorded, durably, before the sealed
+resource leaves this module. When the store cannot record, nothing is released and `Unavailable` comes out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+from sqlalchemy import Connection
+
+from cloister.crypto.jwe import parse_recipient, seal_for
+from cloister.crypto.signer import ECDSAP256PublicKey
+from cloister.errors import AppraisalRefused, EvidenceError, FormatRefused, KeyReleaseDenied, Refused, Unavailable
+from cloister.protocol.initdata import InitData, parse_initdata
+from cloister.protocol.kbs import (
+    VERSION,
+    AttestAnswer,
+    Attestation,
+    Challenge,
+    InitDataMember,
+    Request,
+    decode_message,
+    decode_nonce,
+    encode_message,
+)
+from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
+from cloister.rats.result import Tier
+from cloister.trust.keybroker.answers import VERSION_CODE, Answer
+from cloister.trust.keybroker.denials import DenialBook, RequestContext
+from cloister.trust.keybroker.inputs import ReleaseInputs
+from cloister.trust.keybroker.policy import ReleaseDecision, evaluate_release
+from cloister.trust.keybroker.token import VerifiedToken, verify_token
+from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService
+from cloister.trust.rootkey import RootKey
+from cloister.trust.store.database import Store
+from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
+from cloister.trust.store.resources import Resource, ResourceStore
+from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
+from cloister.wire.base64 import encode_b64
+from cloister.wire.limits import NONCE_BYTES
+
+RELEASED_CODE: Final = "trust.released"
+_INIT_DATA_FORMAT: Final = "toml"
+
+
+class _Version(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a Request is read before its version is known to be ours."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Credentials:
+    """What a request presents: a session cookie, a bearer token, or neither."""
+
+    cookie: str = ""
+    bearer: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerParts:
+    """What a key broker is made of.
+
+    Attributes:
+        store: the database.
+        root_key: opens resources and session secrets.
+        verifier: the attestation service it relies on.
+        token_keys: keys whose tokens it accepts, by key id.
+        session_lifetime: from `/auth` on.
+        session_limit: most live sessions.
+        clock: aware UTC now.
+        random: returns that many unpredictable bytes.
+    """
+
+    store: Store
+    root_key: RootKey
+    verifier: AttestationService
+    token_keys: Mapping[str, ECDSAP256PublicKey]
+    session_lifetime: timedelta
+    session_limit: int
+    clock: Callable[[], datetime]
+    random: Callable[[int], bytes]
+
+
+class KeyBroker:
+    """Answers the requests of guests."""
+
+    def __init__(self, parts: BrokerParts) -> None:
+        self._parts = parts
+        self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit)
+        self._resources = ResourceStore(parts.store, parts.root_key)
+        self._records = RecordStore(parts.store)
+        self._inputs = ReleaseInputs(parts.store)
+        self._denials = DenialBook(self._records)
+
+    def auth(self, body: bytes) -> Answer:
+        """Answer `POST /auth`.
+
+        Raises:
+            Unavailable: the store failed, or too many sessions are open.
+        """
+        context = RequestContext(stage="auth", at=self._parts.clock())
+        try:
+            return self._auth(body, context)
+        except Refused as err:
+            return self._denials.deny(err, context)
+
+    def attest(self, body: bytes, credentials: Credentials) -> Answer:
+        """Answer `POST /attest`.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        context = RequestContext(stage="attest", at=self._parts.clock())
+        try:
+            return self._attest(body, credentials, context)
+        except Refused as err:
+            return self._denials.deny(err, context)
+
+    def resource(self, path: str, credentials: Credentials, *, deadline: float) -> Answer:
+        """Answer `GET /resource/{path}`.
+
+        Args:
+            path: `repository/type/tag` as in the address.
+            credentials: cookie first, then bearer token.
+            deadline: on the monotonic clock; past it nothing is released any more.
+
+        Raises:
+            Unavailable: the store failed, or the deadline passed.
+        """
+        context = RequestContext(stage="resource", at=self._parts.clock(), resource=path[:400])
+        try:
+            return self._release(path, credentials, deadline, context)
+        except Refused as err:
+            return self._denials.deny(err, context)
+
+    def _auth(self, body: bytes, context: RequestContext) -> Answer:
+        version = decode_message(body, _Version).version
+        if version != VERSION:
+            raise Refused(
+                VERSION_CODE,
+                # CoCo's clients look for this phrase.
+                f"KBS Client Protocol Version Mismatch: expect ={VERSION} while the request is {version[:20]}",
+                hint="use a guest whose key broker client speaks this version",
+            )
+        request = decode_message(body, Request)
+        context.tee = request.tee[:40]
+        issued = self._parts.verifier.challenge(request.tee, request.extra_params)
+        nonce = self._parts.random(NONCE_BYTES)
+        cookie = self._sessions.open(
+            tee=request.tee,
+            nonce=nonce,
+            secret=issued.secret,
+            at=context.at,
+            lifetime=self._parts.session_lifetime,
+        )
+        challenge = Challenge(nonce=encode_b64(nonce), extra_params=issued.extra_params)
+        return Answer(status=200, body=encode_message(challenge), cookie=cookie)
+
+    def _attest(self, body: bytes, credentials: Credentials, context: RequestContext) -> Answer:
+        """Steps: 1 a session is named; 2 the message is well formed; 3 session and nonce, spent in one transaction;
+        4 init data; 5 a guest key that can be sealed to; 6 the verifier; 7 result and session, in one transaction.
+        """
+        # 1
+        if not credentials.cookie:
+            raise Refused("trust.session.none", "no session", hint="begin with /auth and send its cookie")
+        # 2
+        message = decode_message(body, Attestation)
+        nonce = decode_nonce(message.runtime_data.nonce)
+        # 3
+        session = self._sessions.accept_nonce(credentials.cookie, nonce, at=context.at)
+        context.tee = session.tee
+        # 4
+        init_data = _init_data(message.init_data)
+        context.init_data = init_data.digest_text
+        # 5
+        parse_recipient(message.runtime_data.tee_pubkey)
+        # 6
+        appraised = self._parts.verifier.appraise(
+            AppraisalRequest(
+                tee=session.tee,
+                evidence=message.tee_evidence.primary_evidence,
+                additional_evidence=message.tee_evidence.additional_evidence,
+                runtime_data=message.runtime_data,
+                init_data=init_data,
+                session_secret=session.secret,
+                at=context.at,
+            )
+        )
+        # 7
+        self._keep(session, appraised)
+        return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
+
+    def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
+        """Steps: 1 the path; 2 a token; 3 verified; 4 the key-release policy; 5 the resource, sealed to the guest's
+        key; 6 the audit row, durable before the deadline; 7 the release.
+        """
+        # 1
+        wanted = parse_resource_path(path)
+        context.resource = str(wanted)
+        # 2
+        text = self._token(credentials, context.at)
+        # 3
+        token = verify_token(text, self._parts.token_keys, at=context.at)
+        context.token = token
+        # 4
+        self._decide(wanted, token, context)
+        # 5
+        resource = self._resources.get(wanted)
+        sealed = encode_message(seal_for(token.guest_key, resource.content))
+        # 6
+        self._record(resource, context, deadline)
+        # 7
+        return Answer(status=200, body=sealed)
+
+    def _token(self, credentials: Credentials, at: datetime) -> str:
+        if credentials.cookie:
+            return self._sessions.token(credentials.cookie, at=at)
+        if credentials.bearer:
+            return credentials.bearer
+        raise Refused(
+            "trust.token.missing", "neither session nor token", hint="attest first; send the cookie or the token"
+        )
+
+    def _decide(self, wanted: ResourcePath, token: VerifiedToken, context: RequestContext) -> None:
+        policy, appraisal_digest = self._inputs.current(token.policy_id)
+        decision = evaluate_release(policy, wanted, token, appraisal_policy_digest=appraisal_digest, at=context.at)
+        context.findings = decision.findings
+        context.release_policy_digest = policy.digest if policy is not None else ""
+        if decision.allowed:
+            return
+        # An affirmed guest learns that a name is wrong; anybody else learns nothing about which names exist.
+        if token.tier is Tier.AFFIRMING:
+            self._resources.require(wanted)
+        raise _denied(decision, token, wanted)
+
+    def _record(self, resource: Resource, context: RequestContext, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
+        row = context.audit_row(decision=RELEASED, code=RELEASED_CODE, resource_version=resource.version)
+        self._records.record_release(row, seconds=left)
+
+    def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
+        def work(connection: Connection) -> None:
+            store_appraisal(connection, appraised.record, appraised.body)
+            attach_token(connection, session, appraised.token)
+
+        self._parts.store.write(work)
+
+
+def _init_data(member: InitDataMember | None) -> InitData:
+    if member is None:
+        raise EvidenceError(
+            "trust.attest.no_init_data",
+            "the guest sent no init data, so nothing says which pod it is",
+            path="init-data",
+            hint="start the pod VM with init data; without it no resource can be released",
+        )
+    if member.format != _INIT_DATA_FORMAT:
+        raise FormatRefused(
+            "trust.attest.init_data_format",
+            "unknown init data format",
+            path="init-data.format",
+            expected=_INIT_DATA_FORMAT,
+            actual=member.format[:20],
+        )
+    try:
+        text = member.body.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise FormatRefused("trust.attest.init_data_format", "init data is not text", path="init-data.body") from err
+    return parse_initdata(text)
+
+
+def _denied(decision: ReleaseDecision, token: VerifiedToken, wanted: ResourcePath) -> Refused:
+    """Return the primary cause: what is wrong with the guest comes before what is wrong with the rule."""
+    if token.tier is not Tier.AFFIRMING and token.failures:
+        cause = token.failures[0]
+        return AppraisalRefused(cause.code, cause.message, path=str(wanted), hint=cause.hint)
+    failure = decision.failures[0]
+    return KeyReleaseDenied(
+        failure.code,
+        failure.message,
+        path=str(wanted),
+        expected=failure.expected,
+        actual=failure.actual,
+        hint=failure.hint,
+    )

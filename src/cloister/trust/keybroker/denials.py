@@ -1,0 +1,103 @@
+"""Denials: what was found goes whole to the owner's record, and a number goes to the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from cloister.errors import Refused
+from cloister.rats.result import Finding
+from cloister.trust.keybroker.answers import Answer, error_answer
+from cloister.trust.keybroker.token import VerifiedToken
+from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """What became known about one request before it was decided; filled in step by step.
+
+    Attributes:
+        stage: `auth`, `attest` or `resource`.
+        at: aware UTC.
+        tee: technology the guest announced.
+        init_data: digest of the init data it sent.
+        resource: path it asked for.
+        token: its verified Attestation Result.
+        findings: of the key-release decision.
+        release_policy_digest: of the text decided by.
+    """
+
+    stage: str
+    at: datetime
+    tee: str = ""
+    init_data: str = ""
+    resource: str = ""
+    token: VerifiedToken | None = None
+    findings: Sequence[Finding] = ()
+    release_policy_digest: str = ""
+
+    def audit_row(self, *, decision: str, code: str, denial: str = "", resource_version: int = 0) -> AuditRow:
+        """Return the audit row for a decision about this request."""
+        row = AuditRow(
+            at=self.at,
+            decision=decision,
+            code=code,
+            resource=self.resource,
+            resource_version=resource_version,
+            tee=self.tee,
+            init_data=self.init_data,
+            release_policy_digest=self.release_policy_digest,
+            denial=denial,
+        )
+        token = self.token
+        if token is None:
+            return row
+        return replace(
+            row,
+            tee=token.tee,
+            level=token.level.value,
+            instance=token.instance,
+            init_data=token.init_data,
+            pcr00=token.pcr00,
+            guest_key=token.guest_key_id,
+            appraisal_policy=token.policy_id,
+            appraisal_policy_digest=token.policy_digest,
+            attestation=token.attestation,
+        )
+
+
+class DenialBook:
+    """Records denials and answers them."""
+
+    def __init__(self, records: RecordStore) -> None:
+        self._records = records
+
+    def deny(self, error: Refused, context: RequestContext) -> Answer:
+        """Store what was found and return the short answer.
+
+        Raises:
+            Unavailable: the store failed; nothing was released either way.
+        """
+        denial = new_denial_id()
+        row = context.audit_row(decision=DENIED, code=error.code, denial=denial)
+        record = DenialRecord(
+            id=denial,
+            at=context.at,
+            stage=context.stage,
+            code=error.code,
+            message=error.message,
+            path=error.path,
+            expected=error.expected,
+            actual=error.actual,
+            hint=error.hint,
+            resource=row.resource,
+            tee=row.tee,
+            level=row.level,
+            instance=row.instance,
+            init_data=row.init_data,
+            attestation=row.attestation,
+            findings=tuple(stored_finding(finding) for finding in context.findings),
+        )
+        self._records.record_denial(record, row)
+        return error_answer(error, stage=context.stage, denial=denial)

@@ -1,0 +1,75 @@
+"""Composition of the trust service: one state directory, one store, the RATS roles side by side.
+
+The key broker gets the verifier as an `AttestationService` and the verifier's public key as a pinned key; nothing else
+passes between them. Replace `VerifierService` by a client of somebody else's verifier and the broker is unchanged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+
+from cloister.crypto.jwt import key_id
+from cloister.trust.keybroker import BrokerParts, KeyBroker
+from cloister.trust.settings import TrustSettings
+from cloister.trust.statedir import StateDirectory
+from cloister.trust.store.database import Store
+from cloister.trust.verifier import VerifierService
+
+
+def utc_now() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)
+
+
+class TrustService:
+    """Verifier and key broker over one state directory. Use as a context manager, or `close` it.
+
+    Args:
+        settings: what to run with.
+        clock: aware UTC now.
+
+    Raises:
+        Refused: the state directory is not private.
+        Unavailable: state or store cannot be used.
+    """
+
+    def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self.settings = settings
+        self.state = StateDirectory(settings.state, at=clock())
+        self.store = Store(self.state.database, self.state.write_lock, seconds=settings.store_seconds)
+        signer = self.state.token_signer
+        authority = self.state.authority
+        leaf = authority.certify_signer("cloister verifier", signer.public_key.spki, at=clock())
+        verifier = VerifierService(
+            self.store,
+            signer,
+            chain=(leaf, authority.certificate_der),
+            policy_id=settings.appraisal_policy,
+        )
+        self.broker = KeyBroker(
+            BrokerParts(
+                store=self.store,
+                root_key=self.state.root_key,
+                verifier=verifier,
+                token_keys={key_id(signer.public_key): signer.public_key},
+                session_lifetime=timedelta(seconds=settings.session_seconds),
+                session_limit=settings.sessions,
+                clock=clock,
+                random=secrets.token_bytes,
+            )
+        )
+
+    def __enter__(self) -> TrustService:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()

@@ -1,0 +1,236 @@
+"""Settings of the trust service: one table drives the command line, the defaults and the reference page.
+
+What an attacker gains who controls a setting is said with it. There is no setting that turns TLS or appraisal off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cloister.errors import FormatRefused
+
+LOOPBACK: Final = "127.0.0.1"
+SLIRP_HOST: Final = "10.0.2.2"  # where a guest with QEMU's user networking finds its host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustSettings:
+    """Everything the service can be told.
+
+    Attributes:
+        state: directory of the service's state, private to its user.
+        host: IP address to listen on.
+        port: TCP port; 0 takes a free one, which the ready report names.
+        names: subjectAltNames of the TLS certificate.
+        ready_file: where to write the ready report (JSON), or None.
+        ready_fd: inherited file descriptor to write the ready report to, or None.
+        appraisal_policy: id of the appraisal policy that evidence is judged under.
+        session_seconds: time a guest may take between `/auth` and its `/attest`.
+        store_seconds: time after which a stalled store becomes a refusal.
+        request_seconds: time after which any request becomes a refusal.
+        concurrency: requests worked on at once.
+        queue: requests admitted at once; more are turned away with 503.
+        sessions: live sessions; more are turned away with 503.
+        shutdown_seconds: time given to requests in flight on SIGTERM.
+        die_with_parent: end when the starting process ends.
+    """
+
+    state: Path
+    host: str = LOOPBACK
+    port: int = 0
+    names: tuple[str, ...] = ("localhost", LOOPBACK, SLIRP_HOST)
+    ready_file: Path | None = None
+    ready_fd: int | None = None
+    appraisal_policy: str = "default"
+    session_seconds: float = 300.0
+    store_seconds: float = 4.0
+    request_seconds: float = 10.0
+    concurrency: int = 8
+    queue: int = 128
+    sessions: int = 20_000
+    shutdown_seconds: float = 5.0
+    die_with_parent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One line of the table.
+
+    Attributes:
+        field: attribute of `TrustSettings`.
+        flag: command-line flag.
+        parse: text to value; None for a switch.
+        help: one line for people.
+        controls: what an attacker gains who controls it.
+    """
+
+    field: str
+    flag: str
+    parse: Callable[[str], Any] | None  # Any: the type of the field
+    help: str
+    controls: str
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
+        raise ValueError(text)
+    return names
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise ValueError(text)
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 < value <= 1_000_000:
+        raise ValueError(text)
+    return value
+
+
+TABLE: Final[Sequence[Setting]] = (
+    Setting(
+        field="state",
+        flag="--state",
+        parse=Path,
+        help="state directory",
+        controls="everything: root key, policies and resources live there",
+    ),
+    Setting(
+        field="names",
+        flag="--names",
+        parse=_names,
+        help="comma-separated names and addresses in the TLS certificate",
+        controls="nothing without the CA key; wrong names stop guests from connecting",
+    ),
+    Setting(
+        field="ready_file",
+        flag="--ready-file",
+        parse=Path,
+        help="file that receives the ready report as JSON",
+        controls="where the report is written; it holds no secret",
+    ),
+    Setting(
+        field="ready_fd",
+        flag="--ready-fd",
+        parse=int,
+        help="inherited descriptor that receives the ready report",
+        controls="where the report is written; it holds no secret",
+    ),
+    Setting(
+        field="appraisal_policy",
+        flag="--appraisal-policy",
+        parse=str,
+        help="id of the stored appraisal policy to judge by",
+        controls="which of the owner's own policies applies; release rules name the id they accept",
+    ),
+    Setting(
+        field="session_seconds",
+        flag="--session-seconds",
+        parse=_seconds,
+        help="time a guest may take between /auth and /attest",
+        controls="how long a challenge stays open; a nonce is accepted once regardless",
+    ),
+    Setting(
+        field="store_seconds",
+        flag="--store-seconds",
+        parse=_seconds,
+        help="time after which a stalled store becomes a refusal",
+        controls="availability only",
+    ),
+    Setting(
+        field="request_seconds",
+        flag="--request-seconds",
+        parse=_seconds,
+        help="time after which any request becomes a refusal",
+        controls="availability only",
+    ),
+    Setting(
+        field="concurrency",
+        flag="--concurrency",
+        parse=_count,
+        help="requests worked on at once",
+        controls="availability only",
+    ),
+    Setting(
+        field="queue",
+        flag="--queue",
+        parse=_count,
+        help="requests admitted at once",
+        controls="availability only",
+    ),
+    Setting(
+        field="sessions",
+        flag="--sessions",
+        parse=_count,
+        help="live sessions",
+        controls="availability only",
+    ),
+    Setting(
+        field="shutdown_seconds",
+        flag="--shutdown-seconds",
+        parse=_seconds,
+        help="time given to requests in flight on SIGTERM",
+        controls="availability only",
+    ),
+    Setting(
+        field="die_with_parent",
+        flag="--die-with-parent",
+        parse=None,
+        help="end when the starting process ends",
+        controls="availability only",
+    ),
+)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`; an IPv6 host stands in brackets.
+
+    Raises:
+        FormatRefused: not an IP address and a port (`trust.settings.listen`).
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+        number = int(port)
+    except ValueError as err:
+        raise FormatRefused(
+            "trust.settings.listen", "not an address to listen on", expected="127.0.0.1:0", actual=text[:60]
+        ) from err
+    if not 0 <= number <= 65535:
+        raise FormatRefused("trust.settings.listen", "no such port", expected="0 to 65535", actual=str(number))
+    return host, number
+
+
+def settings_from_arguments(arguments: Sequence[str]) -> TrustSettings:
+    """Parse the command line of `python -m cloister.trust.app`; ends the process on a usage error, as argparse does."""
+    parser = argparse.ArgumentParser(prog="cloister.trust.app", allow_abbrev=False)
+    parser.add_argument("--listen", default=f"{LOOPBACK}:0", help="address and port; port 0 takes a free one")
+    for setting in TABLE:
+        if setting.parse is None:
+            parser.add_argument(setting.flag, dest=setting.field, action="store_true", help=setting.help)
+        else:
+            parser.add_argument(
+                setting.flag,
+                dest=setting.field,
+                type=setting.parse,
+                default=argparse.SUPPRESS,
+                required=setting.field == "state",
+                help=setting.help,
+            )
+    values = vars(parser.parse_args(arguments))
+    try:
+        host, port = parse_listen(values.pop("listen"))
+    except FormatRefused as err:
+        parser.error(str(err))
+    return TrustSettings(host=host, port=port, **values)

@@ -1,0 +1,74 @@
+"""What appraisal judges by, read from the store once per change of configuration.
+
+A running service sees a change that another process of the owner made with the next request: the store counts
+changes, and reading that count is one indexed row.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from cloister.errors import AppraisalRefused
+from cloister.rats.endorsement import Endorsements
+from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
+from cloister.rats.reference import ReferenceEntry
+from cloister.trust.store.database import Store
+from cloister.trust.store.endorsers import RootStore
+from cloister.trust.store.policies import APPRAISAL, PolicyStore
+from cloister.trust.store.references import ReferenceStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppraisalInputs:
+    """Policy, roots and reference values of one moment."""
+
+    policy: AppraisalPolicy
+    endorsements: Endorsements
+    references: tuple[ReferenceEntry, ...]
+
+
+class AppraisalInputSource:
+    """Reads the inputs; keeps them until the configuration changes."""
+
+    def __init__(self, store: Store, policy_id: str) -> None:
+        self._store = store
+        self._policy_id = policy_id
+        self._policies = PolicyStore(store)
+        self._roots = RootStore(store)
+        self._references = ReferenceStore(store)
+        self._lock = threading.Lock()
+        self._kept: tuple[int, AppraisalInputs] | None = None
+
+    def current(self) -> AppraisalInputs:
+        """Return the inputs in force.
+
+        Raises:
+            AppraisalRefused: there is no appraisal policy (`trust.verifier.no_policy`).
+            Unavailable: the store failed.
+        """
+        configuration = self._store.configuration()
+        with self._lock:
+            if self._kept is not None and self._kept[0] == configuration:
+                return self._kept[1]
+        inputs = self._read()
+        with self._lock:
+            # Read after the count: what is kept under it is at least as new.
+            self._kept = (configuration, inputs)
+        return inputs
+
+    def _read(self) -> AppraisalInputs:
+        stored = self._policies.current(APPRAISAL, self._policy_id)
+        if stored is None:
+            raise AppraisalRefused(
+                "trust.verifier.no_policy",
+                "no appraisal policy is stored, so nothing is acceptable",
+                expected=f"a policy with id {self._policy_id}",
+                actual="none",
+                hint="store one: `cloister policy appraisal set FILE`",
+            )
+        return AppraisalInputs(
+            policy=parse_appraisal_policy(stored.text),
+            endorsements=Endorsements(roots=self._roots.list()),
+            references=self._references.list(),
+        )

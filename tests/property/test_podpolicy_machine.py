@@ -35,6 +35,7 @@ NAMES = ["a", "b", "c", "d"]
 IDENTIFIERS = [f"id{number}" for number in range(5)]
 COMMANDS = [("check",), ("check", "-v"), ("sh",)]
 PATHS = [ResourcePath("r", "t", tag) for tag in ("one", "two")]
+EXTRAS: list[dict[str, object]] = [{}, {}, {}, {"env": ("A=1",)}, {"cwd": "/"}, {"user": "0"}, {"terminal": True}]
 STATUSES = st.sampled_from([0, 0, 0, 1, 137])
 
 
@@ -140,18 +141,40 @@ class PodLife(RuleBasedStateMachine):
         if expected:
             self.owner[identifier] = name
 
-    def next_create(self) -> tuple[str, str] | None:
-        free = [identifier for identifier in IDENTIFIERS if identifier not in self.owner]
-        names = [name for name in self.rank if free and self.may_create(free[0], name)]
-        return (free[0], names[0]) if names else None
+    # Honest steps and near misses, so that random lives get far and the hostile step differs in one thing only.
 
-    @precondition(lambda self: self.next_create() is not None)
+    def creatable(self) -> list[str]:
+        free = [identifier for identifier in IDENTIFIERS if identifier not in self.owner]
+        return [name for name in self.rank if free and self.may_create(free[0], name)]
+
+    @precondition(lambda self: self.creatable())
+    @rule(used=st.booleans())
+    def create_next(self, used: bool) -> None:
+        identifiers = [identifier for identifier in IDENTIFIERS if (identifier in self.owner) == used]
+        if identifiers:
+            self.create(identifiers[0], self.creatable()[0])
+
+    @precondition(lambda self: any(self.may_start(name) for name in self.rank))
     @rule()
-    def create_next(self) -> None:
-        """An honest step, so that random lives get far."""
-        found = self.next_create()
-        assert found is not None
-        self.create(*found)
+    def start_next(self) -> None:
+        self.start(next(key for key, name in self.owner.items() if self.may_start(name)))
+
+    @precondition(lambda self: any(self.running(name) for name in self.rank))
+    @rule(delete=st.booleans(), status=STATUSES)
+    def end_or_delete_running(self, delete: bool, status: int) -> None:
+        identifier = next(key for key, name in self.owner.items() if self.running(name))
+        if delete:
+            self.delete(identifier)
+        else:
+            self.end(identifier, status)
+
+    @precondition(lambda self: any(rules.exec for rules in self.rules.values()))
+    @rule(listed=st.booleans(), extra=st.sampled_from(EXTRAS))
+    def run_in_container_with_exec(self, listed: bool, extra: dict[str, object]) -> None:
+        for identifier, name in self.owner.items():
+            if commands := self.rules[name].exec:
+                args = commands[-1] if listed else (*commands[-1], "more")
+                self.run_further_process(identifier, args, extra)
 
     @rule(identifier=st.sampled_from(IDENTIFIERS))
     def start(self, identifier: str) -> None:
@@ -187,7 +210,7 @@ class PodLife(RuleBasedStateMachine):
     @rule(
         identifier=st.sampled_from(IDENTIFIERS),
         args=st.sampled_from([*COMMANDS, ("check -v",), ()]),
-        extra=st.sampled_from([{}, {}, {}, {"env": ("A=1",)}, {"cwd": "/"}, {"user": "0"}, {"terminal": True}]),
+        extra=st.sampled_from(EXTRAS),
     )
     def run_further_process(self, identifier: str, args: tuple[str, ...], extra: dict[str, object]) -> None:
         name = self.alive(identifier)
@@ -234,6 +257,5 @@ class PodLife(RuleBasedStateMachine):
                 done.add(name)
 
 
-# `rank` exists only after `begin`; hypothesis checks invariants from then on.
 TestPodLife = PodLife.TestCase
-TestPodLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPodLife.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

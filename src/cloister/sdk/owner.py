@@ -1,0 +1,287 @@
+"""What an owner does on one machine: keep a signing key, seal images, approve pods, withdraw approval.
+
+The owner's trust service is told three things about a pod before it starts, and nothing else lets a key out: which
+platform roots to believe at which level, which measurements are reference values, and which init data (hence which
+pod policy) may have which resource.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import ssl
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cloister.crypto.signer import ECDSAP256Signer
+from cloister.errors import Refused
+from cloister.imagetool.encrypt import Progress, encrypt_image, is_sealed
+from cloister.imagetool.podvm import PodVMBundle, Shape, reference_values
+from cloister.imagetool.sign import sign_image
+from cloister.oci.digest import Digest
+from cloister.oci.distribution import RegistryClient
+from cloister.oci.encryption.annotations import parse_layer_encryption
+from cloister.oci.location import ImageLocation, LocationKind, RegistryAccess, open_source, parse_location
+from cloister.oci.manifest import ImageConfig, parse_config, parse_manifest
+from cloister.oci.reference import OCIReference
+from cloister.oci.store import ImageSource, copy_blob, read_blob, resolve_platform
+from cloister.oci.transport import HTTPTransport
+from cloister.podpolicy.generate import pod_label
+from cloister.podpolicy.model import ImageDefaults
+from cloister.protocol.launch import LaunchProfile
+from cloister.protocol.resourceuri import ResourcePath
+from cloister.rats.claims import Level
+from cloister.rats.endorsement import TrustedRoot
+from cloister.rats.reference import ReferenceEntry
+from cloister.sdk.home import Home
+from cloister.trust.admin import TrustAdmin
+from cloister.wire.limits import IMAGE_CONFIG_BYTES
+
+IDENTITY_REGISTRY: Final = "cloister.local"  # names the repository in signatures; never connected to
+APPRAISAL_POLICY: Final = "default"
+PLATFORM: Final = "linux/amd64"
+_REFERENCE_LIFETIME: Final = timedelta(days=90)
+_KEY_BYTES: Final = 32
+_TAG_CHARS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedReference:
+    """A sealed and signed image in the owner's registry.
+
+    Attributes:
+        repository: name in the signature, `cloister.local/<name>`.
+        digest: of the sealed manifest.
+        source_digest: of the manifest it was made from.
+        kek: where the key-encryption key is kept.
+        config: the image config, which sealing leaves as it is.
+        fresh: False when it was sealed by an earlier run.
+        plain_bytes: size of the layers.
+    """
+
+    repository: str
+    digest: Digest
+    source_digest: Digest
+    kek: tuple[ResourcePath, ...]
+    config: ImageConfig
+    fresh: bool
+    plain_bytes: int
+
+    @property
+    def defaults(self) -> ImageDefaults:
+        """The process defaults of the image."""
+        return ImageDefaults(
+            entrypoint=self.config.entrypoint,
+            cmd=self.config.command,
+            env=self.config.environment,
+            cwd=self.config.working_directory,
+            user=self.config.user,
+        )
+
+
+class Owner:
+    """The owner's side of this machine.
+
+    Args:
+        home: where state is kept.
+        state: state directory of the trust service; the one of `home` by default.
+    """
+
+    def __init__(self, home: Home, *, state: Path | None = None) -> None:
+        self.home = home
+        self.state = state or home.trust
+
+    def admin(self) -> AbstractContextManager[TrustAdmin]:
+        """Open the trust service's state."""
+        return closing(TrustAdmin(self.state))
+
+    def signer(self) -> ECDSAP256Signer:
+        """Return the image signing key, made on first use."""
+        path = self.home.signing_key
+        if not path.exists():
+            draft = path.with_name(f"{path.name}.{os.getpid()}")
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(ECDSAP256Signer.generate().private_pem())
+            if path.exists():
+                draft.unlink()
+            else:
+                draft.rename(path)
+        return ECDSAP256Signer.from_pem(path.read_bytes())
+
+    def seal(self, image: str, registry_port: int, *, progress: Progress | None = None) -> SealedReference:
+        """Seal and sign `image` into the registry on this machine, unless that was done before.
+
+        An image that is sealed already is copied and signed; its key must be in the owner's trust service.
+
+        Args:
+            image: `docker://REF`, `oci:PATH:TAG`, `oci-archive:`, `docker-archive:`, or a reference as `docker run`
+            takes it.
+            registry_port: of the embedded registry.
+            progress: told about the work.
+
+        Raises:
+            ImageRefused, Unavailable: what source or format refuses.
+        """
+        location = parse_location(image)
+        signer = self.signer()
+        with open_source(location, _access(location)) as source:
+            stored = resolve_platform(source, location.selector, PLATFORM)
+            manifest = parse_manifest(stored.raw, media_type=stored.media_type)
+            config = parse_config(read_blob(source, manifest.config, ceiling=IMAGE_CONFIG_BYTES))
+            name = f"{IDENTITY_REGISTRY}/{image_name(location)}"
+            store = _local_repository(name, registry_port)
+            tag = f"sealed-{manifest.digest.hex[:_TAG_CHARS]}"
+            kek = ResourcePath(
+                "default", "image-kek", f"{pod_label(image_name(location))}-{manifest.digest.hex[:_TAG_CHARS]}"
+            )
+            fresh = False
+            if is_sealed(manifest):
+                digest = _copy(source, store, manifest.raw, manifest.media_type, tag)
+                keks = packet_keys(manifest.raw)
+            else:
+                digest, fresh = self._seal_fresh(source, manifest.digest, store, tag, kek, progress)
+                keks = (kek,)
+        sign_image(store, digest, signer, repository=name)
+        return SealedReference(
+            repository=name,
+            digest=digest,
+            source_digest=manifest.digest,
+            kek=keks,
+            config=config,
+            fresh=fresh,
+            plain_bytes=sum(layer.size for layer in manifest.layers),
+        )
+
+    def _seal_fresh(
+        self,
+        source: ImageSource,
+        source_digest: Digest,
+        store: RegistryClient,
+        tag: str,
+        kek: ResourcePath,
+        progress: Progress | None,
+    ) -> tuple[Digest, bool]:
+        with self.admin() as admin:
+            known = any(entry.path == kek for entry in admin.list_resources())
+            stored = store.get_manifest(tag)
+            if known and stored is not None:
+                return Digest.of(stored.raw), False
+            key = secrets.token_bytes(_KEY_BYTES)
+            admin.put_resource(kek, key)
+            sealed = encrypt_image(
+                source, source_digest, store, tag=tag, kek_id=kek.uri, kek=key, platform=PLATFORM, progress=progress
+            )
+        return sealed.digest, True
+
+    def trust_platform(self, roots: Iterable[TrustedRoot], references: Sequence[ReferenceEntry]) -> None:
+        """Believe these roots and reference values, at the levels below `hardware` that they bring."""
+        roots = tuple(roots)
+        levels = {root.level for root in roots} - {Level.HARDWARE}
+        with self.admin() as admin:
+            for root in roots:
+                admin.add_root(root)
+            if references:
+                admin.add_reference_entries(references)
+            admin.put_appraisal_policy(appraisal_policy({root.tee for root in roots}, levels))
+
+    def new_stream_key(self, run_id: str) -> tuple[ResourcePath, bytes]:
+        """Make the key that seals one pod's streams; only the pod and this owner will have it."""
+        path = ResourcePath("default", "stream-key", run_id)
+        key = secrets.token_bytes(_KEY_BYTES)
+        with self.admin() as admin:
+            admin.put_resource(path, key)
+        return path, key
+
+
+def appraisal_policy(tees: Iterable[str], levels: Iterable[Level]) -> bytes:
+    """Return an appraisal policy that accepts `tees`, and besides `hardware` the given levels, by name."""
+    body = {
+        "version": 1,
+        "id": APPRAISAL_POLICY,
+        "tees": sorted(tees),
+        "insecure_accept_levels": sorted(level.value for level in levels),
+    }
+    return msgspec.json.encode(body)
+
+
+def podvm_references(bundle: PodVMBundle, shape: Shape) -> tuple[ReferenceEntry, ...]:
+    """Return the reference values of a pod-VM image at one shape, for both boot profiles, valid for 90 days."""
+    until = datetime.now(UTC) + _REFERENCE_LIFETIME
+    entries = []
+    for prediction in reference_values(bundle, (shape,)):
+        profile = prediction.launch.profile
+        name = "SeaBIOS" if profile is LaunchProfile.SEABIOS else "OVMF"
+        entries.append(
+            ReferenceEntry(
+                id=f"podvm-{bundle.key[:12]}-{profile.value}-{shape.vcpus}x{shape.memory_mib}",
+                tee="tpm",
+                registers=prediction.registers,
+                not_after=until,
+                origin=f"pod-VM image {bundle.key[:12]}, {name}, {shape.vcpus} vCPU, {shape.memory_mib} MiB",
+            )
+        )
+    return tuple(entries)
+
+
+def image_name(location: ImageLocation) -> str:
+    """Return the name an image goes by in the owner's registry: its repository, or the file's name."""
+    if location.reference is not None:
+        return location.reference.repository
+    stem = Path(location.path).name.removesuffix(".tar")
+    tag = location.selector.rpartition("/")[2].partition(":")[0] if location.kind is LocationKind.DOCKER_ARCHIVE else ""
+    return pod_label(tag or stem)
+
+
+def packet_keys(manifest: bytes) -> tuple[ResourcePath, ...]:
+    """Return where the key-encryption keys of a sealed manifest are kept, each once.
+
+    Raises:
+        ImageRefused: a layer carries no packet for a key broker.
+    """
+    layers = parse_manifest(manifest).layers
+    paths = {
+        packet.kek_path
+        for number, layer in enumerate(layers)
+        for packet in parse_layer_encryption(layer, path=f"layers[{number}]").packets
+    }
+    return tuple(sorted(paths))
+
+
+def require_private(path: Path) -> None:
+    """Refuse a directory that others can read.
+
+    Raises:
+        Refused: `sdk.home.not_private`.
+    """
+    if path.stat().st_mode & 0o077:
+        raise Refused(
+            "sdk.home.not_private", "directory is readable by others", path=str(path), hint=f"chmod 700 {path}"
+        )
+
+
+def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: str, tag: str) -> Digest:
+    manifest = parse_manifest(raw, media_type=media_type)
+    for descriptor in (manifest.config, *manifest.layers):
+        copy_blob(source, store, descriptor)
+    return store.write_manifest(raw, media_type, tag)
+
+
+def _access(location: ImageLocation) -> RegistryAccess:
+    """Plain HTTP to this machine only, as container tools do; elsewhere TLS with the system's roots."""
+    host = location.reference.registry.partition(":")[0] if location.reference else ""
+    local = host == "localhost" or host.startswith("127.")
+    transport = HTTPTransport(tls=ssl.create_default_context())
+    return RegistryAccess(transport=transport, plain_http=local, other_origins=not local)
+
+
+def _local_repository(name: str, port: int) -> RegistryClient:
+    repository = name.removeprefix(f"{IDENTITY_REGISTRY}/")
+    reference = OCIReference(registry=f"127.0.0.1:{port}", repository=repository)
+    return RegistryClient(HTTPTransport(), reference, plain_http=True, other_origins=False)

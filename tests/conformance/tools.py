@@ -1,12 +1,13 @@
 """Where tests find real external programs: one place, one order of search.
 
-`find_tool("skopeo", minimum=(1, 18))` looks in `$CLOISTER_TOOLS`, then on `PATH`, then downloads the Debian trixie package with its
-libraries through this machine's own apt configuration (same mirrors, same keyring, suite replaced) into
-`$CLOISTER_CACHE/tools/<package>_<version>/` and runs it with the loader and libraries of that package set, so that
-nothing is installed and no root is needed. A machine where none of this works gives the exact reason: tests skip with it, and fail with it
-where `CI` is set.
+`find_tool("skopeo", minimum=(1, 18))` looks in `$CLOISTER_TOOLS`, then on `PATH`, then downloads the Debian trixie
+package with its libraries through this machine's own apt configuration (same mirrors, same keyring, suite replaced)
+into `$CLOISTER_CACHE/tools/<package>_<version>/` and runs it with the loader and libraries of that package set, so
+that nothing is installed and no root is needed. A machine where none of this works gives the exact reason: tests
+skip with it, and fail with it where `CI` is set.
 
-Downloaded packages are trusted as far as apt trusts them: the release file's signature under the Debian archive keyring.
+Downloaded packages are trusted as far as apt trusts them: the release file's signature under the Debian archive
+keyring.
 """
 
 from __future__ import annotations
@@ -127,8 +128,7 @@ def _write_launcher(staging: Path, home: Path, package: str) -> None:
     script = staging / "bin" / package
     script.parent.mkdir()
     script.write_text(
-        "#!/bin/sh\n"
-        f'exec "{libraries}/{loader.name}" --library-path "{libraries}" "{root}/usr/bin/{package}" "$@"\n',
+        f'#!/bin/sh\nexec "{libraries}/{loader.name}" --library-path "{libraries}" "{root}/usr/bin/{package}" "$@"\n',
         encoding="utf-8",
     )
     script.chmod(0o755)
@@ -142,9 +142,7 @@ def _apt_options() -> list[str]:
     for name in ("lists/partial", "archives/partial"):
         (state / name).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
-    (state / "sources.list").write_text(
-        f"deb [signed-by={KEYRING}] {debian_mirror()} {SUITE} main\n", encoding="utf-8"
-    )
+    (state / "sources.list").write_text(f"deb [signed-by={KEYRING}] {debian_mirror()} {SUITE} main\n", encoding="utf-8")
     options = {
         "Dir::Etc::sourcelist": str(state / "sources.list"),
         "Dir::Etc::sourceparts": "-",
@@ -166,7 +164,9 @@ def debian_mirror() -> str:
     Raises:
         ToolMissing: apt is configured with none.
     """
-    lines = _run(["apt-get", "indextargets", "--format", "$(SITE)|$(REPO_URI)|$(ORIGIN)|$(SUITE)|$(COMPONENT)"]).splitlines()
+    lines = _run(
+        ["apt-get", "indextargets", "--format", "$(SITE)|$(REPO_URI)|$(ORIGIN)|$(SUITE)|$(COMPONENT)"]
+    ).splitlines()
     for line in lines:
         _, uri, origin, suite, component = (line + "||||").split("|")[:5]
         if origin == "Debian" and component == "main" and "security" not in suite and "-updates" not in suite:
@@ -176,7 +176,13 @@ def debian_mirror() -> str:
 
 def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=APT_SECONDS, check=False, cwd=cwd, env={**os.environ, "LC_ALL": "C"}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=APT_SECONDS,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C"},
     )
     if result.returncode:
         raise ToolMissing(f"{' '.join(command[:2])} .. gave {result.returncode}: {result.stderr.strip()[-300:]}")

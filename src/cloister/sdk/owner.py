@@ -131,7 +131,7 @@ class Owner:
         """
         location = parse_location(image)
         signer = self.signer()
-        with open_source(location, _access(location)) as source:
+        with open_source(location, registry_access(location)) as source:
             stored = resolve_platform(source, location.selector, PLATFORM)
             manifest = parse_manifest(stored.raw, media_type=stored.media_type)
             config = parse_config(read_blob(source, manifest.config, ceiling=IMAGE_CONFIG_BYTES))
@@ -273,7 +273,7 @@ def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: st
     return store.write_manifest(raw, media_type, tag)
 
 
-def _access(location: ImageLocation) -> RegistryAccess:
+def registry_access(location: ImageLocation) -> RegistryAccess:
     """Plain HTTP to this machine only, as container tools do; elsewhere TLS with the system's roots."""
     host = location.reference.registry.partition(":")[0] if location.reference else ""
     local = host == "localhost" or host.startswith("127.")

@@ -1,0 +1,76 @@
+"""`cloister podvm build|inspect|lock`: the measured image every pod boots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.cli.output import StepPrinter, print_json, short_digest, stdout
+from cloister.cli.progress import PhaseBar
+from cloister.sdk.home import home_from_environment
+
+app = typer.Typer(no_args_is_help=True, help="Build and look at the pod-VM image.", rich_markup_mode=None)
+
+JSONOption = Annotated[str, typer.Option("--output", help="text or json.")]
+
+
+@app.command("build")
+def build_command(output: JSONOption = "text") -> None:
+    """Build the pod-VM image from locked Debian packages, bit for bit the same anywhere.
+
+    Needs neither root nor a container engine. The result is cached by content; a second build is a look-up.
+    """
+    from cloister.sdk.bundle import build_bundle
+
+    with PhaseBar("pod-VM image") as bar:
+        bundle = build_bundle(home_from_environment(), progress=bar)
+    if output == "json":
+        print_json({"schema": 1, "path": str(bundle.path), "key": bundle.key, "cached": bundle.cached})
+        return
+    step = StepPrinter()
+    took = "cached" if bundle.cached else f"{sum(seconds for _, seconds in bundle.phase_seconds):.1f} s"
+    step("ok", "pod-VM image", f"{bundle.path}  ({took})")
+    for phase, seconds in bundle.phase_seconds:
+        step("--", f"  {phase}", f"{seconds:.1f} s")
+    step("ok", "root hash", bundle.reference.verity.root_hash)
+    step.note("next: cloister podvm inspect")
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path | None, typer.Argument(help="Directory of a bundle [default: the current build].")] = None,
+    output: JSONOption = "text",
+) -> None:
+    """Show what the image is made of and what machines that boot it will measure as."""
+    from cloister.imagetool.podvm import inspect
+    from cloister.sdk.bundle import build_bundle
+
+    inspection = inspect(path or build_bundle(home_from_environment()).path)
+    reference = inspection.reference
+    if output == "json":
+        import msgspec
+
+        print_json({"schema": 1, "reference": msgspec.to_builtins(reference)})
+        return
+    stdout.print(f"pod-VM image {reference.key}")
+    stdout.print(f"  root hash  {reference.verity.root_hash}")
+    for name, record in sorted(reference.files.items()):
+        stdout.print(f"  {name:<28} {record.size:>11,} bytes  {short_digest(record.digest, 16)}")
+    stdout.print("  expected registers")
+    for entry in reference.common:
+        values = "  ".join(f"{name} {value[:16]}.." for name, value in sorted(entry.registers.items()))
+        stdout.print(f"    {entry.profile:<8} {entry.vcpus} vCPU {entry.memory_mib:>5} MiB  {values}")
+
+
+@app.command("lock")
+def lock_command() -> None:
+    """Resolve the package list against this machine's Debian mirrors and rewrite the lock file."""
+    from cloister.sdk.bundle import lock_packages
+
+    with PhaseBar("resolving packages") as bar:
+        path, changed = lock_packages(home_from_environment(), progress=bar)
+    step = StepPrinter()
+    step("ok", "lock file", f"{path}  ({'changed' if changed else 'unchanged'})")
+    step.note("next: cloister podvm build")

@@ -1,0 +1,59 @@
+"""The pod-VM image of this installation: build it or find it in the cache, and hand it to launchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cloister.host.vmm.spec import Bundle
+from cloister.imagetool import podvm
+from cloister.imagetool.podvm import PodVMBundle
+from cloister.imagetool.podvm.bundle import INITRD, KERNEL, OPTION_ROM, OVMF_CODE, OVMF_VARS, ROOT, SEABIOS, UKI
+from cloister.imagetool.podvm.definition import lock_of
+from cloister.sdk.home import Home
+
+Progress = Callable[[str, float], None]
+
+
+def build_bundle(home: Home, *, progress: Progress | None = None) -> PodVMBundle:
+    """Return the pod-VM image for the current sources, building it when it is not cached (about a minute).
+
+    Raises:
+        Refused, Unavailable: as `cloister.imagetool.podvm.build`.
+    """
+    return podvm.build(_request(home, progress))
+
+
+def lock_packages(home: Home, *, progress: Progress | None = None) -> tuple[Path, bool]:
+    """Rewrite the package lock; return its path and whether it changed.
+
+    Raises:
+        Unavailable: the mirror cannot be reached or lacks a package.
+    """
+    path = lock_of(podvm.default_definition())
+    before = path.read_bytes() if path.exists() else b""
+    podvm.lock(_request(home, progress))
+    return path, path.read_bytes() != before
+
+
+def launch_files(bundle: PodVMBundle) -> Bundle:
+    """Return the files of a pod-VM image as a launcher wants them."""
+    option_rom = bundle.file(OPTION_ROM)
+    return Bundle(
+        kernel=bundle.file(KERNEL),
+        initrd=bundle.file(INITRD),
+        cmdline=bundle.cmdline,
+        root=bundle.file(ROOT),
+        uki=bundle.file(UKI),
+        bios=bundle.file(SEABIOS),
+        ovmf_code=bundle.file(OVMF_CODE),
+        ovmf_vars=bundle.file(OVMF_VARS),
+        option_roms={option_rom.name: option_rom},
+    )
+
+
+def _request(home: Home, progress: Progress | None) -> podvm.BuildRequest:
+    definition = podvm.default_definition()
+    if progress is None:
+        return podvm.BuildRequest(definition=definition, cache=home.cache)
+    return podvm.BuildRequest(definition=definition, cache=home.cache, progress=progress)

@@ -1,0 +1,110 @@
+"""What runs inside the pod VM is a budget: listed by name, and cheap before the first word to the host.
+
+`guest_hello.txt` is what importing the agent loads, parents' `__init__` included: that is on the way to the hello.
+`guest_closure.txt` is every module of ours that the guest can ever load, late imports included: that is what an owner
+trusts. A change of either is a change of a tracked file. `python tests/architecture/test_guest_budget.py` rewrites
+both.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import grimp
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parents[1] / "src"
+AGENT = "cloister.guest.agent"
+# Each costs a noticeable part of a second inside an emulated machine; together more than the firmware.
+EXPENSIVE = ["cryptography", "http.client", "ssl", "asyncio", "tarfile", "subprocess", "email", "urllib.request"]
+ALLOWED_DISTRIBUTIONS = {"msgspec", "cryptography"}
+OUTSIDE = ["testing", "cli", "sdk", "trust", "host", "imagetool"]
+
+
+def loaded_by_importing(module: str) -> set[str]:
+    """Names of all modules that a fresh interpreter, without site hooks, loads for `module`."""
+    program = (
+        f"import sys; sys.path[:0] = [{str(SOURCE)!r}, {sysconfig.get_path('purelib')!r}]; "
+        f"import {module}; print(*sys.modules, sep='\\n')"
+    )
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def closure() -> tuple[set[str], set[str]]:
+    """Modules of ours that the guest package can reach by any import statement, and the foreign packages they name.
+
+    Attesters are reached by name through `cloister.tee.registry`, so they are roots as well.
+    """
+    graph = grimp.build_graph(
+        "cloister", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+    )
+    roots = [
+        name
+        for name in graph.modules
+        if name.startswith("cloister.guest.") or (name.startswith("cloister.tee.") and name.endswith(".attester"))
+    ]
+    seen = set(roots)
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        parent = {name.rpartition(".")[0]} if name.startswith("cloister.") else set()
+        new = (graph.find_modules_directly_imported_by(name) | parent) - seen
+        seen |= new
+        waiting += new
+    ours = {name for name in seen if name.partition(".")[0] == "cloister"}
+    return ours, seen - ours
+
+
+def ours(names: set[str]) -> list[str]:
+    return sorted(name for name in names if name.partition(".")[0] == "cloister")
+
+
+def listed(file: str) -> list[str]:
+    return (HERE / file).read_text("utf-8").split()
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_agent_says_hello_without(name: str) -> None:
+    loaded = loaded_by_importing(AGENT)
+    assert AGENT in loaded
+    assert name not in loaded
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_the_probe_sees_expensive_modules(name: str) -> None:
+    """The check above must be able to fail."""
+    assert name in loaded_by_importing(name)
+
+
+def test_modules_before_hello_are_the_listed_ones() -> None:
+    assert ours(loaded_by_importing(AGENT)) == listed("guest_hello.txt")
+
+
+def test_modules_the_guest_can_load_are_the_listed_ones() -> None:
+    assert sorted(closure()[0]) == listed("guest_closure.txt")
+
+
+def test_hello_is_part_of_the_closure() -> None:
+    assert set(ours(loaded_by_importing(AGENT))) <= closure()[0]
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_guest_never_loads_code_of_another_plane(package: str) -> None:
+    prefix = f"cloister.{package}"
+    assert not [name for name in closure()[0] if name == prefix or name.startswith(prefix + ".")]
+
+
+def test_guest_needs_two_distributions_only() -> None:
+    """The pod-VM image holds Debian's msgspec and cryptography and nothing else beyond the standard library."""
+    foreign = {name.partition(".")[0] for name in closure()[1]} - set(sys.stdlib_module_names)
+    assert foreign <= ALLOWED_DISTRIBUTIONS
+
+
+if __name__ == "__main__":
+    (HERE / "guest_hello.txt").write_text("\n".join(ours(loaded_by_importing(AGENT))) + "\n", encoding="utf-8")
+    (HERE / "guest_closure.txt").write_text("\n".join(sorted(closure()[0])) + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ no network. Trusts the anchors it is given.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, TypeVar
@@ -42,9 +44,9 @@ _PARSE_ERRORS: Final = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
-    Warning,  # what the library deprecates in a certificate, where a filter turns warnings into errors
 )
 
+_WARNINGS: Final = threading.Lock()  # the filters that `_parse` changes for a moment belong to the whole process
 _E = TypeVar("_E", bound=x509.ExtensionType)
 
 
@@ -68,11 +70,9 @@ def load_certificate(der: bytes, *, code: str, path: str = "") -> x509.Certifica
             actual=str(len(der)),
         )
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        _ = (certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer)
+        return _parse(der)
     except _PARSE_ERRORS as err:
         raise FormatRefused(f"{code}.malformed", f"not a certificate: {err}"[:160], path=path) from err
-    return certificate
 
 
 def extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:
@@ -109,6 +109,19 @@ def verify_path(
             `.purpose`, `.critical_extension`, `.algorithm`, `.leaf_is_ca`.
     """
     return _PathSearch(anchors, intermediates, at, code, purpose, leaf_critical).run(leaf)
+
+
+def _parse(der: bytes) -> x509.Certificate:
+    """Parse and touch every part that parses late. The library keeps what it parsed.
+
+    Vendors write what it warns about (names over 64 characters, serial number zero): no reason to refuse, and whoever
+    turns warnings into errors must not thereby change a verdict.
+    """
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        certificate = x509.load_der_x509_certificate(der)
+        _ = (certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer)
+    return certificate
 
 
 class _PathSearch:

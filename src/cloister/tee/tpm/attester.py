@@ -49,6 +49,7 @@ class TPMAttester:
         self._transport = transport if transport is not None else DeviceTransport(device)
         self._event_log = event_log
         self._ak: tuple[int, bytes] | None = None
+        self._ek: int | None = None
         self._ek_certificate: bytes | None = None
         self._transient: list[int] = []
 
@@ -64,11 +65,11 @@ class TPMAttester:
         """Unload the keys that were created and release the device. Keys persist in the TPM as seeds only."""
         try:
             while self._transient:
-                self._transport.exchange(commands.flush_context(self._transient.pop()))
+                self._flush(self._transient[-1])
         except Unavailable:
             self._transient.clear()  # a TPM that is gone holds no keys for us
         finally:
-            self._ak = None
+            self._ak = self._ek = None
             self._transport.close()
 
     def extend(self, pcr: int, digest: bytes) -> None:
@@ -114,10 +115,16 @@ class TPMAttester:
         started = self._run(commands.start_policy_session(os.urandom(_NONCE_BYTES)), "starting a policy session")
         session = commands.parse_handle(started)[0]
         self._transient.append(session)
-        self._run(commands.policy_secret(session), "satisfying the EK's policy")
-        code, response = self._exchange(
-            commands.activate_credential(ak, ek, session, credential_blob, encrypted_secret)
-        )
+        try:
+            self._run(commands.policy_secret(session), "satisfying the EK's policy")
+            code, response = self._exchange(
+                commands.activate_credential(ak, ek, session, credential_blob, encrypted_secret)
+            )
+            if not code:
+                self._transient.remove(session)  # its continueSession flag was clear: it ended with the command
+        finally:
+            if session in self._transient:  # a TPM has room for three sessions
+                self._flush(session)
         if code:
             raise EvidenceError(
                 "tee.tpm.credential_refused",
@@ -125,7 +132,6 @@ class TPMAttester:
                 actual=f"response code {code:#05x}",
                 hint="the verifier must make it for the EK certificate and AK of this session",
             )
-        self._transient.remove(session)  # its continueSession flag was clear: it ended with the command
         return commands.parse_sized(response)
 
     def attest(self, report_data: bytes, secret: bytes) -> dict[str, Any]:  # Any: JSON object of texts and lists
@@ -173,12 +179,15 @@ class TPMAttester:
 
     def _endorsement_key(self) -> int:
         """Return a handle of the RSA EK: the persistent one, else made again from the endorsement seed."""
+        if self._ek is not None:
+            return self._ek
         if not self._exchange(commands.read_public(c.EK_HANDLE))[0]:
-            return c.EK_HANDLE
+            self._ek = c.EK_HANDLE
+            return self._ek
         response = self._run(commands.create_primary(c.RH_ENDORSEMENT, commands.EK_TEMPLATE), "creating the EK")
-        handle = commands.parse_create_primary(response)[0]
-        self._transient.append(handle)
-        return handle
+        self._ek = commands.parse_create_primary(response)[0]
+        self._transient.append(self._ek)
+        return self._ek
 
     def _read_ek_certificate(self) -> bytes:
         index = c.EK_CERTIFICATE_INDEX
@@ -214,6 +223,11 @@ class TPMAttester:
         if len(log) > EVENT_LOG_BYTES:
             raise Unavailable("tee.tpm.event_log", "event log too long", expected=f"at most {EVENT_LOG_BYTES} bytes")
         return log
+
+    def _flush(self, handle: int) -> None:
+        """Unload a key or session; a refusal means that it is not loaded any more."""
+        self._transient.remove(handle)
+        self._transport.exchange(commands.flush_context(handle))
 
     def _run(self, command: bytes, what: str) -> bytes:
         code, response = self._exchange(command)

@@ -1,8 +1,7 @@
 """Machine shapes and what each measures as: the tie between the files of a bundle and registers.
 
-Profile `seabios`: PCR 0 follows from the launch blob alone. Profile `uki`: PCR 4, 9, 11 and 12 follow from the unified
-kernel image alone; PCR 0 depends on memory and processors in a way that firmware files do not tell, so only the value
-it starts from is predicted, and a verifier replays the log from there. See spec/launch-measurement.md.
+Profile `seabios`: PCR 0 follows from the launch blob alone. Profile `uki`: PCR 0 follows from the launch blob and the
+firmware, PCR 4, 9, 11 and 12 from the unified kernel image. See spec/launch-measurement.md.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cloister.errors import Refused
+from cloister.imagetool.measure.pcr import replay
 from cloister.protocol.launch import LaunchMeasurement, LaunchProfile, digest_text
 
 
@@ -38,6 +39,7 @@ class BootParts:
         ovmf_code: firmware file of profile `uki`.
         uki: unified kernel image.
         uki_registers: registers that follow from the unified kernel image (see `cloister.imagetool.measure.uki`).
+        ovmf_digests: what OVMF itself extends into PCR 0 (see `cloister.imagetool.measure.ovmf`); empty when unknown.
     """
 
     seabios: str
@@ -48,6 +50,7 @@ class BootParts:
     ovmf_code: str
     uki: str
     uki_registers: Mapping[str, bytes]
+    ovmf_digests: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,12 @@ class Prediction:
 
 
 def predict(parts: BootParts, profile: LaunchProfile, shape: Shape) -> Prediction:
-    """Return the prediction for one profile and shape."""
+    """Return the prediction for one profile and shape.
+
+    Raises:
+        Refused: profile `uki` with firmware whose own events are not known (`imagetool.measure.firmware_unknown`).
+            There is no prediction without PCR 0: firmware that nobody checks could measure anything into the others.
+    """
     if profile is LaunchProfile.SEABIOS:
         launch = LaunchMeasurement(
             profile=profile,
@@ -77,6 +85,14 @@ def predict(parts: BootParts, profile: LaunchProfile, shape: Shape) -> Predictio
             option_roms=parts.option_roms,
         )
         return Prediction(launch=launch, registers={"pcr00": launch.pcr0_seabios()})
+    if not parts.ovmf_digests:
+        raise Refused(
+            "imagetool.measure.firmware_unknown",
+            "the image's definition has no record of what this OVMF measures",
+            path="uki.firmware",
+            actual=parts.ovmf_code,
+            hint="add a record for this firmware: spec/launch-measurement.md, section 3",
+        )
     launch = LaunchMeasurement(
         profile=profile,
         vcpus=shape.vcpus,
@@ -86,10 +102,13 @@ def predict(parts: BootParts, profile: LaunchProfile, shape: Shape) -> Predictio
         initrd=None,
         cmdline=None,
     )
-    return Prediction(launch=launch, registers=parts.uki_registers)
+    first = replay(parts.ovmf_digests, start=launch.hcrtm_start_value())
+    return Prediction(launch=launch, registers={"pcr00": first, **parts.uki_registers})
 
 
-def predict_all(parts: BootParts, shapes: Iterable[Shape]) -> tuple[Prediction, ...]:
-    """Return the predictions for every profile and each of `shapes`."""
+def predict_all(
+    parts: BootParts, shapes: Iterable[Shape], profiles: Iterable[LaunchProfile] = LaunchProfile
+) -> tuple[Prediction, ...]:
+    """Return the predictions for each of `profiles` and `shapes`; see `predict`."""
     wanted = list(shapes)
-    return tuple(predict(parts, profile, shape) for profile in LaunchProfile for shape in wanted)
+    return tuple(predict(parts, profile, shape) for profile in profiles for shape in wanted)

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cloister.errors import FormatRefused
 from cloister.imagetool.measure.authenticode import authenticode_sha256
 from cloister.imagetool.measure.pcr import INITIAL, extend, extend_data
-from cloister.imagetool.measure.pe import section_content
+from cloister.imagetool.measure.pe import parse_pe, section_content
 
-MEASURED_SECTIONS: Final = (".linux", ".osrel", ".cmdline", ".initrd")
+MEASURED_SECTIONS: Final = (".linux", ".cmdline", ".initrd", ".sbat")  # in the stub's order; `.sbat` is its own
+_UNPREDICTED_SECTIONS: Final = frozenset(  # the stub measures these too, or packs them into what the kernel measures
+    {".osrel", ".ucode", ".splash", ".dtb", ".dtbauto", ".hwids", ".uname", ".pcrsig", ".pcrpkey", ".profile"}
+)
 _BOOT_ACTION: Final = b"Calling EFI Application from Boot Option"
 _SEPARATOR: Final = bytes(4)
 
@@ -23,8 +27,17 @@ def uki_registers(uki: bytes) -> Mapping[str, bytes]:
     """Return `pcr04`, `pcr09`, `pcr11`, `pcr12` after booting the unified kernel image `uki`.
 
     Raises:
-        FormatRefused: not a PE image with the sections of a unified kernel image (`imagetool.pe.malformed`).
+        FormatRefused: not a PE image with the sections of a unified kernel image (`imagetool.pe.malformed`), or with
+            sections whose effect is not predicted here (`imagetool.measure.section`).
     """
+    unknown = sorted(_UNPREDICTED_SECTIONS & {section.name for section in parse_pe(uki).sections})
+    if unknown:
+        raise FormatRefused(
+            "imagetool.measure.section",
+            "unified kernel image holds a section whose measurement is not predicted",
+            path=unknown[0],
+            expected=" ".join(MEASURED_SECTIONS),
+        )
     content = {name: section_content(uki, name) for name in MEASURED_SECTIONS}
     return {
         "pcr04": _boot_manager(uki, content[".linux"]),

@@ -150,7 +150,6 @@ def _build_into(stage: Path, request: BuildRequest, inputs: _Inputs, clock: _Pha
     uki = build_uki(
         UKIParts(
             stub=contents.stub,
-            os_release=definition.uki.os_release.lstrip(),
             cmdline=cmdline,
             kernel=contents.bundle[names.KERNEL],
             initrd=initrd,
@@ -164,7 +163,7 @@ def _build_into(stage: Path, request: BuildRequest, inputs: _Inputs, clock: _Pha
         names.ROOT: image + verity.hashes,
         names.UKI: uki,
     }
-    reference = describe(inputs.key(), made, cmdline=cmdline, verity=verity)
+    reference = describe(inputs.key(), made, definition, cmdline=cmdline, verity=verity)
     manifest = _manifest(inputs, root, contents.initrd)
     made[names.MANIFEST_FILE] = names.encode_json(manifest)
     made[names.REFERENCE_FILE] = names.encode_json(reference)

@@ -71,6 +71,7 @@ class Reference(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     verity: VerityRecord
     files: dict[str, FileRecord]
     uki_registers: dict[str, str]
+    ovmf_events: tuple[str, ...]
     common: tuple[RegisterRecord, ...]
 
 

@@ -103,12 +103,27 @@ class PythonRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     exclude: tuple[str, ...]
 
 
+class MemoryWriteRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Bytes (hex) that the firmware's PEI phase leaves at `offset` of its own volume."""
+
+    offset: int
+    data: str
+
+
+class FirmwareRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What is known of one OVMF file: its digest, its version text, and what it changes before measuring itself."""
+
+    digest: str
+    version: str
+    writes: tuple[MemoryWriteRule, ...]
+
+
 class UKIRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Where the UEFI stub is, and the `os-release` text of the unified kernel image."""
+    """Where the UEFI stub is, and which firmware files are known."""
 
     package: str
     stub: str
-    os_release: str
+    firmware: tuple[FirmwareRule, ...]
 
 
 class Definition(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -142,6 +157,9 @@ def parse_definition(data: bytes) -> Definition:
     try:
         definition = msgspec.toml.decode(data, type=Definition)
         salt_bytes = len(bytes.fromhex(definition.verity_salt))
+        for record in definition.uki.firmware:
+            for write in record.writes:
+                bytes.fromhex(write.data)
     except (msgspec.MsgspecError, ValueError) as err:
         raise FormatRefused("imagetool.definition.malformed", f"not a pod-VM definition: {err}") from err
     if definition.version != VERSION:

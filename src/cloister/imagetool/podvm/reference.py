@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from cloister.imagetool.measure.ovmf import MemoryWrite, firmware_digests
 from cloister.imagetool.measure.shapes import COMMON_SHAPES, BootParts, Prediction, Shape, predict_all
 from cloister.imagetool.measure.uki import uki_registers
 from cloister.imagetool.podvm import bundle as names
@@ -15,17 +16,23 @@ from cloister.imagetool.podvm.bundle import (
     RegisterRecord,
     VerityRecord,
 )
+from cloister.imagetool.podvm.definition import Definition
 from cloister.imagetool.podvm.verity import BLOCK_BYTES, VerityTree
+from cloister.protocol.launch import LaunchProfile
 
 
-def describe(key: str, made: Mapping[str, bytes], *, cmdline: str, verity: VerityTree) -> Reference:
+def describe(
+    key: str, made: Mapping[str, bytes], definition: Definition, *, cmdline: str, verity: VerityTree
+) -> Reference:
     """Return the reference of a bundle whose files are `made` (file name to content)."""
     records = {
         name: FileRecord(size=len(made[name]), digest=f"sha256:{hashlib.sha256(made[name]).hexdigest()}")
         for name in names.FILES
     }
     registers = {name: value.hex() for name, value in uki_registers(made[names.UKI]).items()}
-    parts = _parts(records, cmdline, registers)
+    events = _firmware_events(made[names.OVMF_CODE], records[names.OVMF_CODE].digest, definition)
+    parts = _parts(records, cmdline, registers, events)
+    profiles = [profile for profile in LaunchProfile if events or profile is not LaunchProfile.UKI]
     return Reference(
         version=names.VERSION,
         key=key,
@@ -38,20 +45,39 @@ def describe(key: str, made: Mapping[str, bytes], *, cmdline: str, verity: Verit
         ),
         files=records,
         uki_registers=registers,
-        common=tuple(_record(prediction) for prediction in predict_all(parts, COMMON_SHAPES)),
+        ovmf_events=events,
+        common=tuple(_record(prediction) for prediction in predict_all(parts, COMMON_SHAPES, profiles)),
     )
 
 
-def reference_values(bundle: PodVMBundle, shapes: Iterable[Shape]) -> tuple[Prediction, ...]:
-    """Return what machines of each profile and each of `shapes` will show when they boot `bundle`.
+def reference_values(
+    bundle: PodVMBundle, shapes: Iterable[Shape], profiles: Iterable[LaunchProfile] = LaunchProfile
+) -> tuple[Prediction, ...]:
+    """Return what machines of each of `profiles` and `shapes` will show when they boot `bundle`.
 
     Computed from `reference.json` alone: neither files nor machine are needed.
+
+    Raises:
+        Refused: profile `uki` was asked for, and the firmware of the bundle is not known
+            (`imagetool.measure.firmware_unknown`).
     """
     reference = bundle.reference
-    return predict_all(_parts(reference.files, reference.cmdline, reference.uki_registers), shapes)
+    parts = _parts(reference.files, reference.cmdline, reference.uki_registers, reference.ovmf_events)
+    return predict_all(parts, shapes, profiles)
 
 
-def _parts(records: Mapping[str, FileRecord], cmdline: str, registers: Mapping[str, str]) -> BootParts:
+def _firmware_events(code: bytes, digest: str, definition: Definition) -> tuple[str, ...]:
+    """Return the digests of OVMF's own events, hex; none when the definition has no record of this file."""
+    for record in definition.uki.firmware:
+        if record.digest == digest:
+            writes = [MemoryWrite(offset=write.offset, data=bytes.fromhex(write.data)) for write in record.writes]
+            return tuple(event.hex() for event in firmware_digests(code, version=record.version, writes=writes))
+    return ()
+
+
+def _parts(
+    records: Mapping[str, FileRecord], cmdline: str, registers: Mapping[str, str], events: Sequence[str]
+) -> BootParts:
     return BootParts(
         seabios=records[names.SEABIOS].digest,
         option_roms={names.OPTION_ROM.rsplit("/", 1)[-1]: records[names.OPTION_ROM].digest},
@@ -61,6 +87,7 @@ def _parts(records: Mapping[str, FileRecord], cmdline: str, registers: Mapping[s
         ovmf_code=records[names.OVMF_CODE].digest,
         uki=records[names.UKI].digest,
         uki_registers={name: bytes.fromhex(value) for name, value in registers.items()},
+        ovmf_digests=tuple(bytes.fromhex(event) for event in events),
     )
 
 

@@ -1,7 +1,7 @@
-"""The unified kernel image: stub, OS release, command line, kernel and initrd as one UEFI program (UAPI.5).
+"""The unified kernel image: stub, command line, initrd and kernel as one UEFI program (UAPI.5).
 
 Sections are appended by our own writer: the bytes of the image are a reference value, so they may not depend on a
-version of binutils.
+version of binutils. There is no `.osrel`: the stub would pack it into a second initrd, for nobody to read.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from cloister.imagetool.measure.pe import append_sections
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UKIParts:
-    """What a unified kernel image is made of; texts are UTF-8 without terminator."""
+    """What a unified kernel image is made of; the command line becomes UTF-8 without terminator."""
 
     stub: bytes
-    os_release: str
     cmdline: str
     kernel: bytes
     initrd: bytes
@@ -26,10 +25,9 @@ def build_uki(parts: UKIParts) -> bytes:
     """Return the image.
 
     Raises:
-        FormatRefused: the stub is not a PE image with room for four more sections.
+        FormatRefused: the stub is not a PE image with room for three more sections.
     """
     sections = [
-        (".osrel", parts.os_release.encode()),
         (".cmdline", parts.cmdline.encode()),
         (".initrd", parts.initrd),
         (".linux", parts.kernel),

@@ -3,8 +3,8 @@
  1 hello            so that the host sees life before anything heavy loads
  2 init data        into register 8, before any call is read
  3 policy           parsed from the measured text
- 4 network          while libraries load in the background
- 5 attestation      ephemeral key, RCAR handshake with the owner's broker
+ 4 network          and libraries, in the background
+ 5 attestation      ephemeral key, RCAR handshake with the owner's broker; a `create` fetches beside it already
  6 stream key       when the policy seals the streams
  7 ready            containers are created, run, and end
  8 wipe             keys overwritten, containers killed; the end of the agent is the end of the VM
@@ -17,33 +17,45 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from typing import TYPE_CHECKING, Final
 
 from cloister.errors import CloisterError, Unavailable
 from cloister.guest.measure import InitDataMeasurement
 from cloister.guest.platform import Platform, choose_platform
 from cloister.guest.ports import ControlPort, HostGone
-from cloister.guest.report import Reporter, Stopwatch, uptime_ms
-from cloister.guest.server import ControlServer
+from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_ms
 
-_CONSOLE: int = 2
+if TYPE_CHECKING:
+    from cloister.guest.attest import KeySource
+    from cloister.guest.background import Background
+    from cloister.guest.pod import Pod
+    from cloister.guest.process import StreamSetup
+    from cloister.guest.secrets import SecretsServer
+    from cloister.podpolicy.model import PodPolicy
+    from cloister.tee.registry import Attester
+
+_CONSOLE: Final = 2
+_FLUSH_SECONDS: Final = 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the agent; return the process' exit status."""
-    sys.excepthook = _silent
+    sys.excepthook = threading.excepthook = _silent
     try:
         platform = choose_platform(sys.argv[1:] if arguments is None else arguments)
-        watch = Stopwatch()
         control = platform.open_control()
     except Exception as err:  # noqa: BLE001  # process edge: nobody to tell but the console
         _console(err.code if isinstance(err, CloisterError) else "guest.internal")
         return 1
     reporter = Reporter(control.send)
     reporter.hello(platform.tee)
-    reporter.phase("kernel", max(0, uptime_ms() - watch.ms()))
-    reporter.phase("agent", watch.ms())
+    started = process_start_ms()
+    reporter.phase("kernel", started)
+    reporter.phase("agent", uptime_ms() - started)
     try:
-        _run(platform, control, reporter)
+        with platform.open_attester() as attester:
+            _Agent(platform, control, reporter, attester).run()
     except HostGone:
         _console("host gone")
     except CloisterError as err:
@@ -57,17 +69,119 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(platform: Platform, control: ControlPort, reporter: Reporter) -> None:
-    watch = Stopwatch()
-    with platform.open_attester() as attester:
-        init_data = InitDataMeasurement(attester).measure(platform.read_initdata())
-        reporter.phase("initdata", watch.ms())
-        ControlServer(control, _not_ready).serve()
-    raise Unavailable("guest.internal", init_data.digest_text)
+class _Agent:
+    """One pod, from init data to the end."""
+
+    def __init__(self, platform: Platform, control: ControlPort, reporter: Reporter, attester: Attester) -> None:
+        self._platform = platform
+        self._control = control
+        self._reporter = reporter
+        self._attester = attester
+        self._over = threading.Event()
+        self._streams: StreamSetup | None = None
+        self._secrets: SecretsServer | None = None
+
+    def run(self) -> None:
+        """Return when the host asked for the end.
+
+        Raises:
+            HostGone: the host left.
+            CloisterError: why the pod cannot run.
+        """
+        from cloister.guest.background import Background, load_libraries
+
+        watch = Stopwatch()
+        init_data = InitDataMeasurement(self._attester).measure(self._platform.read_initdata())
+        self._reporter.phase("initdata", watch.ms())
+
+        network = Background(self._bring_network_up, "network")
+        Background(load_libraries, "libraries")
+
+        from cloister.guest.attest import open_key_source
+        from cloister.guest.pod import Pod
+        from cloister.podpolicy.model import parse_pod_policy
+        from cloister.protocol.initdata import POLICY_ENTRY
+
+        policy = parse_pod_policy(init_data.entry(POLICY_ENTRY).encode())
+        keys = open_key_source(init_data, self._attester, self._platform.tee)
+        pod = Pod(policy, init_data, self._platform, keys, self._reporter, network.wait)
+        serving = Background(lambda: self._serve(pod), "control")
+        becoming = Background(lambda: self._become_ready(network, pod, policy, keys, init_data.digest_text), "attest")
+        self._over.wait()
+        self._end(pod, keys)
+        for part in (becoming, serving):
+            part.raise_early()
+
+    def _bring_network_up(self) -> None:
+        watch = Stopwatch()
+        self._platform.bring_network_up()
+        self._reporter.phase("network", watch.ms())
+
+    def _serve(self, pod: Pod) -> None:
+        from cloister.guest.server import ControlServer
+
+        try:
+            ControlServer(self._control, pod.handle, self._over.set).serve()
+        finally:
+            self._over.set()
+
+    def _become_ready(self, network: Background, pod: Pod, policy: PodPolicy, keys: KeySource, init_data: str) -> None:
+        """Attest, get the stream key, open streams and secrets service, let creates go on."""
+        try:
+            network.wait()
+            watch = Stopwatch()
+            keys.attest()
+            self._reporter.phase("attest", watch.ms())
+            self._streams = open_streams(self._platform, policy, keys)
+            pod.become_ready(self._streams, self._platform.open_runtime())
+            self._secrets = _open_secrets(pod, policy, keys)
+            self._reporter.ready(init_data)
+        except BaseException:
+            self._over.set()
+            raise
+
+    def _end(self, pod: Pod, keys: KeySource) -> None:
+        """Kill what runs, let the last bytes out, overwrite the keys."""
+        pod.close()
+        if self._secrets is not None:
+            self._secrets.close()
+        if self._streams is not None:
+            self._streams.mux.flush(_FLUSH_SECONDS)
+            self._streams.mux.stop()
+            self._streams.wipe()
+        keys.close()
 
 
-def _not_ready(call: object) -> object:
-    raise Unavailable("guestapi.not_ready", "the pod is not ready")
+def open_streams(platform: Platform, policy: PodPolicy, keys: KeySource) -> StreamSetup:
+    """Return the running streams of the pod, sealed under the broker's key where the policy says so.
+
+    Raises:
+        Refused: the broker does not give the key, or it has another length (`crypto.streamseal.length`).
+        Unavailable: no broker, or no streams port.
+    """
+    from cloister.guest.process import StreamSetup
+    from cloister.guest.streams import StreamMux
+
+    key = None
+    if policy.streams.key is not None:
+        from cloister.crypto.streamseal import require_stream_key
+
+        with keys.resource(policy.streams.key) as secret:
+            key = require_stream_key(bytearray(secret))
+    mux = StreamMux(platform.open_streams(), absence_is_final=not platform.in_vm)
+    mux.start()
+    return StreamSetup(mux, policy.streams.mode, key)
+
+
+def _open_secrets(pod: Pod, policy: PodPolicy, keys: KeySource) -> SecretsServer | None:
+    """Return the running secrets service; None where no container may have anything."""
+    if not any(container.resources for container in policy.containers):
+        return None
+    from cloister.guest.secrets import SecretsServer
+
+    server = SecretsServer(pod, keys.token)
+    server.start()
+    return server
 
 
 def _console(words: str) -> None:

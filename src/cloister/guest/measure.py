@@ -67,7 +67,7 @@ def read_device(path: str) -> bytes:
         Unavailable: it cannot be read (`guest.measure.no_device`).
     """
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # pathlib is not loaded yet
+        with open(path, "rb", buffering=0) as file:
             data = b""
             while len(data) < _DEVICE_BYTES and (chunk := file.read(_DEVICE_BYTES - len(data))):
                 data += chunk
@@ -92,7 +92,7 @@ def require_single_device(path: str, *, sys_block: str = "/sys/block", dev: str 
         if other == path or not name.startswith(_DISK_PREFIXES):
             continue
         try:
-            with open(other, "rb", buffering=0) as file:  # noqa: PTH123
+            with open(other, "rb", buffering=0) as file:
                 found = file.read(len(MAGIC))
         except OSError:
             continue  # a drive without a medium

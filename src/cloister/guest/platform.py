@@ -8,7 +8,7 @@ own command line.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from cloister.errors import RequestRefused
 from cloister.guest.measure import read_device, require_single_device
@@ -58,6 +58,14 @@ class Platform(Protocol):
         """Make the network usable; returns when it is."""
         ...
 
+    def resolv_conf(self) -> bytes:
+        """Return the containers' `/etc/resolv.conf`."""
+        ...
+
+    def spool(self) -> BinaryIO:
+        """Return an empty file for ciphertext that only this process reaches."""
+        ...
+
     def open_runtime(self) -> Runtime:
         """Return the container runtime."""
         ...
@@ -97,6 +105,21 @@ class VirtualMachine:
         from cloister.guest.init import bring_network_up
 
         bring_network_up()
+        with open("/run/resolv.conf", "wb") as file:
+            file.write(self.resolv_conf())
+
+    def resolv_conf(self) -> bytes:
+        """Return the user network's name server."""
+        from cloister.guest.init import NAMESERVER
+
+        return f"nameserver {NAMESERVER}\n".encode()
+
+    def spool(self) -> BinaryIO:
+        """Return a file in the VM's memory file system, whose size limit holds against a huge layer."""
+        from cloister.guest.images import directory_spool
+
+        os.makedirs(self.work, mode=0o700, exist_ok=True)
+        return directory_spool(self.work)
 
     def open_runtime(self) -> Runtime:
         """Return crun."""
@@ -139,6 +162,20 @@ class Simulated:
 
     def bring_network_up(self) -> None:
         """Return at once: the process uses the network it is in."""
+
+    def resolv_conf(self) -> bytes:
+        """Return the machine's own."""
+        try:
+            with open("/etc/resolv.conf", "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def spool(self) -> BinaryIO:
+        """Return a file in memory: the state directory may be on a disk."""
+        from cloister.guest.images import memory_spool
+
+        return memory_spool()
 
     def open_runtime(self) -> Runtime:
         """Return bubblewrap."""

@@ -111,7 +111,7 @@ def _find_virtio_port(name: str) -> str | None:
         return None
     for entry in entries:
         try:
-            with open(f"{_PORTS}/{entry}/name", "rb") as file:  # noqa: PTH123  # pathlib is not loaded yet
+            with open(f"{_PORTS}/{entry}/name", "rb") as file:
                 found = file.read().strip()
         except OSError:
             continue

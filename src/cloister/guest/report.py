@@ -6,6 +6,7 @@ environment. Sending never raises: a host that does not listen cannot stop the g
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -28,6 +29,13 @@ _MS: Final = 1000
 def uptime_ms() -> int:
     """Return milliseconds since the kernel started (simulated level: since the machine did)."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _MS)
+
+
+def process_start_ms() -> int:
+    """Return when this process was started, on the clock of `uptime_ms` (proc(5), `starttime`)."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return int(fields[19]) * _MS // os.sysconf("SC_CLK_TCK")
 
 
 class Reporter:

@@ -41,11 +41,13 @@ class ControlServer:
     Args:
         port: frames from and to the host.
         handle: what answers a call; runs on any thread.
+        shut_down: called once the answer to `shutdown` is out.
     """
 
-    def __init__(self, port: ControlPort, handle: Handler) -> None:
+    def __init__(self, port: ControlPort, handle: Handler, shut_down: Callable[[], None]) -> None:
         self._port = port
         self._handle = handle
+        self._shut_down = shut_down
         self._slots = threading.BoundedSemaphore(CALLS_IN_FLIGHT)
 
     def serve(self) -> None:
@@ -82,6 +84,8 @@ class ControlServer:
             return  # the host will not hear it
         finally:
             self._slots.release()
+            if call.name == "shutdown":
+                self._shut_down()
 
 
 def answer(handle: Callable[[Call], msgspec.Struct], call: Call) -> bytes:

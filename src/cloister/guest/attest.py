@@ -1,0 +1,137 @@
+"""The pod's dealings with its key broker: one handshake, then resources, from any thread.
+
+`cloister.client.keybroker` speaks the protocol and keeps the ephemeral private key, which never leaves it. Here are the
+lock that makes it safe for several containers, the gate that holds everybody back until the handshake succeeded, and
+the wiping. The broker is the one that the measured init data names, authenticated by the CA that stands beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from cloister.errors import CloisterError, Unavailable
+from cloister.protocol.resourceuri import ResourcePath
+
+if TYPE_CHECKING:
+    from cloister.protocol.initdata import InitData
+    from cloister.tee.registry import Attester
+
+
+class KeyBroker(Protocol):
+    """What is used of `cloister.client.keybroker.KeyBrokerClient`."""
+
+    @property
+    def token(self) -> str:
+        """The Attestation Result, a JWT."""
+        ...
+
+    def prepare(self) -> None:
+        """Import what is slow and make the ephemeral key."""
+        ...
+
+    def attest(self) -> str:
+        """Do the handshake."""
+        ...
+
+    def get_resource(self, path: ResourcePath) -> bytes:
+        """Return a resource."""
+        ...
+
+    def wipe(self) -> None:
+        """Forget the keys."""
+        ...
+
+
+class KeySource:
+    """Resources of the key broker for the whole pod.
+
+    Args:
+        broker: the client; used by one thread at a time.
+    """
+
+    def __init__(self, broker: KeyBroker) -> None:
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._settled = threading.Event()
+        self._failure: CloisterError | None = None
+
+    def prepare(self) -> None:
+        """Load libraries and make the ephemeral key; may run beside `attest`."""
+        self._broker.prepare()
+
+    def attest(self) -> None:
+        """Do the handshake and open the gate.
+
+        Raises:
+            Refused: the broker's verdict, with its code and denial id.
+            Unavailable: the broker cannot be reached, or the device fails.
+        """
+        try:
+            with self._lock:
+                self._broker.attest()
+        except CloisterError as err:
+            self._failure = err
+            raise
+        except BaseException:
+            self._failure = Unavailable("guest.internal", "attestation ended early")
+            raise
+        finally:
+            self._settled.set()
+
+    def wait_attested(self) -> None:
+        """Return once the handshake succeeded.
+
+        Raises:
+            CloisterError: it failed: what `attest` raised.
+        """
+        self._settled.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @contextmanager
+    def resource(self, path: ResourcePath) -> Iterator[bytearray]:
+        """Give a resource for the time of a `with` block; it is overwritten behind it.
+
+        Raises:
+            KeyReleaseDenied: the broker refuses.
+            Unavailable: the broker cannot be reached.
+        """
+        self.wait_attested()
+        with self._lock:
+            secret = bytearray(self._broker.get_resource(path))
+        try:
+            yield secret
+        finally:
+            wipe(secret)
+
+    def token(self) -> str:
+        """Return the Attestation Result."""
+        self.wait_attested()
+        with self._lock:
+            return self._broker.token
+
+    def close(self) -> None:
+        """Forget key and token."""
+        with self._lock:
+            self._broker.wipe()
+
+
+def open_key_source(init_data: InitData, attester: Attester, tee: str) -> KeySource:
+    """Return the key source that the measured init data names.
+
+    Raises:
+        FormatRefused: the init data names no broker (`protocol.initdata.*`).
+    """
+    from cloister.client.keybroker import KeyBrokerClient
+    from cloister.protocol.initdata import parse_broker_entry
+
+    broker = parse_broker_entry(init_data)
+    return KeySource(KeyBrokerClient(broker, attester, init_data.text.decode(), tee))
+
+
+def wipe(secret: bytearray) -> None:
+    """Overwrite `secret`. Copies that the interpreter or a library made are not reached; they die with the VM."""
+    secret[:] = bytes(len(secret))

@@ -1,0 +1,274 @@
+"""From a digest in the measured policy to an unpacked root file system, through a registry nobody trusts.
+
+ 1 manifest and signatures   by the policy's digest, from where the host suggests
+ 2 signature                 one of the policy's keys, the policy's repository
+ 3 configuration             by the digest in the signed manifest
+ 4 layers                    ciphertext, by digest, into memory
+   -- all of that may run before attestation: it is public bytes --
+ 5 key-encryption key        from the key broker, under the name in the layer's packet
+ 6 authentication            of all ciphertext, before any of it is opened
+ 7 decryption, unpacking     with plain digest and diff_id checked; on any error the tree is removed
+
+Every layer must be encrypted: a policy field that would allow plain ones does not exist. The registry address is the
+host's word and decides nothing but availability; in a VM it may not lead back into the pod.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+
+import msgspec
+
+from cloister.errors import CloisterError, ImageRefused, RequestRefused, Unavailable
+from cloister.guest.report import Stopwatch
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from cloister.oci.encryption.annotations import LayerEncryption
+    from cloister.oci.encryption.authenticate import AuthenticatedLayer, SpooledBlob
+    from cloister.oci.encryption.options import PrivateOptions
+    from cloister.oci.signing.verify import VerifiedImage
+    from cloister.oci.store import ImageSource
+    from cloister.podpolicy.model import ContainerPolicy
+    from cloister.protocol.resourceuri import ResourcePath
+
+_LOOPBACK: Final = ("localhost", "127.", "0.", "[")  # IPv6 literals: the pod's network has none
+
+
+class KeyAccess(Protocol):
+    """Hands out key-encryption keys; `cloister.guest.attest.KeySource`."""
+
+    def wait_attested(self) -> None:
+        """Return once the handshake succeeded."""
+        ...
+
+    def resource(self, path: ResourcePath) -> AbstractContextManager[bytearray]:
+        """Give a resource for the time of a `with` block."""
+        ...
+
+
+class RegistryAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the host suggests to pull from: `host[:port]`, and whether without TLS."""
+
+    host: str
+    plain_http: bool
+
+
+class PulledImage:
+    """A verified image with its layers' ciphertext in memory; not yet decrypted."""
+
+    __slots__ = ("blobs", "image")
+
+    def __init__(self, image: VerifiedImage) -> None:
+        self.image = image
+        self.blobs: list[SpooledBlob] = []
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for blob in self.blobs:
+            blob.file.close()
+
+
+def parse_registry(text: str, *, allow_loopback: bool) -> RegistryAddress:
+    """Parse the host's suggestion, `http://host[:port]` or `https://..`.
+
+    Raises:
+        RequestRefused: something else, or an address inside the pod (`guest.images.registry`).
+    """
+    scheme, mark, host = text.rstrip("/").partition("://")
+    host = host.lower()
+    inside = host.startswith(_LOOPBACK) and not allow_loopback
+    if not mark or scheme not in ("http", "https") or not host or set(host) & set("/?#@ ") or inside:
+        raise RequestRefused(
+            "guest.images.registry",
+            "not the address of a registry outside the pod",
+            path="params.registry",
+            expected="http://host:port",
+            actual=text[:80],
+        )
+    return RegistryAddress(host=host, plain_http=scheme == "http")
+
+
+def open_registry(address: RegistryAddress, repository: str) -> ImageSource:
+    """Return a client for the path of `repository` (`registry/name`) at `address`.
+
+    Raises:
+        ImageRefused: not a repository (`oci.reference.malformed`).
+    """
+    import ssl
+
+    from cloister.oci.distribution import RegistryClient
+    from cloister.oci.reference import OCIReference, parse_reference
+    from cloister.oci.transport import HTTPTransport
+
+    # No certificate is checked: whoever answers is untrusted, and digest and signature bind what it sends.
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE
+    reference = OCIReference(registry=address.host, repository=parse_reference(repository).repository)
+    return RegistryClient(HTTPTransport(tls=tls), reference, plain_http=address.plain_http, other_origins=False)
+
+
+def verify_image(source: ImageSource, container: ContainerPolicy) -> VerifiedImage:
+    """Fetch manifest, signatures and configuration and verify them: steps 1 to 3.
+
+    Raises:
+        ImageRefused: `oci.*`: any step says no.
+        Unavailable: the registry cannot be read now.
+    """
+    from cloister.crypto.signer import ECDSAP256PublicKey
+    from cloister.oci.digest import parse_digest
+    from cloister.oci.signing.simplesigning import read_candidates
+    from cloister.oci.signing.verify import ExactRepository, verify_manifest
+    from cloister.oci.store import read_blob, read_manifest
+    from cloister.wire.limits import IMAGE_CONFIG_BYTES
+
+    digest = parse_digest(container.image_digest)
+    stored = read_manifest(source, digest)
+    verified = verify_manifest(
+        stored.raw,
+        expected=digest,
+        candidates=read_candidates(source, digest),
+        keys=[ECDSAP256PublicKey.from_pem(key.encode()) for key in container.signature_keys],
+        repository=ExactRepository(container.repository),
+    )
+    image = verified.bind_config(read_blob(source, verified.manifest.config, ceiling=IMAGE_CONFIG_BYTES))
+    _require_encrypted(image)
+    return image
+
+
+def fetch_layers(source: ImageSource, image: VerifiedImage, spool: Callable[[], BinaryIO]) -> PulledImage:
+    """Fetch the ciphertext of all layers into files that `spool` makes: step 4.
+
+    Raises:
+        ImageRefused: other bytes than the manifest names.
+        Unavailable: the registry cannot be read, or there is no room (`guest.images.no_space`).
+    """
+    from cloister.oci.encryption.authenticate import spool_blob
+
+    pulled = PulledImage(image)
+    try:
+        for layer in image.manifest.layers:
+            pulled.blobs.append(spool_blob(source, layer, spool()))
+    except OSError as err:
+        pulled.close()
+        raise _no_space() from err
+    except BaseException:
+        pulled.close()
+        raise
+    return pulled
+
+
+def unpack(
+    pulled: PulledImage, keys: KeyAccess, root: str, *, ownership: bool, decrypted: Callable[[int], None]
+) -> None:
+    """Decrypt and unpack into the new directory `root`: steps 5 to 7. Closes `pulled`.
+
+    Args:
+        pulled: verified image and ciphertext.
+        keys: gives key-encryption keys.
+        root: must not exist.
+        ownership: whether files get the owners the image says; needs root.
+        decrypted: told the milliseconds that keys and authentication took, in all.
+
+    Raises:
+        ImageRefused: `oci.encryption.*`, `oci.layer.*`, `oci.unpack.*`.
+        KeyReleaseDenied, Unavailable: the broker does not give a key.
+    """
+    from cloister.oci.layer import DeviceNodes, UnpackOptions
+    from cloister.oci.unpack import unpack_image
+
+    opened = _OpenedLayers(pulled, keys)
+    try:
+        options = UnpackOptions(ownership=ownership, devices=DeviceNodes.SKIP_BELOW_DEV)
+        unpack_image(pulled.image, opened.layers(), root, options)
+        decrypted(opened.took_ms)
+    finally:
+        opened.wipe()
+        pulled.close()
+
+
+def memory_spool() -> BinaryIO:
+    """Return an empty file that exists in memory only."""
+    return os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b")
+
+
+def directory_spool(directory: str) -> BinaryIO:
+    """Return an empty nameless file in `directory` (a memory file system with a size limit).
+
+    Raises:
+        Unavailable: it cannot be made (`guest.images.no_space`).
+    """
+    try:
+        return os.fdopen(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600), "w+b")
+    except OSError as err:
+        raise _no_space() from err
+
+
+class _OpenedLayers:
+    """Authenticates layer after layer, each when the one before is unpacked, and forgets the keys at the end."""
+
+    def __init__(self, pulled: PulledImage, keys: KeyAccess) -> None:
+        self._pulled = pulled
+        self._keys = keys
+        self._private: list[PrivateOptions] = []
+        self.took_ms = 0
+
+    def layers(self) -> Iterator[AuthenticatedLayer]:
+        from cloister.oci.encryption.annotations import parse_layer_encryption
+        from cloister.oci.encryption.authenticate import authenticate_layer
+
+        for index, blob in enumerate(self._pulled.blobs):
+            watch = Stopwatch()
+            descriptor = self._pulled.image.manifest.layers[index]
+            private = self._unwrap(parse_layer_encryption(descriptor, path=f"layers[{index}]"))
+            self._private.append(private)
+            layer = authenticate_layer(self._pulled.image, index, blob, private)
+            self.took_ms += watch.ms()
+            yield layer
+            blob.file.close()
+            private.wipe()
+
+    def wipe(self) -> None:
+        for private in self._private:
+            private.wipe()
+
+    def _unwrap(self, encryption: LayerEncryption) -> PrivateOptions:
+        """Open the first packet that opens; when none does, the first refusal is the one to tell."""
+        from cloister.oci.encryption.packet import unwrap_private_options
+
+        first: CloisterError | None = None
+        for packet in encryption.packets:
+            try:
+                with self._keys.resource(packet.kek_path) as kek:
+                    return unwrap_private_options(packet, kek)
+            except Unavailable:
+                raise
+            except CloisterError as err:
+                first = first or err
+        raise first or ImageRefused("oci.encryption.no_recipient", "layer key is not wrapped for a key broker")
+
+
+def _require_encrypted(image: VerifiedImage) -> None:
+    from cloister.oci.manifest import parse_layer_type
+
+    for index, layer in enumerate(image.manifest.layers):
+        place = f"layers[{index}]"
+        if not parse_layer_type(layer.media_type, path=place).encrypted:
+            raise ImageRefused(
+                "guest.images.not_encrypted",
+                "image has a layer that is not encrypted",
+                path=place,
+                expected="every layer encrypted",
+                actual=layer.media_type[:80],
+                hint="seal it with `cloister image encrypt`",
+            )
+
+
+def _no_space() -> Unavailable:
+    return Unavailable(
+        "guest.images.no_space", "no memory left for the image's layers", hint="give the pod VM more memory"
+    )

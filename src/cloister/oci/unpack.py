@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from cloister.errors import ImageRefused
+from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.encryption.authenticate import AuthenticatedLayer
 from cloister.oci.layer import LayerUnpacker, UnpackOptions
 from cloister.oci.rootfs import RootDirectory
@@ -30,9 +30,14 @@ def unpack_image(
 
     Raises:
         ImageRefused: `oci.unpack.wrong_layer`, `oci.unpack.missing_layer`, and what layers refuse.
-        Unavailable: `oci.layer.no_space`, `oci.layer.write_failed`.
+        Unavailable: `oci.unpack.no_root`, `oci.layer.no_space`, `oci.layer.write_failed`.
     """
-    os.mkdir(root, _ROOT_MODE)  # noqa: PTH102  # pathlib is 10 ms of a guest's start
+    try:
+        os.mkdir(root, _ROOT_MODE)  # noqa: PTH102  # pathlib is 10 ms of a guest's start
+    except OSError as err:
+        raise Unavailable(
+            "oci.unpack.no_root", "cannot make the root directory", path=str(root), actual=str(err.strerror)
+        ) from err
     try:
         with RootDirectory(root) as tree:
             os.fchmod(tree.top.fd, _ROOT_MODE)

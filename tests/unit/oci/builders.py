@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import os
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,7 +177,7 @@ def verify(source: ImageSource, digest: Digest, signer: ECDSAP256Signer) -> Veri
 
 def spool(source: ImageSource, layer: Descriptor) -> SpooledBlob:
     """Fetch a layer into memory."""
-    return spool_blob(source, layer, os.fdopen(os.memfd_create("layer"), "w+b", buffering=0))
+    return spool_blob(source, layer, io.BytesIO())
 
 
 def authenticate(source: ImageSource, image: VerifiedImage, index: int) -> AuthenticatedLayer:

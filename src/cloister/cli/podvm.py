@@ -48,7 +48,7 @@ def inspect_command(
     from cloister.sdk.bundle import build_bundle
 
     inspection = inspect(path or build_bundle(home_from_environment()).path)
-    reference = inspection.reference
+    reference = inspection.bundle.reference
     if output == "json":
         import msgspec
 

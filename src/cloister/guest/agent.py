@@ -7,7 +7,8 @@
  5 attestation      ephemeral key, RCAR handshake with the owner's broker; a `create` fetches beside it already
  6 stream key       when the policy seals the streams
  7 ready            containers are created, run, and end
- 8 wipe             keys overwritten, containers killed; the end of the agent is the end of the VM
+ 8 lease        renewed with fresh evidence where the policy sets one; its end is the pod's end
+ 9 wipe             keys overwritten, containers killed; the end of the agent is the end of the VM
 
 Any failure before 7 is told once as a `failed` event and ends the pod. The console gets fixed words only: no argument,
 no secret, no text of a foreign error.
@@ -29,6 +30,7 @@ from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_
 if TYPE_CHECKING:
     from cloister.guest.attest import KeySource
     from cloister.guest.background import Background
+    from cloister.guest.lease import Lease
     from cloister.guest.pod import Pod
     from cloister.guest.process import StreamSetup
     from cloister.guest.secrets import SecretsServer
@@ -80,6 +82,7 @@ class _Agent:
         self._over = threading.Event()
         self._streams: StreamSetup | None = None
         self._secrets: SecretsServer | None = None
+        self._lease: Lease | None = None
 
     def run(self) -> None:
         """Return when the host asked for the end.
@@ -136,12 +139,23 @@ class _Agent:
             pod.become_ready(self._streams, self._platform.open_runtime())
             self._secrets = _open_secrets(pod, policy, keys)
             self._reporter.ready(init_data)
+            if policy.lease_seconds and policy.streams.key is not None:
+                from cloister.guest.lease import Lease
+
+                self._keep_lease(Lease(keys, policy.streams.key, policy.lease_seconds))
         except BaseException:
             self._over.set()
             raise
 
+    def _keep_lease(self, lease: Lease) -> None:
+        """Stay here while the lease holds; its end is the pod's end."""
+        self._lease = lease
+        lease.keep()
+
     def _end(self, pod: Pod, keys: KeySource) -> None:
         """Kill what runs, let the last bytes out, overwrite the keys."""
+        if self._lease is not None:
+            self._lease.stop()
         pod.close()
         if self._secrets is not None:
             self._secrets.close()

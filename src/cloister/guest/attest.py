@@ -107,6 +107,17 @@ class KeySource:
         finally:
             wipe(secret)
 
+    def renew(self, path: ResourcePath) -> None:
+        """Attest anew and ask for a resource again, only to learn whether this pod may still have it.
+
+        Raises:
+            Refused: the broker says no.
+            Unavailable: the broker cannot be reached or cannot tell now.
+        """
+        with self._lock:
+            self._broker.attest()
+            wipe(bytearray(self._broker.get_resource(path)))
+
     def token(self) -> str:
         """Return the Attestation Result."""
         self.wait_attested()

@@ -37,6 +37,7 @@ def generate_pod_policy(
     stdin: bool = False,
     resources: Sequence[ResourcePath] = (),
     stream_key: ResourcePath | None = None,
+    lease_seconds: int = 0,
 ) -> PodPolicy:
     """Return the policy for one container named `app`.
 
@@ -55,6 +56,7 @@ def generate_pod_policy(
         stdin: whether the process has standard input.
         resources: what the container may fetch.
         stream_key: seals the streams when given, else streams are dropped.
+        lease_seconds: how long the pod may run on one attestation; 0 is no lease.
 
     Raises:
         FormatRefused: a value the policy format refuses, or nothing to run.
@@ -76,7 +78,7 @@ def generate_pod_policy(
     )
     resolve_process(container, image)
     streams = StreamsPolicy(mode="sealed", key=stream_key) if stream_key else StreamsPolicy(mode="none")
-    policy = PodPolicy(pod=pod_label(pod), containers=(container,), streams=streams)
+    policy = PodPolicy(pod=pod_label(pod), containers=(container,), streams=streams, lease_seconds=lease_seconds)
     return parse_pod_policy(encode_pod_policy(policy))
 
 

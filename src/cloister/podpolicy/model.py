@@ -19,7 +19,7 @@ import msgspec
 from cloister.errors import FormatRefused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.wire.canonicaljson import encode_canonical
-from cloister.wire.limits import POLICY_BYTES, POLICY_CONTAINERS, POLICY_LIST_ITEMS, POLICY_VALUE_BYTES
+from cloister.wire.limits import LEASE_SECONDS, POLICY_BYTES, POLICY_CONTAINERS, POLICY_LIST_ITEMS, POLICY_VALUE_BYTES
 
 VERSION: Final = 1
 DEFAULT_SIGNALS: Final = frozenset({1, 2, 3, 9, 10, 12, 15, 28})  # HUP INT QUIT KILL USR1 USR2 TERM WINCH
@@ -28,6 +28,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63})?")
 _LAST_SIGNAL: Final = 64
+_SHORTEST_LEASE: Final = 2  # a renewal takes a tenth of a second where the guest is emulated
 
 ContainerKind = Literal["init", "app"]
 StreamsMode = Literal["sealed", "host", "none"]
@@ -61,6 +62,7 @@ class _PolicyWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     pod: str
     containers: list[_ContainerWire]
     streams: _StreamsWire
+    lease_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +118,16 @@ class StreamsPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodPolicy:
-    """A whole pod policy; `digest` is `sha256:` over its canonical JSON."""
+    """A whole pod policy; `digest` is `sha256:` over its canonical JSON.
+
+    `lease_seconds` is how long the pod may run on one attestation: the guest renews with fresh evidence well within
+    it, and stops when the key broker says no or has not answered by its end. 0 is no lease.
+    """
 
     pod: str
     containers: tuple[ContainerPolicy, ...]
     streams: StreamsPolicy
+    lease_seconds: int = 0
 
     @property
     def digest(self) -> str:
@@ -212,6 +219,7 @@ def parse_pod_policy(data: bytes) -> PodPolicy:
     _check_name(wire.pod, "pod")
     if not 0 < len(wire.containers) <= POLICY_CONTAINERS:
         raise _malformed("number of containers", path="containers", expected=f"1..{POLICY_CONTAINERS}")
+    _check_lease(wire)
     containers = tuple(_container(item, f"containers[{index}]") for index, item in enumerate(wire.containers))
     names = [item.name for item in containers]
     if len(set(names)) != len(names):
@@ -219,7 +227,9 @@ def parse_pod_policy(data: bytes) -> PodPolicy:
     kinds = [item.kind for item in containers]
     if kinds != sorted(kinds, key=("init", "app").index):
         raise _malformed("an init container follows an app container", path="containers")
-    return PodPolicy(pod=wire.pod, containers=containers, streams=_streams(wire.streams))
+    return PodPolicy(
+        pod=wire.pod, containers=containers, streams=_streams(wire.streams), lease_seconds=wire.lease_seconds
+    )
 
 
 def encode_pod_policy(policy: PodPolicy) -> bytes:
@@ -245,7 +255,28 @@ def encode_pod_policy(policy: PodPolicy) -> bytes:
         for item in policy.containers
     ]
     streams = {"mode": policy.streams.mode, "key": policy.streams.key.uri if policy.streams.key else ""}
-    return encode_canonical({"version": VERSION, "pod": policy.pod, "containers": containers, "streams": streams})
+    return encode_canonical(
+        {
+            "version": VERSION,
+            "pod": policy.pod,
+            "containers": containers,
+            "streams": streams,
+            "lease_seconds": policy.lease_seconds,
+        }
+    )
+
+
+def _check_lease(wire: _PolicyWire) -> None:
+    """A renewal asks for the stream key again: the owner's rule for it is what a revocation takes away."""
+    if wire.lease_seconds and not _SHORTEST_LEASE <= wire.lease_seconds <= LEASE_SECONDS:
+        raise _malformed(
+            "lease out of range",
+            path="lease_seconds",
+            expected=f"0, or {_SHORTEST_LEASE}..{LEASE_SECONDS}",
+            actual=str(wire.lease_seconds),
+        )
+    if wire.lease_seconds and wire.streams.mode != "sealed":
+        raise _malformed("a lease is renewed by the stream key, so it goes with sealed streams", path="lease_seconds")
 
 
 def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:

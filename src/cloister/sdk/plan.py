@@ -68,6 +68,7 @@ def plan_pod(
     workload: WorkloadRequest,
     broker: BrokerAddress,
     stream_key: ResourcePath,
+    lease_seconds: int = 0,
 ) -> PodPlan:
     """Derive the plan of a pod with the one container `app`.
 
@@ -89,6 +90,7 @@ def plan_pod(
         stdin=workload.stdin,
         resources=workload.resources,
         stream_key=stream_key,
+        lease_seconds=lease_seconds,
     )
     init_data = build_initdata({AGENT_ENTRY: broker_entry(broker), POLICY_ENTRY: encode_pod_policy(policy).decode()})
     return PodPlan(policy=policy, init_data=init_data, released=(*image.kek, stream_key, *workload.resources))

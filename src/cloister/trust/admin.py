@@ -12,9 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+import msgspec
+
 from cloister.crypto.jwt import key_id, public_jwk
 from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
@@ -152,6 +155,70 @@ class TrustAdmin:
             if len(rest) == len(rules):
                 raise Refused("trust.release_policy.missing_rule", "no rule has this path", actual=path[:80])
             return rest
+
+        return self._change_rules(without)
+
+    def approve(
+        self,
+        init_data: str,
+        paths: Sequence[ResourcePath],
+        *,
+        appraisal_policy: str = "default",
+        insecure_accept_levels: Sequence[Level] = (),
+    ) -> StoredPolicy:
+        """Let pods with this init data have these resources, beside who may have them already, in one step.
+
+        Raises:
+            FormatRefused: not a digest of init data.
+        """
+
+        def approved(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
+            by_path = {rule.path: rule for rule in rules}
+            for path in map(str, paths):
+                rule = by_path.get(path) or ReleaseRule(path=path, init_data=(), appraisal_policy=appraisal_policy)
+                by_path[path] = msgspec.structs.replace(
+                    rule,
+                    init_data=tuple(dict.fromkeys((*rule.init_data, init_data))),
+                    revoked=tuple(digest for digest in rule.revoked if digest != init_data),
+                    appraisal_policy=appraisal_policy,
+                    insecure_accept_levels=tuple(
+                        dict.fromkeys((*rule.insecure_accept_levels, *insecure_accept_levels))
+                    ),
+                )
+            return list(by_path.values())
+
+        return self._change_rules(approved)
+
+    def revoke(self, init_data: str) -> StoredPolicy:
+        """Withdraw every approval of this init data; pods under a lease stop within it."""
+
+        def revoked(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
+            return [
+                msgspec.structs.replace(
+                    rule,
+                    init_data=tuple(digest for digest in rule.init_data if digest != init_data),
+                    revoked=(*rule.revoked, init_data),
+                )
+                if init_data in rule.init_data
+                else rule
+                for rule in rules
+            ]
+
+        return self._change_rules(revoked)
+
+    def forget(self, init_data: str) -> StoredPolicy:
+        """Remove this init data from every rule; a rule left without any releases nothing and goes too.
+
+        For a pod that ended by itself: what nobody uses needs no approval, and no revocation to remember.
+        """
+
+        def without(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
+            kept = []
+            for rule in rules:
+                rest = tuple(digest for digest in rule.init_data if digest != init_data)
+                if rest or rule.revoked or init_data not in rule.init_data:
+                    kept.append(msgspec.structs.replace(rule, init_data=rest))
+            return kept
 
         return self._change_rules(without)
 

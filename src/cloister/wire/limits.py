@@ -70,3 +70,4 @@ POLICY_BYTES: Final = 512 * KIB
 POLICY_CONTAINERS: Final = 32
 POLICY_LIST_ITEMS: Final = 1024
 POLICY_VALUE_BYTES: Final = 128 * KIB
+LEASE_SECONDS: Final = 24 * 3600  # a lease longer than a day revokes nothing in time

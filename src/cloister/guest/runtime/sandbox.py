@@ -161,7 +161,7 @@ class SandboxRuntime:
         master, slave = os.openpty() if terminal else (-1, -1)
         info_read, info_write = os.pipe()
         memory = os.memfd_create("arguments", os.MFD_CLOEXEC)
-        failure: list[Unavailable] = []
+        failure: list[BaseException] = []
 
         def live() -> None:
             try:
@@ -178,9 +178,12 @@ class SandboxRuntime:
                 return
             finally:
                 spawned.set()
-            ended(children.wait(pid))
+            status = children.wait(pid)
+            settled.wait()
+            if not failure:
+                ended(status)
 
-        spawned = threading.Event()
+        spawned, settled = threading.Event(), threading.Event()
         try:
             os.write(memory, body)
             os.lseek(memory, 0, os.SEEK_SET)
@@ -191,11 +194,13 @@ class SandboxRuntime:
             if failure:
                 raise failure[0]
             return Started(pid=_read_child(info_read), terminal=master)
-        except BaseException:
+        except BaseException as err:
+            failure.append(err)
             if master >= 0:
                 os.close(master)
             raise
         finally:
+            settled.set()
             for fd in (info_read, info_write, memory, slave):
                 if fd >= 0:
                     os.close(fd)

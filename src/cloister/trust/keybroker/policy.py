@@ -44,6 +44,7 @@ class ReleaseRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         init_data: digests of init data that may have the resource; empty releases nothing.
         appraisal_policy: id of the appraisal policy the evidence must have been judged by.
         insecure_accept_levels: levels below `hardware` that may have it.
+        revoked: digests of init data that had it and must not have it again; they win over `init_data`.
         note: for people.
     """
 
@@ -51,6 +52,7 @@ class ReleaseRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     init_data: tuple[str, ...]
     appraisal_policy: str
     insecure_accept_levels: tuple[Level, ...] = ()
+    revoked: tuple[str, ...] = ()
     note: str = ""
 
     def specificity(self) -> int:
@@ -142,8 +144,9 @@ def evaluate_release(
 ) -> ReleaseDecision:
     """Decide whether `path` may go to the guest that `token` is about.
 
-    Steps: 1 the evidence was affirmed; 2 the token is fresh; 3 there is a rule; 4 the rule names this init data; 5
-    the rule accepts the level; 6 the evidence was judged by the policy the rule names, 7 in the version in force.
+    Steps: 1 the evidence was affirmed; 2 the token is fresh; 3 there is a rule; 4 the owner did not
+    revoke this init data, and the rule names it; 5 the rule accepts the level; 6 the evidence was judged by the policy
+    the rule names, 7 in the version in force.
 
     Args:
         policy: in force, None when none is stored.
@@ -193,6 +196,15 @@ def _rule_findings(
     levels = {Level.HARDWARE, *rule.insecure_accept_levels}
     return [
         # 4
+        _finding(
+            "trust.release.revoked",
+            token.init_data not in rule.revoked,
+            "the owner did not revoke this pod",
+            expected="not revoked",
+            actual="revoked" if token.init_data in rule.revoked else "not revoked",
+            origin=origin,
+            hint="the owner withdrew this pod's approval; only the owner can approve it again",
+        ),
         _finding(
             "trust.release.init_data",
             token.init_data in rule.init_data,
@@ -265,11 +277,11 @@ def _check_rule(rule: ReleaseRule, where: str) -> None:
         ResourcePath(*(literal + ["x"] * (3 - len(literal))))
     except FormatRefused as err:
         raise FormatRefused(_MALFORMED, "not a path of a rule", path=f"{where}.path", actual=rule.path[:80]) from err
-    if len(rule.init_data) > POLICY_LIST_ITEMS:
+    if len(rule.init_data) + len(rule.revoked) > POLICY_LIST_ITEMS:
         raise FormatRefused(
             _MALFORMED, "too many digests", path=f"{where}.init_data", expected=f"at most {POLICY_LIST_ITEMS}"
         )
-    for digest in rule.init_data:
+    for digest in (*rule.init_data, *rule.revoked):
         if not _DIGEST.fullmatch(digest):
             raise FormatRefused(
                 _MALFORMED,

@@ -1,8 +1,8 @@
 """The simulated level's back end: bubblewrap, as any user, without control groups. It protects nothing.
 
 The container gets its own user, mount, pid, ipc and uts namespaces and shares the network of the machine, because
-that is where the caller reaches it. One user id exists inside. Arguments and environment go to bubblewrap through a
-memory file, so that they are not on its command line.
+that is where the caller reaches it. One user id exists inside. The environment goes to bubblewrap through a memory file, so
+that it is not on its command line.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SandboxRuntime:
         container = self._containers[identifier]
         started = self._launch(
             self._bubblewrap,
-            ["bwrap", "--args", str(_ARGUMENTS_FD)],
+            ["bwrap", "--args", str(_ARGUMENTS_FD), "--", *container.setup.process.args],
             _bubblewrap_arguments(container.setup),
             io,
             ended,
@@ -207,7 +207,7 @@ class SandboxRuntime:
 
 
 def _bubblewrap_arguments(setup: ContainerSetup) -> bytes:
-    """Return the NUL-terminated argument list that `--args` reads."""
+    """Return the NUL-terminated options that `--args` reads."""
     words = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--die-with-parent", "--as-pid-1", "--info-fd", str(_INFO_FD)]
     words += ["--uid", str(setup.identity.uid), "--gid", str(setup.identity.gid), "--hostname", setup.hostname]
@@ -216,7 +216,6 @@ def _bubblewrap_arguments(setup: ContainerSetup) -> bytes:
     for item in process_environment(setup.process, setup.identity, setup.hostname):
         name, _, value = item.partition("=")
         words += ["--setenv", name, value]
-    words += ["--", *setup.process.args]
     return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
 
 

@@ -266,9 +266,9 @@ class TrustAdmin:
 
     # What happened
 
-    def list_audit(self, *, after: int = 0, limit: int = LISTED) -> tuple[AuditRow, ...]:
-        """Return audit rows in order, those after a sequence number."""
-        return self._records.list_audit(after=after, limit=limit)
+    def list_audit(self, *, after: int = 0, limit: int = LISTED, init_data: str = "") -> tuple[AuditRow, ...]:
+        """Return audit rows in order: those after a sequence number, of one pod's init data if it is given."""
+        return self._records.list_audit(after=after, limit=limit, init_data=init_data)
 
     def get_denial(self, identity: str) -> DenialRecord:
         """Return the whole record of a denial, with every finding.
@@ -281,6 +281,10 @@ class TrustAdmin:
     def get_appraisal(self, identity: str) -> AppraisalRecord | None:
         """Return an Attestation Result by the id that audit rows and tokens carry, None when not kept any more."""
         return self._records.appraisal(identity)
+
+    def get_evidence(self, identity: str) -> bytes | None:
+        """Return the evidence behind an Attestation Result, as it was received (JSON); None when not kept any more."""
+        return self._records.evidence(identity)
 
     # What others pin
 

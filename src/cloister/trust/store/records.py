@@ -211,9 +211,16 @@ class RecordStore:
         record: AppraisalRecord = _decode(row, AppraisalRecord)
         return record
 
-    def list_audit(self, *, after: int = 0, limit: int = LISTED) -> tuple[AuditRow, ...]:
-        """Return audit rows in order, those after a sequence number."""
+    def evidence(self, identity: str) -> bytes | None:
+        """Return the evidence an Attestation Result was made from, as it was received; None when not kept any more."""
+        statement = select(evidence.c.body).where(evidence.c.id == identity)
+        return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
+
+    def list_audit(self, *, after: int = 0, limit: int = LISTED, init_data: str = "") -> tuple[AuditRow, ...]:
+        """Return audit rows in order: those after a sequence number, of one pod's init data if it is given."""
         statement = select(audit).where(audit.c.sequence > after).order_by(audit.c.sequence).limit(limit)
+        if init_data:
+            statement = statement.where(audit.c.init_data == init_data)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
         return tuple(_audit_row(row) for row in rows)
 

@@ -1,0 +1,421 @@
+"""Run one pod from image to exit status: what `cloister run` does, as a library.
+
+The order: pod-VM image and services; seal; plan; the owner's approval; launch; attestation; create and start; the
+streams, opened by the owner's key; exit status; withdrawal of the approval. Each part is another module's; here is
+only who comes after whom, and the record.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cloister.errors import CloisterError, Refused
+from cloister.host.vmm.backends import Places, launcher_for
+from cloister.host.vmm.spec import Accelerator, Backend, PortForward, VMSpec
+from cloister.host.vtpm import VTPMAuthority
+from cloister.imagetool.podvm import PodVMBundle, Shape
+from cloister.podpolicy.model import encode_pod_policy
+from cloister.protocol.initdata import BrokerAddress
+from cloister.rats.claims import Level
+from cloister.rats.endorsement import TrustedRoot
+from cloister.rats.reference import ReferenceEntry
+from cloister.sdk.bundle import build_bundle, launch_files
+from cloister.sdk.home import Home
+from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_references
+from cloister.sdk.plan import PodPlan, WorkloadRequest, plan_pod
+from cloister.sdk.record import RunRecord, new_run_id
+from cloister.sdk.services import ServiceProcess, start_registry, start_trust_service
+from cloister.sdk.session import PodSession, Terminal
+from cloister.sdk.simulation import simulation_references, simulation_roots
+from cloister.tee.tpm.endorsements import read_swtpm_roots
+from cloister.trust.store.records import DenialRecord
+
+CONTAINER: Final = "app"
+_DENIAL_PREFIX: Final = "d-"
+
+Step = Callable[[str, str, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What the user asked for.
+
+    Attributes:
+        image: `docker://REF`, `oci:PATH:TAG`, `oci-archive:`, `docker-archive:`, or a reference.
+        workload: the process.
+        ports: forwarded ports.
+        backend: where to run; never changed silently.
+        accelerator: how QEMU executes the guest.
+        shape: virtual processors and memory.
+        name: pod name; derived from the run id when empty.
+        lease_seconds: how long the pod may run on one attestation; 0 is no lease.
+        keep_approval: leave the pod's approval in force after its end.
+    """
+
+    image: str
+    workload: WorkloadRequest = field(default_factory=WorkloadRequest)
+    ports: tuple[PortForward, ...] = ()
+    backend: Backend = Backend.SEABIOS
+    accelerator: Accelerator = Accelerator.AUTO
+    shape: Shape = Shape(vcpus=2, memory_mib=512)
+    name: str = ""
+    lease_seconds: int = 0
+    keep_approval: bool = False
+
+
+class Environment:
+    """The owner, the two services and the pod-VM image that runs on one machine share. Use in a `with` statement.
+
+    Args:
+        home: where state is kept.
+        work: private directory for logs; the caller removes it.
+        backend: decides which platform the owner believes.
+        shape: of the pods that will be launched.
+        step: told about progress: mark, text, detail.
+    """
+
+    def __init__(self, home: Home, work: Path, backend: Backend, shape: Shape, step: Step) -> None:
+        self.home = home
+        self.work = work
+        self.backend = backend
+        self.shape = shape
+        self.owner = Owner(home)
+        self.step = step
+        self.bundle: PodVMBundle | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Environment:
+        with self._stack:
+            self._start()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def level(self) -> Level:
+        """The level pods of this environment can prove."""
+        return Level.SIMULATED if self.backend is Backend.PROCESS else Level.MEASURED
+
+    @property
+    def host_address(self) -> str:
+        """How a pod addresses this machine."""
+        return "127.0.0.1" if self.backend is Backend.PROCESS else "10.0.2.2"
+
+    @property
+    def broker(self) -> BrokerAddress:
+        """The owner's key broker, as a pod of this environment reaches it."""
+        with self.owner.admin() as admin:
+            return BrokerAddress(url=f"https://{self.host_address}:{self.trust.port}", ca_pem=admin.ca_pem())
+
+    @property
+    def registry_url(self) -> str:
+        """The embedded registry, as a pod reaches it."""
+        return f"http://{self.host_address}:{self.registry.port}"
+
+    @property
+    def places(self) -> Places:
+        """Where launchers keep things."""
+        return Places(
+            vtpm_ca=self.home.vtpm_ca,
+            vtpm_pool=self.home.vtpm_pool,
+            simulation_key=self.home.simulation / "key",
+            cache=self.home.cache,
+        )
+
+    def _start(self) -> None:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            registry = pool.submit(start_registry, self.home.registry, self.work / "registry.log")
+            trust = pool.submit(start_trust_service, self.owner.state, self.work / "trust.log")
+            platform = pool.submit(self._platform)
+            self.registry: ServiceProcess = self._keep(registry)
+            self.trust: ServiceProcess = self._keep(trust)
+            roots, references = platform.result()
+        self.owner.trust_platform(roots, references)
+        self.step("ok", "trust service", f"127.0.0.1:{self.trust.port}")
+
+    def _keep(self, future: concurrent.futures.Future[ServiceProcess]) -> ServiceProcess:
+        service = future.result()
+        self._stack.callback(service.stop)
+        return service
+
+    def _platform(self) -> tuple[tuple[TrustedRoot, ...], Sequence[ReferenceEntry]]:
+        """Make or find what pods will boot and be endorsed by; return what the owner has to believe."""
+        if self.backend is Backend.PROCESS:
+            self.places.simulation_key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return simulation_roots(self.places.simulation_key), simulation_references()
+        self.bundle = build_bundle(self.home)
+        VTPMAuthority(self.home.vtpm_ca).create()
+        return read_swtpm_roots(self.home.vtpm_ca), podvm_references(self.bundle, self.shape)
+
+
+class Pod:
+    """One planned pod of an environment: approve it, launch it, end it."""
+
+    def __init__(self, environment: Environment, plan: PodPlan, stream_key: bytes, name: str) -> None:
+        self.environment = environment
+        self.plan = plan
+        self.stream_key = stream_key
+        self.name = name
+
+    @classmethod
+    def plan_for(
+        cls,
+        environment: Environment,
+        image: SealedReference,
+        workload: WorkloadRequest,
+        *,
+        name: str,
+        lease_seconds: int = 0,
+    ) -> Pod:
+        """Derive policy and init data and make the key of its streams."""
+        owner = environment.owner
+        path, stream_key = owner.new_stream_key(name)
+        plan = plan_pod(
+            name=name,
+            image=image,
+            signature_key=owner.signer().public_key.pem().decode(),
+            workload=workload,
+            broker=environment.broker,
+            stream_key=path,
+            lease_seconds=lease_seconds,
+        )
+        return cls(environment, plan, stream_key, name)
+
+    def approve(self) -> None:
+        """Let this init data, and no other, have the pod's keys."""
+        with self.environment.owner.admin() as admin:
+            admin.approve(
+                self.plan.init_data.digest_text,
+                self.plan.released,
+                appraisal_policy=APPRAISAL_POLICY,
+                insecure_accept_levels=(self.environment.level,),
+            )
+
+    def revoke(self) -> None:
+        """Withdraw the approval; a pod under a lease stops within it."""
+        with self.environment.owner.admin() as admin:
+            admin.revoke(self.plan.init_data.digest_text)
+
+    def forget(self) -> None:
+        """Remove the approval and the stream key of a pod that ended."""
+        with self.environment.owner.admin() as admin:
+            admin.forget(self.plan.init_data.digest_text)
+            stream_key = self.plan.policy.streams.key
+            if stream_key is not None:
+                with contextlib.suppress(Refused):
+                    admin.delete_resource(stream_key)
+
+    @contextlib.contextmanager
+    def launch(
+        self,
+        *,
+        ports: tuple[PortForward, ...] = (),
+        accelerator: Accelerator = Accelerator.AUTO,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+    ) -> Iterator[PodSession]:
+        """Launch the pod; it ends with the block.
+
+        Args:
+            ports: forwarded ports.
+            accelerator: how QEMU executes the guest.
+            change: alters what is launched: what a hostile host would do.
+        """
+        environment = self.environment
+        spec = VMSpec(
+            name=self.name,
+            work=environment.work / self.name,
+            initdata=self.plan.init_data.text,
+            bundle=launch_files(environment.bundle) if environment.bundle else None,
+            vcpus=environment.shape.vcpus,
+            memory_mib=environment.shape.memory_mib,
+            ports=ports,
+            accelerator=accelerator,
+        )
+        launcher = launcher_for(environment.backend, environment.places)
+        with launcher.launch(change(spec) if change else spec) as machine, PodSession(machine) as session:
+            yield session
+
+
+def explain_denial(owner: Owner, error: CloisterError) -> CloisterError:
+    """Return `error` with what only the owner may see: expected and actual value from the stored denial record.
+
+    The guest is told a code and a denial id; on the owner's own machine the record behind it can be read.
+    """
+    if not error.path.startswith(_DENIAL_PREFIX):
+        return error
+    try:
+        with owner.admin() as admin:
+            record = admin.get_denial(error.path)
+    except CloisterError:
+        return error
+    return type(error)(
+        record.code,
+        record.message,
+        path=_place(record),
+        expected=record.expected,
+        actual=record.actual,
+        hint=record.hint or error.hint,
+    )
+
+
+def _place(record: DenialRecord) -> str:
+    return f"{record.resource or record.stage} (denial {record.id})"
+
+
+def run_pod(
+    home: Home, request: RunRequest, *, directory: Path, terminal: Terminal, step: Step
+) -> RunRecord:
+    """Run `request` to its end; write the record into `directory`, also when it is refused.
+
+    Raises:
+        CloisterError: nothing could be recorded because nothing began.
+    """
+    record = RunRecord(id=new_run_id(), image=request.image, level=Level.MEASURED)
+    work = Path(tempfile.mkdtemp(prefix="cloister-"))
+    clock = _Clock(record)
+    try:
+        with Environment(home, work, request.backend, request.shape, step) as environment:
+            record.level = environment.level
+            clock.lap("prepare")
+            _run_in(environment, request, record, terminal, clock)
+    except CloisterError as error:
+        record.refusal = explain_denial(Owner(home), error)
+    finally:
+        _collect_logs(work, record)
+        shutil.rmtree(work, ignore_errors=True)
+        record.write(directory)
+    return record
+
+
+def _run_in(
+    environment: Environment, request: RunRequest, record: RunRecord, terminal: Terminal, clock: _Clock
+) -> None:
+    owner, step = environment.owner, environment.step
+    image = owner.seal(request.image, environment.registry.port)
+    step("ok", "image sealed and signed" if image.fresh else "image was sealed before", str(image.digest)[:19] + "..")
+    clock.lap("seal")
+    name = request.name or f"run-{record.id}"
+    pod = Pod.plan_for(environment, image, request.workload, name=name, lease_seconds=request.lease_seconds)
+    _record_plan(record, image, pod)
+    pod.approve()
+    clock.lap("plan")
+    try:
+        with pod.launch(ports=request.ports, accelerator=request.accelerator) as session:
+            record.identity.append(("launched", " ".join(session.machine.command)))
+            if session.machine.launch is not None:
+                record.documents["launch.json"] = session.machine.launch.blob()
+            clock.lap("launch")
+            process = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
+            _announce(environment, pod, step)
+            session.start(CONTAINER)
+            clock.lap("boot to start")
+            record.exit_status = session.attend(CONTAINER, process, terminal)
+            record.phases += session.phase_seconds()
+            clock.lap("workload")
+    finally:
+        _record_decisions(owner, record, pod.plan.init_data.digest_text)
+        if not request.keep_approval:
+            pod.forget()
+    _conclude(record, environment)
+
+
+def _announce(environment: Environment, pod: Pod, step: Step) -> None:
+    init_data = pod.plan.init_data.digest_text.partition(":")[2]
+    policy = pod.plan.policy.digest.partition(":")[2]
+    step("ok", "pod booted and attested", f"policy {policy[:8]}..  init data {init_data[:8]}..  nonce fresh")
+    step("ok", "keys released, image verified", f"{len(pod.plan.released)} keys, recorded before they left")
+
+
+def _record_plan(record: RunRecord, image: SealedReference, pod: Pod) -> None:
+    plan = pod.plan
+    record.identity += [
+        ("image", image.repository),
+        ("sealed manifest", str(image.digest)),
+        ("source manifest", str(image.source_digest)),
+        ("pod policy", plan.policy.digest),
+        ("init data", plan.init_data.digest_text),
+        ("keys", ", ".join(path.uri for path in plan.released)),
+    ]
+    record.documents["initdata.toml"] = plan.init_data.text
+    record.documents["pod-policy.json"] = encode_pod_policy(plan.policy)
+
+
+def _record_decisions(owner: Owner, record: RunRecord, init_data: str) -> None:
+    """Copy what the trust service decided about this pod: audit rows, findings, evidence."""
+    with owner.admin() as admin:
+        rows = admin.list_audit(init_data=init_data)
+        appraisals = {row.attestation for row in rows if row.attestation}
+        results = [found for found in map(admin.get_appraisal, sorted(appraisals)) if found is not None]
+        evidence = [found for found in map(admin.get_evidence, sorted(appraisals)) if found is not None]
+        denials = [admin.get_denial(row.denial) for row in rows if row.denial]
+    record.audit = [
+        {
+            "id": row.sequence,
+            "at": row.at.isoformat(timespec="milliseconds"),
+            "path": row.resource,
+            "decision": "release" if row.decision == "released" else "deny",
+            "denial_id": row.denial,
+            "instance": row.instance,
+            "init_data": row.init_data,
+            "code": row.code,
+            "level": row.level,
+            "pcr00": row.pcr00,
+        }
+        for row in rows
+    ]
+    findings = [finding for result in results[-1:] for finding in result.findings]
+    findings = findings or [finding for denial in denials[-1:] for finding in denial.findings]
+    record.findings = [msgspec.to_builtins(finding) for finding in findings]
+    if results:
+        record.documents["result.json"] = msgspec.json.format(msgspec.json.encode(results[-1]))
+    if evidence:
+        record.documents["evidence.json"] = evidence[-1]
+
+
+def _conclude(record: RunRecord, environment: Environment) -> None:
+    passed = sum(1 for finding in record.findings if finding["ok"])
+    record.proved += [
+        "the image that ran is the one that was signed; its layers were decrypted only after they authenticated",
+        "arguments, environment, user and directory came from the signed image and the measured policy, not from the
+        host",
+    ]
+    if environment.level is Level.MEASURED:
+        record.proved.insert(0, f"the pod VM booted the measured firmware, kernel and root ({passed} checks passed)")
+        record.not_proved += [
+            "that this machine's root is kept out: it can read the memory of QEMU, and runs the software TPM",
+            "anything about real hardware: run `cloister doctor` to see what this machine has",
+        ]
+    else:
+        record.not_proved += ["anything: simulated evidence teaches the flow and protects nothing"]
+    record.not_proved.append("that the host delivered the exit status unchanged (streams are sealed, the status is not)")
+
+
+def _collect_logs(work: Path, record: RunRecord) -> None:
+    for path in sorted(work.rglob("*.log")):
+        record.documents[path.name] = path.read_bytes()
+
+
+class _Clock:
+    """Adds the time since the last lap to the record's phases."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """End a phase."""
+        now = time.monotonic()
+        self._record.phases.append((name, now - self._last))
+        self._last = now

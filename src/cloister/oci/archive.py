@@ -116,8 +116,12 @@ class OCIArchive:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._archive = ArchiveFile(path)
-        check_layout_marker(self._archive.read("oci-layout", 4 * KIB))
-        self._index = parse_index(self._archive.read("index.json", MANIFEST_BYTES))
+        try:
+            check_layout_marker(self._archive.read("oci-layout", 4 * KIB))
+            self._index = parse_index(self._archive.read("index.json", MANIFEST_BYTES))
+        except BaseException:
+            self._archive.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -143,13 +147,11 @@ class DockerArchive:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._archive = ArchiveFile(path)
-        # The file is an array; an object around it lets the one strict parser read it.
-        raw = b'{"images":' + self._archive.read("manifest.json", MANIFEST_BYTES) + b"}"
-        top = Members(parse_document(raw, ceiling=MANIFEST_BYTES + 16, code=_CODE), path="", code=_CODE)
-        self._images = [
-            Members(image, path=f"images[{number}]", code=_CODE)
-            for number, image in enumerate(top.array("images", ceiling=INDEX_ENTRIES, required=True))
-        ]
+        try:
+            self._images = self._read_images()
+        except BaseException:
+            self._archive.close()
+            raise
         self._blobs: dict[Digest, str] = {}
 
     def close(self) -> None:
@@ -176,6 +178,16 @@ class DockerArchive:
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob of a manifest that `get_manifest` returned, unchecked."""
         return self._archive.stream(self._blobs.get(descriptor.digest, str(descriptor.digest)))
+
+    def _read_images(self) -> list[Members]:
+        # The file is an array; an object around it lets the one strict parser read it.
+        raw = b'{"images":' + self._archive.read("manifest.json", MANIFEST_BYTES) + b"}"
+        top = Members(parse_document(raw, ceiling=MANIFEST_BYTES + 16, code=_CODE), path="", code=_CODE)
+        top.only("images")
+        return [
+            Members(image, path=f"images[{number}]", code=_CODE)
+            for number, image in enumerate(top.array("images", ceiling=INDEX_ENTRIES, required=True))
+        ]
 
     def _make_manifest(self, image: Members) -> bytes:
         config_name = image.text("Config")

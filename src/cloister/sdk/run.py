@@ -41,6 +41,7 @@ from cloister.tee.tpm.endorsements import read_swtpm_roots
 from cloister.trust.store.records import DenialRecord
 
 CONTAINER: Final = "app"
+DEFAULT_SHAPE: Final = Shape(vcpus=2, memory_mib=512)
 _DENIAL_PREFIX: Final = "d-"
 
 Step = Callable[[str, str, str], None]
@@ -67,7 +68,7 @@ class RunRequest:
     ports: tuple[PortForward, ...] = ()
     backend: Backend = Backend.SEABIOS
     accelerator: Accelerator = Accelerator.AUTO
-    shape: Shape = Shape(vcpus=2, memory_mib=512)
+    shape: Shape = DEFAULT_SHAPE
     name: str = ""
     lease_seconds: int = 0
     keep_approval: bool = False
@@ -274,9 +275,7 @@ def _place(record: DenialRecord) -> str:
     return f"{record.resource or record.stage} (denial {record.id})"
 
 
-def run_pod(
-    home: Home, request: RunRequest, *, directory: Path, terminal: Terminal, step: Step
-) -> RunRecord:
+def run_pod(home: Home, request: RunRequest, *, directory: Path, terminal: Terminal, step: Step) -> RunRecord:
     """Run `request` to its end; write the record into `directory`, also when it is refused.
 
     Raises:
@@ -388,8 +387,7 @@ def _conclude(record: RunRecord, environment: Environment) -> None:
     passed = sum(1 for finding in record.findings if finding["ok"])
     record.proved += [
         "the image that ran is the one that was signed; its layers were decrypted only after they authenticated",
-        "arguments, environment, user and directory came from the signed image and the measured policy, not from the
-        host",
+        "arguments, environment, user and directory came from the signed image and the measured policy",
     ]
     if environment.level is Level.MEASURED:
         record.proved.insert(0, f"the pod VM booted the measured firmware, kernel and root ({passed} checks passed)")
@@ -399,7 +397,7 @@ def _conclude(record: RunRecord, environment: Environment) -> None:
         ]
     else:
         record.not_proved += ["anything: simulated evidence teaches the flow and protects nothing"]
-    record.not_proved.append("that the host delivered the exit status unchanged (streams are sealed, the status is not)")
+    record.not_proved.append("that the host delivered the exit status unchanged: only streams are sealed")
 
 
 def _collect_logs(work: Path, record: RunRecord) -> None:

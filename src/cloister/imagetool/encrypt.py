@@ -126,12 +126,12 @@ def encrypt_image(
     document = parse_document(stored.raw, ceiling=MANIFEST_BYTES, code="oci.manifest")
     digests = []
     for layer, layer_type, entry in zip(manifest.layers, layer_types, document["layers"], strict=True):
-        sealing = _LayerSealing(layer)
+        sealing = _LayerSealing(layer, kek_id, kek)
         digest, size = sink.write_blob(sealing.ciphertext(checked_blob(source, layer), progress.advance))
         entry["mediaType"] = LayerType(layer_type.compression, encrypted=True).media_type
         entry["digest"] = str(digest)
         entry["size"] = size
-        entry["annotations"] = without_encryption(layer.annotations) | sealing.annotations(kek_id, kek)
+        entry["annotations"] = without_encryption(layer.annotations) | sealing.annotations()
         digests.append(digest)
     if not sink.has_blob(manifest.config.digest):
         sink.write_blob([config])
@@ -145,26 +145,25 @@ def encrypt_image(
 
 
 class _LayerSealing:
-    """One layer's key, used once."""
+    """One layer's key, used once. It is wrapped first, so that a KEK that is refused leaves nothing behind."""
 
-    def __init__(self, layer: Descriptor) -> None:
-        self._options = PrivateOptions(
-            key=os.urandom(AES256_KEY_BYTES), digest=layer.digest, nonce=os.urandom(CTR_NONCE_BYTES)
-        )
+    def __init__(self, layer: Descriptor, kek_id: str, kek: bytes) -> None:
+        self._nonce = os.urandom(CTR_NONCE_BYTES)
+        self._options = PrivateOptions(key=os.urandom(AES256_KEY_BYTES), digest=layer.digest, nonce=self._nonce)
+        self._packet = wrap_private_options(self._options, kek_id=kek_id, kek=kek)
         self._mac = hmac.new(self._options.key, digestmod=hashlib.sha256)
 
     def ciphertext(self, plain: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
         """Encrypt and authenticate."""
-        for chunk in ctr_stream(self._options.key, self._options.nonce or b"", plain):
+        for chunk in ctr_stream(self._options.key, self._nonce, plain):
             self._mac.update(chunk)
             advance(len(chunk))
             yield chunk
 
-    def annotations(self, kek_id: str, kek: bytes) -> dict[str, str]:
-        """Wrap the key, once all ciphertext was taken, and forget it."""
-        packet = wrap_private_options(self._options, kek_id=kek_id, kek=kek)
+    def annotations(self) -> dict[str, str]:
+        """Return what the descriptor says, once all ciphertext was taken, and forget the key."""
         self._options.wipe()
-        return encryption_annotations(PublicOptions(self._mac.digest()), packet)
+        return encryption_annotations(PublicOptions(self._mac.digest()), self._packet)
 
 
 def _require_sealable(manifest: ImageManifest) -> list[LayerType]:

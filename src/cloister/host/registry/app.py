@@ -181,26 +181,27 @@ class RegistryApp:
             match = _CONTENT_RANGE.fullmatch(claimed)
             if match is None or int(match[1]) != upload.size:
                 return _upload_state(416, name, upload_id, upload)
+        digest = parse_digest(request.query("digest")) if request.method == "PUT" else None
         await request.body_into(upload)
-        if request.method == "PATCH":
+        if digest is None:
             return _upload_state(202, name, upload_id, upload)
-        return self._finish_upload(request, name, upload_id)
+        return self._finish_upload(name, upload_id, digest)
 
     async def _begin_upload(self, request: _Request, name: str) -> _Answer:
         mounted = request.query("mount")
         if mounted and self._store.blob(parse_digest(mounted)) is not None:
             return _created(f"/v2/{name}/blobs/{mounted}", parse_digest(mounted))
+        at_once = parse_digest(request.query("digest")) if request.query("digest") else None
         upload_id = self._store.begin_upload()
         upload = self._store.upload(upload_id)
         if upload is None:
             raise RuntimeError("an upload just begun is gone")
-        if request.query("digest"):
+        if at_once is not None:
             await request.body_into(upload)
-            return self._finish_upload(request, name, upload_id)
+            return self._finish_upload(name, upload_id, at_once)
         return _upload_state(202, name, upload_id, upload)
 
-    def _finish_upload(self, request: _Request, name: str, upload_id: str) -> _Answer:
-        digest = parse_digest(request.query("digest"))
+    def _finish_upload(self, name: str, upload_id: str, digest: Digest) -> _Answer:
         self._store.finish_upload(upload_id, digest)
         return _created(f"/v2/{name}/blobs/{digest}", digest)
 

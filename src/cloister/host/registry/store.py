@@ -31,13 +31,13 @@ _ID_CHARS: Final = 32
 
 
 class Upload:
-    """A blob that is being received."""
+    """A blob that is being received; no file stays open between two pieces."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._file = path.open("xb")
         self._hash = hashlib.sha256()
+        path.touch(exist_ok=False)
 
     def append(self, data: bytes) -> None:
         """Take the next bytes.
@@ -48,12 +48,12 @@ class Upload:
         self.size += len(data)
         if self.size > LAYER_BYTES:
             raise RequestRefused(f"{_CODE}.too_long", "blob is too long", expected=f"at most {LAYER_BYTES} bytes")
-        self._file.write(data)
+        with self.path.open("ab") as file:
+            file.write(data)
         self._hash.update(data)
 
     def digest(self, algorithm: str) -> Digest:
         """Return the digest of what was received."""
-        self._file.flush()
         if algorithm == "sha256":
             return Digest(algorithm, self._hash.hexdigest())
         hasher = hashlib.new(algorithm)
@@ -64,7 +64,6 @@ class Upload:
 
     def discard(self) -> None:
         """Forget what was received."""
-        self._file.close()
         self.path.unlink(missing_ok=True)
 
 

@@ -10,6 +10,8 @@ $b mount -t cgroup2 -o nosuid,nodev,noexec none /sys/fs/cgroup
 $b mount -t tmpfs -o mode=755,nosuid,nodev none /run
 $b mount -t tmpfs -o mode=1777,nosuid,nodev none /tmp
 
+# The image carries no OpenSSL legacy provider; without this, importing cryptography is an error.
+export CRYPTOGRAPHY_OPENSSL_NO_LEGACY=1
 /usr/bin/python3.13 -ISB /usr/lib/cloister/start.pyc
 echo "cloister: agent ended with $?" > /dev/console
 $b poweroff -f

@@ -1,0 +1,318 @@
+"""Client of the key broker protocol 0.4.0: Request, Challenge, Attestation, Response.
+
+CNCF Confidential Containers KBS protocol (`cloister.protocol.kbs`); works against any broker that speaks it. The
+client trusts the broker it is pointed to, by CA, with the decision; it trusts nobody with its private key, which is
+made here and never leaves. What a broker refuses comes out as a typed error with the broker's code and denial id.
+
+Only connections are tried again, a bounded number of times. A refusal never is: the same evidence would be refused
+again. A handshake whose connection broke begins anew with a fresh nonce, because the broker accepts a nonce once.
+
+Loaded early inside the pod VM. `cryptography` is imported by `prepare`, which a caller may run in a background thread
+while it does other things; `http.client` and `ssl` with the first request.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import msgspec
+
+from cloister.client.channel import PinnedChannel, Response
+from cloister.errors import (
+    AppraisalRefused,
+    CloisterError,
+    FormatRefused,
+    KeyReleaseDenied,
+    Refused,
+    RequestRefused,
+    Unavailable,
+)
+from cloister.protocol.initdata import BrokerAddress
+from cloister.protocol.kbs import (
+    PREFIX,
+    SESSION_COOKIE,
+    TPM_EXTRA,
+    VERSION,
+    AttestAnswer,
+    Attestation,
+    Challenge,
+    ErrorBody,
+    InitDataMember,
+    Request,
+    RuntimeData,
+    SealedResource,
+    TEEEvidence,
+    decode_nonce,
+    encode_message,
+    parse_tpm_credential,
+    report_data,
+)
+from cloister.protocol.resourceuri import ResourcePath
+from cloister.wire.base64 import decode_b64url, encode_b64
+from cloister.wire.limits import KBS_RESPONSE_BYTES
+
+if TYPE_CHECKING:
+    from cloister.crypto.jwe import EphemeralKey
+
+ATTEMPTS: Final = 5
+FIRST_PAUSE_SECONDS: Final = 0.2  # doubled after each attempt
+RENEW_BEFORE_SECONDS: Final = 30.0
+_COOKIE: Final = re.compile(rf"{SESSION_COOKIE}=([0-9A-Za-z_-]{{1,128}})(?:;|$)")
+_CODE: Final = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
+_DENIAL: Final = re.compile(r"d-[a-z2-7]{10}")
+_TEXT_CHARS: Final = 400
+_MALFORMED: Final = "client.broker_malformed"
+
+_T = TypeVar("_T")
+
+
+class Attester(Protocol):
+    """What the client needs of a technology's attester."""
+
+    def enrol(self) -> tuple[bytes, bytes] | None:
+        """Return (EK certificate DER, AK TPM2B_PUBLIC), or None where there is no credential activation."""
+        ...
+
+    def activate(self, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
+        """Return the activated credential."""
+        ...
+
+    def attest(self, report_data: bytes, secret: bytes) -> dict[str, Any]:  # Any: JSON of the technology's own shape
+        """Return the evidence body that binds `report_data`."""
+        ...
+
+
+class Channel(Protocol):
+    """What the client needs of a channel; `PinnedChannel` is the one over a network."""
+
+    def request(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Send one request and return its answer."""
+        ...
+
+    def close(self) -> None:
+        """Release what the channel holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class _Session:
+    cookie: str
+    nonce: str
+    secret: bytes
+
+
+class _Times(msgspec.Struct, frozen=True, kw_only=True):
+    iat: int
+    exp: int
+
+
+class KeyBrokerClient:
+    """One guest's dealings with its key broker. Not for several threads at once, except `prepare`.
+
+    Args:
+        broker: address and CA, from the measured init data.
+        attester: makes evidence.
+        init_data_text: the exact text that is measured.
+        tee: wire name of the technology.
+        timeout: seconds of silence after which the broker counts as unreachable.
+        attempts: connections tried for one step before giving up.
+        channel: how to reach the broker; one pinned to the broker's CA when absent.
+        sleep: waits that many seconds.
+        monotonic: a clock that only goes forward, seconds.
+
+    Raises:
+        FormatRefused: the address is not https.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerAddress,
+        attester: Attester,
+        init_data_text: str,
+        tee: str,
+        *,
+        timeout: float = 30.0,
+        attempts: int = ATTEMPTS,
+        channel: Channel | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._channel: Channel = channel or PinnedChannel(broker.url, broker.ca_pem, timeout=timeout)
+        self._attester = attester
+        self._init_data = init_data_text
+        self._tee = tee
+        self._attempts = attempts
+        self._sleep = sleep
+        self._monotonic = monotonic
+        self._making_key = threading.Lock()
+        self._key: EphemeralKey | None = None
+        self._wiped = False
+        self._token = ""
+        self._renew_at = 0.0
+
+    @property
+    def token(self) -> str:
+        """The Attestation Result of the last handshake, a JWT; empty before the first."""
+        return self._token
+
+    def prepare(self) -> None:
+        """Import what is slow to import and make the ephemeral key. Harmless to call twice or beside `attest`."""
+        with self._making_key:
+            if self._wiped:
+                raise RuntimeError("the client was wiped")
+            if self._key is None:
+                from cloister.crypto.jwe import EphemeralKey
+
+                self._key = EphemeralKey.generate()
+
+    def attest(self) -> str:
+        """Do the handshake; return the token.
+
+        Raises:
+            AppraisalRefused: the evidence is refused; `path` holds the denial id.
+            Refused: anything else the broker or this client refuses.
+            Unavailable: no connection after the last attempt, or the broker cannot tell now.
+        """
+
+        def handshake() -> str:
+            session = self._challenge()
+            return self._attestation(session)
+
+        self._token = self._persist(handshake)
+        self._renew_at = self._monotonic() + _life(self._token) - RENEW_BEFORE_SECONDS
+        return self._token
+
+    def get_resource(self, path: ResourcePath) -> bytes:
+        """Return a resource; attests first when there is no token or it is about to expire.
+
+        Raises:
+            KeyReleaseDenied: the key-release policy says no; `path` holds the denial id.
+            Refused: no such resource (`client.resource_not_found`), or an answer that does not open with our key.
+            Unavailable: no connection after the last attempt, or the broker cannot tell now.
+        """
+        if not self._token or self._monotonic() >= self._renew_at:
+            self.attest()
+        headers = {"Authorization": f"Bearer {self._token}"}
+        response = self._persist(lambda: self._channel.request("GET", f"{PREFIX}/resource/{path}", headers=headers))
+        if response.status != 200:
+            raise _broker_error(response, stage="resource", resource=str(path))
+        return self._ephemeral().open(_decode(response.body, SealedResource))
+
+    def wipe(self) -> None:
+        """Forget key and token and close the connection; the client is of no use afterwards."""
+        with self._making_key:
+            if self._key is not None:
+                self._key.wipe()
+            self._key, self._wiped = None, True
+        self._token = ""
+        self._channel.close()
+
+    def _challenge(self) -> _Session:
+        enrolment = self._attester.enrol()
+        extra: Any = ""  # Any: JSON for the broker
+        if enrolment is not None:
+            extra = {TPM_EXTRA: {"ek_certificate": encode_b64(enrolment[0]), "ak_public": encode_b64(enrolment[1])}}
+        request = Request(version=VERSION, tee=self._tee, extra_params=extra)
+        response = self._post("auth", encode_message(request), {})
+        if response.status != 200:
+            raise _broker_error(response, stage="auth")
+        challenge = _decode(response.body, Challenge)
+        decode_nonce(challenge.nonce)
+        cookie = _COOKIE.match(response.headers.get("set-cookie", ""))
+        if cookie is None:
+            raise FormatRefused(_MALFORMED, "the broker opened no session", path="set-cookie")
+        secret = b""
+        if enrolment is not None:
+            secret = self._attester.activate(*parse_tpm_credential(challenge.extra_params))
+        return _Session(cookie=cookie.group(1), nonce=challenge.nonce, secret=secret)
+
+    def _attestation(self, session: _Session) -> str:
+        self.prepare()
+        runtime = RuntimeData(nonce=session.nonce, tee_pubkey=self._ephemeral().public_jwk())
+        evidence = self._attester.attest(report_data(runtime, ""), session.secret)
+        message = Attestation(
+            runtime_data=runtime,
+            tee_evidence=TEEEvidence(primary_evidence=evidence, additional_evidence=""),
+            init_data=InitDataMember(format="toml", body=self._init_data),
+        )
+        headers = {"Cookie": f"{SESSION_COOKIE}={session.cookie}"}
+        response = self._post("attest", encode_message(message), headers)
+        if response.status != 200:
+            raise _broker_error(response, stage="attest")
+        return _decode(response.body, AttestAnswer).token
+
+    def _post(self, route: str, body: bytes, headers: dict[str, str]) -> Response:
+        headers["Content-Type"] = "application/json"
+        return self._channel.request("POST", f"{PREFIX}/{route}", body=body, headers=headers)
+
+    def _persist(self, step: Callable[[], _T]) -> _T:
+        """Run `step`, again while only the connection failed."""
+        pause = FIRST_PAUSE_SECONDS
+        for _ in range(self._attempts - 1):
+            try:
+                return step()
+            except Unavailable as err:
+                if err.code != "client.unreachable":
+                    raise
+            self._sleep(pause)
+            pause *= 2
+        return step()
+
+    def _ephemeral(self) -> EphemeralKey:
+        if self._key is None:
+            raise RuntimeError("the client was wiped")
+        return self._key
+
+
+def _broker_error(response: Response, *, stage: str, resource: str = "") -> CloisterError:
+    """Return the typed error for an answer that is not 200. The broker is pinned: its words may be shown, bounded."""
+    try:
+        body = msgspec.json.decode(response.body, type=ErrorBody)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        body = ErrorBody(type="", detail=f"HTTP status {response.status}")
+    code = body.code if _CODE.fullmatch(body.code) else ""
+    denial = body.denial_id if _DENIAL.fullmatch(body.denial_id) else ""
+    kind, fallback = _classify(response.status, stage)
+    if fallback == "client.resource_not_found":
+        code = fallback
+    return kind(
+        code or fallback,
+        body.detail[:_TEXT_CHARS],
+        path=denial or resource,
+        hint=body.hint[:_TEXT_CHARS],
+    )
+
+
+def _classify(status: int, stage: str) -> tuple[type[CloisterError], str]:
+    if status == 503 or status >= 500 or status == 429:
+        return Unavailable, "client.broker_unavailable"
+    if stage == "resource" and status == 404:
+        return Refused, "client.resource_not_found"
+    if stage == "resource" and status == 403:
+        return KeyReleaseDenied, "client.denied"
+    if stage == "attest" and status in (401, 403):
+        return AppraisalRefused, "client.evidence_refused"
+    return RequestRefused, "client.broker_refused"
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as err:
+        raise FormatRefused(_MALFORMED, "the broker's answer is not of this protocol") from err
+
+
+def _life(token: str) -> float:
+    """Return how long the token lives, by its own word and the broker's clock; the broker checks it anyway."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise FormatRefused(_MALFORMED, "the broker's token is not a JWT", path="token")
+    times = _decode(decode_b64url(parts[1], path="token", ceiling=KBS_RESPONSE_BYTES), _Times)
+    return float(times.exp - times.iat)

@@ -102,7 +102,7 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
     # 2, 3
     key = _select_key(_decode(parts[0], "header", _HEADER_BYTES, _Header), keys)
     # 4
-    signature = decode_b64url(parts[2], path="signature", ceiling=2 * _WIDTH)
+    signature = _decode_part(parts[2], "signature", 2 * _WIDTH)
     _verify_signature(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
     # 5
     times = _decode(parts[1], "claims", TOKEN_BYTES, _Times)
@@ -162,6 +162,17 @@ def _verify_signature(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) 
 
 def _decode(part: str, name: str, ceiling: int, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
     try:
-        return msgspec.json.decode(decode_b64url(part, path=name, ceiling=ceiling), type=kind)
+        return msgspec.json.decode(_decode_part(part, name, ceiling), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
-        raise FormatRefused(_MALFORMED, f"token {name} is not of the expected shape", path=name) from err
+        raise _malformed(name) from err
+
+
+def _decode_part(part: str, name: str, ceiling: int) -> bytes:
+    try:
+        return decode_b64url(part, path=name, ceiling=ceiling)
+    except FormatRefused as err:
+        raise _malformed(name) from err
+
+
+def _malformed(name: str) -> FormatRefused:
+    return FormatRefused(_MALFORMED, f"token {name} is not of the expected shape", path=name)

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from trust_world import MODEL, World, rule
 
 from cloister.crypto.jwe import EphemeralKey, parse_recipient
 from cloister.errors import FormatRefused, Refused
@@ -24,6 +23,7 @@ from cloister.trust.keybroker.policy import (
     parse_release_policy,
 )
 from cloister.trust.keybroker.token import VerifiedToken
+from trust_world import MODEL, World, rule
 
 POD = "sha256:" + "1" * 64
 RULE = {"path": "default/model/*", "init_data": [POD], "appraisal_policy": "default"}
@@ -49,7 +49,9 @@ def policy(*rules: dict[str, Any], **changes: Any) -> bytes:
     return json.dumps({"version": 1, "id": "test", "rules": list(rules), **changes}).encode()
 
 
-def decide(text: bytes | None, token: VerifiedToken = TOKEN, path: str = "default/model/one", **changes: Any) -> ReleaseDecision:
+def decide(
+    text: bytes | None, token: VerifiedToken = TOKEN, path: str = "default/model/one", **changes: Any
+) -> ReleaseDecision:
     parsed = parse_release_policy(text) if text is not None else None
     arguments: dict[str, Any] = {"appraisal_policy_digest": "sha256:p", "at": NOW, **changes}
     return evaluate_release(parsed, parse_resource_path(path), token, **arguments)
@@ -150,7 +152,20 @@ def test_the_most_specific_rule_wins_in_any_order(order: int) -> None:
         *(policy({**RULE, "init_data": [digest]}) for digest in ("*", "", "sha256:", POD.upper(), POD + "0", "md5:00")),
         *(
             policy({**RULE, "path": path})
-            for path in ("*", "*/*/*", "a", "a/b", "a/*", "a/*/c", "*/b/c", "a/b/c/d", "a/b/c*", "a//c", "a/b/../c", "/a/b")
+            for path in (
+                "*",
+                "*/*/*",
+                "a",
+                "a/b",
+                "a/*",
+                "a/*/c",
+                "*/b/c",
+                "a/b/c/d",
+                "a/b/c*",
+                "a//c",
+                "a/b/../c",
+                "/a/b",
+            )
         ),
         b" " * (513 * 1024),
         policy(*({**RULE, "path": f"a/b/c{index}"} for index in range(1025))),
@@ -164,7 +179,9 @@ def test_malformed_policies_are_refused(text: bytes) -> None:
 
 
 def test_a_policy_reads_back() -> None:
-    parsed = parse_release_policy(policy({**RULE, "insecure_accept_levels": ["measured"], "note": "why"}, {**RULE, "path": "a/*/*"}))
+    parsed = parse_release_policy(
+        policy({**RULE, "insecure_accept_levels": ["measured"], "note": "why"}, {**RULE, "path": "a/*/*"})
+    )
     again = parse_release_policy(encode_release_policy(parsed.id, parsed.rules))
     assert isinstance(again, ReleasePolicy) and set(again.rules) == set(parsed.rules)
 

@@ -1,6 +1,7 @@
 """From error to HTTP answer: status, CoCo's error type, and the short form that is safe for a guest to see.
 
-Statuses: 400 malformed, 401 no session or no valid token, 403 denied, 404 missing, 503 cannot tell now. CoCo's own
+Statuses: 400 malformed, 401 no session or no valid token, 403 denied, 404 missing, 405 and 413 as
+HTTP has them, 503 cannot tell now. CoCo's own
 broker says 401 to nearly all of these, which makes its client repeat whole handshakes; these make it stop at once
 with the true reason. `detail` repeats code and denial id, because unmodified clients show nothing else.
 """
@@ -14,7 +15,13 @@ from cloister.errors import CloisterError, FormatRefused, Unavailable
 from cloister.protocol.kbs import ERROR_TYPE_PREFIX, ErrorBody, encode_message
 
 VERSION_CODE: Final = "trust.auth.version"
-MISSING_CODE: Final = "trust.resource.missing"
+_STATUSES: Final = {
+    "trust.resource.missing": 404,
+    "trust.request.path": 404,
+    "trust.request.method": 405,
+    "trust.request.cut": 400,
+    "protocol.kbs.too_long": 413,
+}
 _NO_SESSION: Final = ("trust.session.", "trust.token.", "crypto.jwt.", VERSION_CODE)
 _HINT_CHARS: Final = 300
 
@@ -53,7 +60,7 @@ def error_answer(error: CloisterError, *, stage: str, denial: str = "") -> Answe
         detail=f"{error.message} ({marks})",
         code=error.code,
         denial_id=denial,
-        hint=error.hint[:_HINT_CHARS],
+        hint=error.hint[:_HINT_CHARS] or (f"the owner sees why: `cloister explain {denial}`" if denial else ""),
     )
     return Answer(status=status, body=encode_message(body), code=error.code, denial=denial)
 
@@ -63,8 +70,8 @@ def _status(error: CloisterError) -> int:
         return 503
     if error.code.startswith(_NO_SESSION):
         return 401
-    if error.code == MISSING_CODE:
-        return 404
+    if error.code in _STATUSES:
+        return _STATUSES[error.code]
     return 400 if isinstance(error, FormatRefused) else 403
 
 
@@ -73,7 +80,9 @@ def _variant(error: CloisterError, status: int, stage: str) -> str:
         return "StorageBackendInitialization"
     if error.code == "trust.token.missing":
         return "TokenNotFound"
+    if error.code.startswith("trust.request."):
+        return "InvalidRequestPath"
     if stage != "resource":
-        return "SerdeError" if status == 400 else "AttestationError"
+        return "SerdeError" if status in (400, 413) else "AttestationError"
     names = {400: "SerdeError", 401: "TokenVerifierError", 404: "PluginInternalError"}
     return names.get(status, "PolicyDeny")

@@ -63,12 +63,12 @@ def parse_reference_entries(data: bytes) -> tuple[ReferenceEntry, ...]:
     """
     if len(data) > REFERENCE_FILE_BYTES:
         raise FormatRefused("trust.reference.malformed", "too long", expected=f"at most {REFERENCE_FILE_BYTES} bytes")
+    if not data.lstrip().startswith(b"["):
+        return (parse_reference_entry(data),)
     try:
-        items = msgspec.json.decode(data, type=list[msgspec.Raw] | msgspec.Raw)
+        items = msgspec.json.decode(data, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         raise FormatRefused("trust.reference.malformed", "not a list of reference value entries") from err
-    if not isinstance(items, list):
-        return (parse_reference_entry(data),)
     if len(items) > REFERENCE_ENTRIES:
         raise FormatRefused("trust.reference.malformed", "too many entries", expected=f"at most {REFERENCE_ENTRIES}")
     return tuple(parse_reference_entry(bytes(item)) for item in items)

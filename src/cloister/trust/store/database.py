@@ -87,7 +87,7 @@ class Store:
 
     @property
     def healthy(self) -> bool:
-        """Whether the last write that reached the database was committed."""
+        """Whether the last write was committed, in time."""
         return self._healthy
 
     def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None) -> _T:
@@ -114,6 +114,7 @@ class Store:
             with self._state:
                 if not job.done.is_set():
                     job.state = "abandoned" if job.state == "waiting" else job.state
+                    self._healthy = False
                     raise Unavailable(
                         "trust.store.timeout",
                         "the store did not answer in time",
@@ -130,6 +131,8 @@ class Store:
         Raises:
             Unavailable: `trust.store.failed`.
         """
+        if self._closed:
+            raise Unavailable("trust.store.failed", _CLOSED)
         try:
             with self._reader.connect() as connection:
                 return work(connection)

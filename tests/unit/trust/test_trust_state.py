@@ -1,0 +1,137 @@
+"""The state directory, the root key, resources at rest."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import FormatRefused, Refused, Unavailable
+from cloister.protocol.resourceuri import parse_resource_path
+from cloister.testing.tpm import NOW
+from cloister.trust.admin import TrustAdmin
+from cloister.trust.rootkey import RootKey
+from cloister.trust.statedir import StateDirectory
+from cloister.wire.limits import RESOURCE_BYTES
+from trust_world import CANARY, MODEL, World, all_bytes
+
+
+def test_what_is_secret_is_private(world: World) -> None:
+    assert stat.S_IMODE(world.state.stat().st_mode) == 0o700
+    public = {"ca.pem", "tls.pem"}
+    for path in world.state.iterdir():
+        expected = 0o644 if path.name in public else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path.name
+
+
+@pytest.mark.parametrize("name", ["root.key", "token.key", "ca.key", "."])
+def test_what_others_can_read_is_refused(world: World, name: str) -> None:
+    (world.state / name).chmod(0o750 if name == "." else 0o640)
+    with pytest.raises(Refused) as caught:
+        StateDirectory(world.state, at=NOW)
+    assert caught.value.code == "trust.state.permissions"
+    assert "chmod" in caught.value.hint
+
+
+def test_keys_are_made_once(tmp_path: Path) -> None:
+    first = StateDirectory(tmp_path / "s", at=NOW)
+    second = StateDirectory(tmp_path / "s", at=NOW)
+    assert first.authority.certificate_pem == second.authority.certificate_pem
+    assert first.token_signer.public_key.spki == second.token_signer.public_key.spki
+    sealed = first.root_key.seal("resource", "row", b"x")
+    assert second.root_key.open("resource", "row", sealed) == b"x"
+
+
+def test_a_cut_root_key_is_refused(world: World) -> None:
+    (world.state / "root.key").write_bytes(b"short")
+    with pytest.raises(Refused) as caught:
+        StateDirectory(world.state, at=NOW)
+    assert caught.value.code == "trust.state.root_key"
+
+
+def test_a_lost_ca_key_is_no_reason_to_make_a_new_ca(world: World) -> None:
+    (world.state / "ca.key").unlink()
+    with pytest.raises(Unavailable) as caught:
+        StateDirectory(world.state, at=NOW)
+    assert caught.value.code == "trust.state.io"
+
+
+def test_one_service_per_directory(world: World) -> None:
+    state = StateDirectory(world.state, at=NOW)
+    with state.claim_service(), pytest.raises(Refused) as caught, StateDirectory(world.state, at=NOW).claim_service():
+        pass
+    assert caught.value.code == "trust.state.in_use"
+    with state.claim_service():
+        pass
+
+
+def test_no_plaintext_at_rest(world: World) -> None:
+    assert world.admin.get_resource(MODEL) == CANARY
+    guest = world.guest().handshake()
+    guest.open(guest.resource())
+    world.service.close()
+    assert CANARY not in all_bytes(world.state)
+    (world.state / "planted").write_bytes(b"..." + CANARY)
+    assert CANARY in all_bytes(world.state), "the scan finds what is there"
+
+
+def test_a_row_moved_to_another_path_does_not_open(world: World) -> None:
+    other = parse_resource_path("default/model/other")
+    world.admin.put_resource(other, b"other")
+    alter(
+        world,
+        "UPDATE resources SET sealed=(SELECT sealed FROM resources WHERE path='default/model/one')"
+        " WHERE path='default/model/other'",
+    )
+    with pytest.raises(Unavailable) as caught:
+        world.admin.get_resource(other)
+    assert caught.value.code == "trust.store.sealed_row"
+
+
+def test_a_row_with_another_version_does_not_open(world: World) -> None:
+    alter(world, "UPDATE resources SET version=7")
+    guest = world.guest().handshake()
+    with pytest.raises(Unavailable):
+        guest.resource()
+
+
+def test_another_root_key_opens_nothing(world: World) -> None:
+    world.admin.close()
+    (world.state / "root.key").write_bytes(bytes(32))
+    with TrustAdmin(world.state) as admin, pytest.raises(Unavailable):
+        admin.get_resource(MODEL)
+
+
+def test_purposes_do_not_mix() -> None:
+    key = RootKey(bytes(32))
+    sealed = key.seal("resource", "row", b"x")
+    for purpose, row in (("session secret", "row"), ("resource", "row2")):
+        with pytest.raises(Unavailable):
+            key.open(purpose, row, sealed)
+    assert key.open("resource", "row", sealed) == b"x"
+    assert repr(key) == "RootKey()"
+
+
+def test_resources_have_versions_and_a_size(world: World) -> None:
+    assert world.admin.put_resource(MODEL, b"new") == 2
+    assert world.admin.get_resource(MODEL) == b"new"
+    [entry] = world.admin.list_resources()
+    assert (entry.path, entry.version, entry.updated_at) == (MODEL, 2, NOW)
+    for content in (b"", bytes(RESOURCE_BYTES + 1)):
+        with pytest.raises(FormatRefused) as caught:
+            world.admin.put_resource(MODEL, content)
+        assert caught.value.code == "trust.resource.size"
+    world.admin.delete_resource(MODEL)
+    for refuse in (world.admin.get_resource, world.admin.delete_resource):
+        with pytest.raises(Refused) as missing:
+            refuse(MODEL)
+        assert missing.value.code == "trust.resource.missing"
+
+
+def alter(world: World, statement: str) -> None:
+    connection = sqlite3.connect(world.state / "trust.db")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()

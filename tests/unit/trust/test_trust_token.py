@@ -1,0 +1,144 @@
+"""Attestation Results at the key broker: verified like a stranger's, typed, consistent."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from cloister.crypto.jwt import key_id, public_jwk, sign_jwt, verify_jwt
+from cloister.crypto.signer import ECDSAP256Signer
+from cloister.errors import Refused
+from cloister.rats.claims import Level
+from cloister.rats.result import Tier
+from cloister.trust.keybroker.token import verify_token
+from trust_world import World, error_of
+
+
+def pinned(world: World) -> dict[str, Any]:
+    key = world.service.state.token_signer.public_key
+    return {key_id(key): key}
+
+
+def resigned(world: World, token: str, change: Callable[[dict[str, Any]], object]) -> str:
+    """Change claims and sign again with the verifier's own key: what is refused then is refused for its content."""
+    claims = copy.deepcopy(verify_jwt(token, pinned(world), at=world.clock.now))
+    change(claims)
+    return sign_jwt(claims, world.service.state.token_signer)
+
+
+def cpu(claims: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = claims["submods"]["cpu0"]
+    return result
+
+
+def test_what_a_token_says(world: World) -> None:
+    guest = world.guest().handshake()
+    token = verify_token(guest.token, pinned(world), at=world.clock.now)
+    assert (token.tee, token.tier, token.level) == ("tpm", Tier.AFFIRMING, Level.MEASURED)
+    assert token.init_data == world.data.digest_text
+    assert token.pcr00 == guest.tpm.read_pcrs()[0].hex()
+    assert token.attestation.startswith("a-") and not token.failures
+    assert token.expires_at - token.issued_at == timedelta(minutes=5)
+
+
+def test_what_cocos_relying_parties_read(world: World) -> None:
+    """Header and claims under CoCo's names (its client reads `exp`; its broker the key at this pointer)."""
+    guest = world.guest().handshake()
+    claims = verify_jwt(guest.token, pinned(world), at=world.clock.now)
+    evidence = cpu(claims)["ear.veraison.annotated-evidence"]
+    assert evidence["runtime_data_claims"]["tee-pubkey"] == guest.key.public_jwk()
+    assert evidence["tpm"]["pcr00"] == guest.tpm.read_pcrs()[0].hex()
+    assert cpu(claims)["ear.status"] == "affirming" and isinstance(claims["exp"], int)
+
+
+def test_the_published_key_verifies_tokens(world: World) -> None:
+    [key] = world.admin.token_verification_keys()["keys"]
+    signer = world.service.state.token_signer.public_key
+    assert key == {**public_jwk(signer), "use": "sig", "kid": key_id(signer)}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda claims: claims.update(iss="somebody"), "trust.token.foreign"),
+        (lambda claims: claims.update(eat_profile="tag:github.com,2024:x"), "trust.token.foreign"),
+        (lambda claims: claims.update(exp=claims["iat"] + 16 * 60), "trust.token.foreign"),
+        (lambda claims: claims["submods"].update(gpu0=cpu(claims)), "trust.token.malformed"),
+        (lambda claims: claims["submods"].clear(), "trust.token.malformed"),
+        (lambda claims: claims.pop("jti"), "trust.token.malformed"),
+        (lambda claims: cpu(claims).update({"ear.status": "splendid"}), "trust.token.malformed"),
+        (lambda claims: cpu(claims).update({"ear.cloister.level": "best"}), "trust.token.malformed"),
+        (lambda claims: cpu(claims).pop("ear.cloister.level"), "trust.token.malformed"),
+        (lambda claims: cpu(claims).update({"ear.status": "contraindicated"}), "trust.token.inconsistent"),
+        (lambda claims: cpu(claims).update({"ear.cloister.findings": []}), "trust.token.inconsistent"),
+        (lambda claims: cpu(claims)["ear.cloister.findings"][0].update(ok=False), "trust.token.inconsistent"),
+        (
+            lambda claims: cpu(claims)["ear.veraison.annotated-evidence"].pop("runtime_data_claims"),
+            "trust.token.malformed",
+        ),
+        (lambda claims: cpu(claims)["ear.veraison.annotated-evidence"].pop("tpm"), "trust.token.malformed"),
+        (lambda claims: cpu(claims)["ear.veraison.annotated-evidence"].update(init_data=None), "trust.token.malformed"),
+        (
+            lambda claims: cpu(claims)["ear.veraison.annotated-evidence"]["runtime_data_claims"]["tee-pubkey"].update(
+                alg="none"
+            ),
+            "crypto.jwe.key",
+        ),
+    ],
+)
+def test_a_signed_token_that_says_something_else(
+    world: World, change: Callable[[dict[str, Any]], object], code: str
+) -> None:
+    token = resigned(world, world.guest().handshake().token, change)
+    with pytest.raises(Refused) as caught:
+        verify_token(token, pinned(world), at=world.clock.now)
+    assert caught.value.code == code
+    answer = world.guest().resource(token=token)
+    assert answer.status == (400 if code == "crypto.jwe.key" else 401)
+    assert error_of(answer)["code"] == code
+
+
+def test_a_resigned_token_without_changes_is_good(world: World) -> None:
+    guest = world.guest().handshake()
+    assert guest.resource(token=resigned(world, guest.token, lambda claims: None)).status == 200
+
+
+@pytest.mark.parametrize("attack", ["none", "hs256", "stranger", "cut"])
+def test_forged_tokens_are_refused_and_recorded(world: World, attack: str) -> None:
+    import base64
+    import hmac
+
+    guest = world.guest().handshake()
+    head, body, signature = guest.token.split(".")
+
+    def encoded(header: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
+
+    header = json.loads(base64.urlsafe_b64decode(head + "=="))
+    if attack == "none":
+        token = f"{encoded({'alg': 'none', 'typ': 'JWT'})}.{body}."
+    elif attack == "hs256":
+        text = f"{encoded({**header, 'alg': 'HS256'})}.{body}"
+        mac = hmac.digest(world.service.state.token_signer.public_key.pem(), text.encode(), "sha256")
+        token = f"{text}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+    elif attack == "stranger":
+        token = sign_jwt(json.loads(base64.urlsafe_b64decode(body + "==")), ECDSAP256Signer.generate())
+    else:
+        token = f"{head}.{body}.{signature[:-4]}"
+    answer = guest.resource(token=token)
+    assert answer.status == 401 and answer.code.startswith("crypto.jwt.")
+    assert world.admin.get_denial(answer.denial).code == answer.code
+    assert [row.decision for row in world.admin.list_audit()] == ["denied"]
+
+
+def test_a_new_token_key_does_not_honour_old_tokens(world: World) -> None:
+    guest = world.guest().handshake()
+    world.service.close()
+    (world.state / "token.key").unlink()
+    world.restart()
+    assert guest.resource().code == "crypto.jwt.unknown_key"

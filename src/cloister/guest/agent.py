@@ -29,7 +29,7 @@ from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_
 
 if TYPE_CHECKING:
     from cloister.guest.attest import KeySource
-    from cloister.guest.background import Background
+    from cloister.guest.background import Background, Libraries
     from cloister.guest.lease import Lease
     from cloister.guest.pod import Pod
     from cloister.guest.process import StreamSetup
@@ -55,9 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     started = process_start_ms()
     reporter.phase("kernel", started)
     reporter.phase("agent", uptime_ms() - started)
+    from cloister.guest.background import Libraries
+
+    libraries = Libraries()
     try:
         with platform.open_attester() as attester:
-            _Agent(platform, control, reporter, attester).run()
+            _Agent(platform, control, reporter, attester, libraries).run()
     except HostGone:
         _console("host gone")
     except CloisterError as err:
@@ -74,12 +77,21 @@ def main(arguments: list[str] | None = None) -> int:
 class _Agent:
     """One pod, from init data to the end."""
 
-    def __init__(self, platform: Platform, control: ControlPort, reporter: Reporter, attester: Attester) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        control: ControlPort,
+        reporter: Reporter,
+        attester: Attester,
+        libraries: Libraries,
+    ) -> None:
         self._platform = platform
         self._control = control
         self._reporter = reporter
         self._attester = attester
+        self._libraries = libraries
         self._over = threading.Event()
+        self._reason: BaseException | None = None
         self._streams: StreamSetup | None = None
         self._secrets: SecretsServer | None = None
         self._lease: Lease | None = None
@@ -91,29 +103,33 @@ class _Agent:
             HostGone: the host left.
             CloisterError: why the pod cannot run.
         """
-        from cloister.guest.background import Background, load_libraries
+        from cloister.guest.background import Background
 
         watch = Stopwatch()
         init_data = InitDataMeasurement(self._attester).measure(self._platform.read_initdata())
         self._reporter.phase("initdata", watch.ms())
-
         network = Background(self._bring_network_up, "network")
-        Background(load_libraries, "libraries")
 
-        from cloister.guest.attest import open_key_source
+        from cloister.guest.attest import KeySource, open_broker
         from cloister.guest.pod import Pod
         from cloister.podpolicy.model import parse_pod_policy
-        from cloister.protocol.initdata import POLICY_ENTRY
+        from cloister.protocol.initdata import POLICY_ENTRY, parse_broker_entry
 
         policy = parse_pod_policy(init_data.entry(POLICY_ENTRY).encode())
-        keys = open_key_source(init_data, self._attester, self._platform.tee)
-        pod = Pod(policy, init_data, self._platform, keys, self._reporter, network.wait)
-        serving = Background(lambda: self._serve(pod), "control")
-        becoming = Background(lambda: self._become_ready(network, pod, policy, keys, init_data.digest_text), "attest")
+        broker = parse_broker_entry(init_data)
+        keys = KeySource(lambda: open_broker(broker, self._attester, init_data, self._platform.tee))
+
+        def wait_registry() -> None:
+            network.wait()
+            self._libraries.images.wait()
+
+        pod = Pod(policy, init_data, self._platform, keys, self._reporter, wait_registry)
+        Background(lambda: self._serve(pod), "control")
+        Background(lambda: self._become_ready(pod, policy, keys, network), "attest")
         self._over.wait()
         self._end(pod, keys)
-        for part in (becoming, serving):
-            part.raise_early()
+        if self._reason is not None:
+            raise self._reason
 
     def _bring_network_up(self) -> None:
         watch = Stopwatch()
@@ -125,27 +141,35 @@ class _Agent:
 
         try:
             ControlServer(self._control, pod.handle, self._over.set).serve()
-        finally:
-            self._over.set()
+        except BaseException as err:  # noqa: BLE001  # handed to the main thread
+            self._finish(err)
 
-    def _become_ready(self, network: Background, pod: Pod, policy: PodPolicy, keys: KeySource, init_data: str) -> None:
-        """Attest, get the stream key, open streams and secrets service, let creates go on."""
+    def _become_ready(self, pod: Pod, policy: PodPolicy, keys: KeySource, network: Background) -> None:
+        """Attest, get the stream key, open streams and secrets service, let creates go on; then keep the lease."""
         try:
-            network.wait()
             watch = Stopwatch()
+            self._attester.enrol()  # the device makes its key while libraries load and the network comes up
+            self._libraries.broker.wait()
+            network.wait()
             keys.attest()
             self._reporter.phase("attest", watch.ms())
+            self._libraries.images.wait()
             self._streams = open_streams(self._platform, policy, keys)
             pod.become_ready(self._streams, self._platform.open_runtime())
             self._secrets = _open_secrets(pod, policy, keys)
-            self._reporter.ready(init_data)
+            self._reporter.ready(pod.init_data)
             if policy.lease_seconds and policy.streams.key is not None:
                 from cloister.guest.lease import Lease
 
                 self._keep_lease(Lease(keys, policy.streams.key, policy.lease_seconds))
-        except BaseException:
+        except BaseException as err:  # noqa: BLE001  # handed to the main thread
+            self._finish(err)
+
+    def _finish(self, reason: BaseException) -> None:
+        """End the pod. The first reason counts: what fails while everything ends is a consequence."""
+        if not self._over.is_set():
+            self._reason = reason
             self._over.set()
-            raise
 
     def _keep_lease(self, lease: Lease) -> None:
         """Stay here while the lease holds; its end is the pod's end."""
@@ -209,3 +233,7 @@ def _console(words: str) -> None:
 def _silent(*_: object) -> None:
     """Replace the traceback of the interpreter, which would show source lines and values."""
     _console("guest.internal")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

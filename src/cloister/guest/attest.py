@@ -8,7 +8,7 @@ the wiping. The broker is the one that the measured init data names, authenticat
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +16,7 @@ from cloister.errors import CloisterError, Unavailable
 from cloister.protocol.resourceuri import ResourcePath
 
 if TYPE_CHECKING:
-    from cloister.protocol.initdata import InitData
+    from cloister.protocol.initdata import BrokerAddress, InitData
     from cloister.tee.registry import Attester
 
 
@@ -26,10 +26,6 @@ class KeyBroker(Protocol):
     @property
     def token(self) -> str:
         """The Attestation Result, a JWT."""
-        ...
-
-    def prepare(self) -> None:
-        """Import what is slow and make the ephemeral key."""
         ...
 
     def attest(self) -> str:
@@ -49,18 +45,15 @@ class KeySource:
     """Resources of the key broker for the whole pod.
 
     Args:
-        broker: the client; used by one thread at a time.
+        connect: makes the client, at the handshake; it is then used by one thread at a time.
     """
 
-    def __init__(self, broker: KeyBroker) -> None:
-        self._broker = broker
+    def __init__(self, connect: Callable[[], KeyBroker]) -> None:
+        self._connect = connect
+        self._broker: KeyBroker | None = None
         self._lock = threading.Lock()
         self._settled = threading.Event()
         self._failure: CloisterError | None = None
-
-    def prepare(self) -> None:
-        """Load libraries and make the ephemeral key; may run beside `attest`."""
-        self._broker.prepare()
 
     def attest(self) -> None:
         """Do the handshake and open the gate.
@@ -71,6 +64,7 @@ class KeySource:
         """
         try:
             with self._lock:
+                self._broker = self._connect()
                 self._broker.attest()
         except CloisterError as err:
             self._failure = err
@@ -101,7 +95,7 @@ class KeySource:
         """
         self.wait_attested()
         with self._lock:
-            secret = bytearray(self._broker.get_resource(path))
+            secret = bytearray(self._client().get_resource(path))
         try:
             yield secret
         finally:
@@ -115,32 +109,32 @@ class KeySource:
             Unavailable: the broker cannot be reached or cannot tell now.
         """
         with self._lock:
-            self._broker.attest()
-            wipe(bytearray(self._broker.get_resource(path)))
+            self._client().attest()
+            wipe(bytearray(self._client().get_resource(path)))
 
     def token(self) -> str:
         """Return the Attestation Result."""
         self.wait_attested()
         with self._lock:
-            return self._broker.token
+            return self._client().token
 
     def close(self) -> None:
         """Forget key and token."""
         with self._lock:
-            self._broker.wipe()
+            if self._broker is not None:
+                self._broker.wipe()
+
+    def _client(self) -> KeyBroker:
+        if self._broker is None:
+            raise RuntimeError("no handshake yet")
+        return self._broker
 
 
-def open_key_source(init_data: InitData, attester: Attester, tee: str) -> KeySource:
-    """Return the key source that the measured init data names.
-
-    Raises:
-        FormatRefused: the init data names no broker (`protocol.initdata.*`).
-    """
+def open_broker(broker: BrokerAddress, attester: Attester, init_data: InitData, tee: str) -> KeyBroker:
+    """Return a client for the key broker that the measured init data names."""
     from cloister.client.keybroker import KeyBrokerClient
-    from cloister.protocol.initdata import parse_broker_entry
 
-    broker = parse_broker_entry(init_data)
-    return KeySource(KeyBrokerClient(broker, attester, init_data.text.decode(), tee))
+    return KeyBrokerClient(broker, attester, init_data.text.decode(), tee)
 
 
 def wipe(secret: bytearray) -> None:

@@ -1,4 +1,9 @@
-"""Work beside the main order of events: a thread that runs one function and keeps its error for whoever waits."""
+"""Work beside the main order of events: a thread that runs one function and keeps its error for whoever waits.
+
+Libraries are loaded by one such thread, in the order of their use, while the TPM and the network take their time.
+Nobody else imports them first: `cryptography` has import cycles, and two threads that enter a cycle at different
+places find half-made modules. So whoever needs a library waits for its group.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,19 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-# What the agent needs after attestation began, slowest first. Loading it beside the TPM's and the network's work hides
-# most of the time; the order follows the order of use.
-LIBRARIES: Final = (
-    "cloister.client.keybroker",
-    "http.client",
-    "ssl",
-    "cryptography.hazmat.primitives.asymmetric.ec",
-    "cryptography.hazmat.primitives.ciphers.aead",
+BROKER_LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl", "http.client")
+IMAGE_LIBRARIES: Final = (
+    "cloister.crypto.signer",
+    "cloister.crypto.streamseal",
+    "cryptography.hazmat.primitives.kdf.hkdf",
     "cloister.oci.distribution",
     "cloister.oci.signing.verify",
-    "cloister.oci.unpack",
     "cloister.oci.encryption.authenticate",
+    "cloister.oci.unpack",
+    "cloister.guest.rootfiles",
+    "cloister.guest.users",
+    "cloister.guest.oci_spec",
+    "shutil",
 )
 
 
@@ -38,8 +44,7 @@ class Background:
     def wait(self) -> None:
         """Return when the work is done; raise what it raised."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        self.raise_early()
 
     def raise_early(self) -> None:
         """Raise what the work raised so far; do not wait for it."""
@@ -53,9 +58,20 @@ class Background:
             self._error = err
 
 
-def load_libraries() -> None:
-    """Import `LIBRARIES`, so that whoever needs one finds it loaded."""
+class Libraries:
+    """Loads the two groups one after the other, beginning now."""
+
+    def __init__(self) -> None:
+        self.broker = Background(lambda: _load(BROKER_LIBRARIES), "libraries")
+        self.images = Background(self._load_images, "libraries-2")
+
+    def _load_images(self) -> None:
+        self.broker.wait()
+        _load(IMAGE_LIBRARIES)
+
+
+def _load(names: tuple[str, ...]) -> None:
     from importlib import import_module
 
-    for name in LIBRARIES:
+    for name in names:
         import_module(name)

@@ -154,6 +154,11 @@ class Pod:
         self._runtime = runtime
         self._ready.set()
 
+    @property
+    def init_data(self) -> str:
+        """Digest of the measured init data."""
+        return self._init_data.digest_text
+
     # -- for the secrets service -------------------------------------------------------------------------------
 
     def containers_of_process(self, pid: int) -> list[str]:
@@ -199,7 +204,7 @@ class Pod:
         return InfoResult(
             agent=__version__,
             platform=self._platform.tee,
-            init_data=self._init_data.digest_text,
+            init_data=self.init_data,
             pod=self._policy.pod,
             containers=[item.name for item in self._policy.containers],
         )

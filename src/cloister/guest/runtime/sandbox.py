@@ -1,8 +1,8 @@
 """The simulated level's back end: bubblewrap, as any user, without control groups. It protects nothing.
 
 The container gets its own user, mount, pid, ipc and uts namespaces and shares the network of the machine, because
-that is where the caller reaches it. One user id exists inside. The environment goes to bubblewrap through a memory file, so
-that it is not on its command line.
+that is where the caller reaches it. One user id exists inside. The environment goes to bubblewrap through a memory
+file, so that it is not on its command line.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def serve(settings: TrustSettings, *, on_ready: Callable[[Ready], None] | None =
         on_ready: called once it answers.
 
     Raises:
-        Refused: the state directory is in use or not private, or the port is taken (`trust.app.address_in_use`).
+        Refused: the state directory is not private, or the port is taken (`trust.app.address_in_use`).
         Unavailable: state or store cannot be used, or the server does not start.
     """
 
@@ -89,10 +89,10 @@ async def serve_until(
     """Run the service in the current event loop until `stop` is set; otherwise as `serve`."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     journal = Journal()
-    with _watched_parent(settings, stop), TrustService(settings) as service, service.state.claim_service():
-        certificate, key = service.state.issue_tls(settings.names, at=datetime.now(UTC))
+    with _watched_parent(settings, stop), TrustService(settings) as service:
         app = TrustApp(service.broker, service.store, settings, journal)
-        with _reserved(settings) as port:
+        tls = service.state.issued_tls(settings.names, at=datetime.now(UTC))
+        with tls as (certificate, key), _reserved(settings) as port:
             server = Server(
                 app,
                 address=settings.host,

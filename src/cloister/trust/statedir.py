@@ -3,10 +3,9 @@
     root.key          32 bytes, seals resources in the database          0600
     ca.key, ca.pem    the service's own certificate authority            0600, 0644
     token.key         signs Attestation Results                          0600
-    tls.key, tls.pem  server certificate, fresh at each start            0600, 0644
+    tls-N.key, .pem   server certificate of process N while it runs      0600, 0644
     trust.db          SQLite database, with -wal and -shm
     write.lock        held by whoever writes the database
-    service.lock      held by the one running service
 
 A file that others than its owner may read is a refusal, not a warning. Files are written whole or not at all: to a
 temporary name, synced, then linked or renamed.
@@ -87,40 +86,37 @@ class StateDirectory:
         """The CA certificate that guests pin."""
         return self._place("ca.pem")
 
-    def issue_tls(self, names: tuple[str, ...], *, at: datetime) -> tuple[Path, Path]:
-        """Write a fresh server certificate and key; return their paths (certificate, key)."""
+    @contextmanager
+    def issued_tls(self, names: tuple[str, ...], *, at: datetime) -> Iterator[tuple[Path, Path]]:
+        """Give a fresh server certificate and key as files (certificate, key) for as long as the block runs.
+
+        Several services may run on one directory: each has its own pair, named after its process. What a killed
+        service left is removed by the next one that starts.
+
+        Raises:
+            Unavailable: the directory cannot be written (`trust.state.io`).
+        """
         issued = self.authority.issue_server(names, at=at)
-        certificate, key = self._place("tls.pem"), self._place("tls.key")
+        certificate, key = (self._place(f"tls-{os.getpid()}.{kind}") for kind in ("pem", "key"))
         try:
+            self._sweep_tls()
             _write(key, issued.key_pem, _PRIVATE_FILE)
             _write(certificate, issued.certificate_pem, _PUBLIC_FILE)
         except OSError as err:
             raise Unavailable(
                 "trust.state.io", f"the state directory cannot be used: {err.strerror}", path=str(self.path)
             ) from err
-        return certificate, key
-
-    @contextmanager
-    def claim_service(self) -> Iterator[None]:
-        """Hold the right to be the one service of this directory.
-
-        Raises:
-            Refused: another process holds it (`trust.state.in_use`).
-        """
-        descriptor = os.open(self._place("service.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as err:
-                raise Refused(
-                    "trust.state.in_use",
-                    "another trust service runs on this state directory",
-                    path=str(self.path),
-                    hint="stop it, or give this one its own --state",
-                ) from err
-            yield
+            yield certificate, key
         finally:
-            os.close(descriptor)
+            for file in (certificate, key):
+                file.unlink(missing_ok=True)
+
+    def _sweep_tls(self) -> None:
+        for file in self.path.glob("tls-*.*"):
+            owner = file.stem.removeprefix("tls-")
+            if owner.isdigit() and not Path("/proc", owner).exists():
+                file.unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:
         return self.path / name

@@ -58,13 +58,16 @@ def test_a_lost_ca_key_is_no_reason_to_make_a_new_ca(world: World) -> None:
     assert caught.value.code == "trust.state.io"
 
 
-def test_one_service_per_directory(world: World) -> None:
+def test_tls_keys_live_as_long_as_their_service(world: World) -> None:
     state = StateDirectory(world.state, at=NOW)
-    with state.claim_service(), pytest.raises(Refused) as caught, StateDirectory(world.state, at=NOW).claim_service():
-        pass
-    assert caught.value.code == "trust.state.in_use"
-    with state.claim_service():
-        pass
+    left = world.state / "tls-999999999.key"
+    left.write_bytes(b"of a killed service")
+    other = world.state / "tls-1.key"
+    other.write_bytes(b"of a living one")
+    with state.issued_tls(("localhost",), at=NOW) as (certificate, key):
+        assert certificate.exists() and key.stat().st_mode & 0o077 == 0
+        assert not left.exists() and other.exists()
+    assert not certificate.exists() and not key.exists()
 
 
 def test_no_plaintext_at_rest(world: World) -> None:

@@ -1,0 +1,217 @@
+"""`cloister run IMAGE [ARGS]`: as people know it from docker, in a measured pod VM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import secrets
+import shutil
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cloister import __version__
+from cloister.cli.output import StepPrinter, print_error, stderr
+from cloister.cli.report import write_report
+from cloister.errors import Refused
+from cloister.rats.claims import LEVEL_MEANING, Level
+from cloister.sdk.home import home_from_environment
+from cloister.sdk.record import RunRecord
+
+if TYPE_CHECKING:
+    from cloister.host.vmm.spec import Backend, PortForward
+    from cloister.sdk.session import Terminal
+
+EXIT_CLOISTER: Final = 125  # Cloister itself refused or failed; lower numbers belong to the workload
+_FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run_command(
+    image: Annotated[
+        str, typer.Argument(help="Registry reference, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH.")
+    ],
+    args: Annotated[list[str] | None, typer.Argument(help="Replace the image's command.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE, set over the image's.")] = None,
+    workdir: Annotated[str | None, typer.Option("--workdir", "-w", help="Working directory.")] = None,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="User: uid, name, or uid:gid.")] = None,
+    publish: Annotated[
+        list[str] | None, typer.Option("--publish", "-p", help="[IP:]HOST:POD, forwards a TCP port.")
+    ] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Keep standard input open.")] = False,
+    tty_: Annotated[bool, typer.Option("--tty", "-t", help="Give the process a terminal.")] = False,
+    entrypoint: Annotated[str | None, typer.Option(help="Replace the image's entrypoint and command.")] = None,
+    rm: Annotated[bool, typer.Option("--rm", help="Leave no run directory behind.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the pod.")] = "",
+    level: Annotated[
+        str, typer.Option(help="measured (pod VM, software TPM) or simulated (process sandbox, protects nothing).")
+    ] = "measured",
+    profile: Annotated[str, typer.Option(help="Boot profile of a measured pod: seabios or uki.")] = "seabios",
+    accelerator: Annotated[str, typer.Option("--accel", help="auto, kvm or tcg.")] = "auto",
+    vcpus: Annotated[int, typer.Option(help="Virtual processors of the pod VM.")] = 2,
+    memory: Annotated[int, typer.Option(help="Memory of the pod VM in MiB.")] = 512,
+    resource: Annotated[
+        list[str] | None, typer.Option(help="repository/type/tag the workload may fetch from the key broker.")
+    ] = None,
+    lease: Annotated[int, typer.Option(help="Seconds the pod may run on one attestation; 0 is no lease.")] = 0,
+    keep: Annotated[bool, typer.Option(help="Leave the pod's approval in force after its end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what the workload prints.")] = False,
+) -> None:
+    """Run an unchanged image in a measured pod VM, after its key was released to it.
+
+    Seals and signs the image first unless it already is. Arguments, environment and user come from the signed image
+    and the measured policy. Exits with the workload's status; 125 when Cloister refused or failed.
+    """
+    from cloister.host.vmm.spec import Accelerator
+    from cloister.imagetool.podvm import Shape
+    from cloister.protocol.resourceuri import parse_resource_path
+    from cloister.sdk.plan import WorkloadRequest
+    from cloister.sdk.run import RunRequest, run_pod
+
+    step = StepPrinter(quiet=quiet, timings=True)
+    if not quiet:
+        meaning = LEVEL_MEANING[parse_level(level)]
+        stderr.print(f"cloister {__version__}   level {level.upper()}: {meaning}", highlight=False)
+    workload = WorkloadRequest(
+        args=() if entrypoint else tuple(args or ()),
+        entrypoint=(entrypoint, *(args or ())) if entrypoint else (),
+        env=parse_environment(env or []),
+        workdir=workdir,
+        user=user,
+        stdin=interactive,
+        terminal=tty_,
+        resources=tuple(parse_resource_path(item) for item in resource or ()),
+    )
+    request = RunRequest(
+        image=image,
+        workload=workload,
+        ports=tuple(parse_publish(item) for item in publish or ()),
+        backend=choose_backend(level, profile),
+        accelerator=Accelerator(_choice("--accel", accelerator, [item.value for item in Accelerator])),
+        shape=Shape(vcpus=vcpus, memory_mib=memory),
+        name=name,
+        lease_seconds=lease,
+        keep_approval=keep,
+    )
+    directory = Path(f"cloister-run-{secrets.token_hex(4)}").resolve()
+    with _terminal(interactive=interactive, tty_wanted=tty_) as terminal:
+        record = run_pod(home_from_environment(), request, directory=directory, terminal=terminal, step=step)
+    page = write_report(record, directory)
+    if not quiet:
+        _conclude(record, page, step, kept=not rm)
+    if rm:
+        shutil.rmtree(directory, ignore_errors=True)
+    if record.refusal is not None:
+        print_error(record.refusal)
+        raise typer.Exit(EXIT_CLOISTER)
+    raise typer.Exit(record.exit_status if record.exit_status is not None else EXIT_CLOISTER)
+
+
+def parse_level(text: str) -> Level:
+    """Return the level the user named; `hardware` cannot be had by asking for it here.
+
+    Raises:
+        Refused: `cli.run.option`.
+    """
+    return Level(_choice("--level", text, [Level.MEASURED.value, Level.SIMULATED.value]))
+
+
+def choose_backend(level: str, profile: str) -> Backend:
+    """Return the back end for a level and a boot profile.
+
+    Raises:
+        Refused: `cli.run.option`.
+    """
+    from cloister.host.vmm.spec import Backend
+
+    if parse_level(level) is Level.SIMULATED:
+        return Backend.PROCESS
+    chosen = _choice("--profile", profile, ["seabios", "uki"])
+    return Backend.SEABIOS if chosen == "seabios" else Backend.OVMF
+
+
+def parse_environment(items: list[str]) -> dict[str, str]:
+    """Return variables; NAME without a value is refused rather than read from this shell.
+
+    Raises:
+        Refused: `cli.run.env`.
+    """
+    env = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise Refused("cli.run.env", "not a variable with its value", expected="NAME=VALUE", actual=item[:60])
+        env[key] = value
+    return env
+
+
+def parse_publish(text: str) -> PortForward:
+    """Return the port forward `[IP:]HOST:POD`; the address is 127.0.0.1 unless said otherwise.
+
+    Raises:
+        Refused: `cli.run.publish`, `host.spec.port_forward`.
+    """
+    from cloister.host.vmm.spec import PortForward
+
+    parts = text.removesuffix("/tcp").split(":")
+    if len(parts) == 2:
+        parts = ["127.0.0.1", *parts]
+    if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit():
+        raise Refused("cli.run.publish", "not a published port", expected="[IP:]HOST:POD", actual=text[:60])
+    return PortForward(host_ip=parts[0], host_port=int(parts[1]), guest_port=int(parts[2]))
+
+
+def _choice(flag: str, text: str, allowed: list[str]) -> str:
+    if text not in allowed:
+        raise Refused("cli.run.option", f"{flag} has no such value", expected=", ".join(allowed), actual=text[:40])
+    return text
+
+
+def _conclude(record: RunRecord, page: Path, step: StepPrinter, *, kept: bool) -> None:
+    for item in record.proved if record.refusal is None else []:
+        step("ok", "proved", item)
+    for item in record.not_proved:
+        step("--", "not proved", item)
+    if kept:
+        step.note(f"report: {page}")
+    step.note("next: cloister doctor" if record.refusal is None else "next: read the report")
+
+
+@contextlib.contextmanager
+def _terminal(*, interactive: bool, tty_wanted: bool) -> Iterator[Terminal]:
+    """Connect this process' streams and signals; restore both afterwards."""
+    from cloister.sdk.session import Terminal
+
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    sizes: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+
+    def note_size() -> None:
+        size = shutil.get_terminal_size()
+        sizes.put((size.columns, size.lines))
+
+    previous = {number: signal.signal(number, lambda caught, _: signals.put(caught)) for number in _FORWARDED}
+    raw = tty_wanted and interactive and sys.stdin.isatty()
+    saved = termios.tcgetattr(0) if raw else None
+    if raw:
+        tty.setraw(0)
+        note_size()
+        previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: note_size())
+    try:
+        yield Terminal(
+            stdout=sys.stdout.buffer,
+            stderr=sys.stderr.buffer,
+            stdin=os.dup(0) if interactive else None,
+            signals=signals,
+            size=sizes if raw else None,
+        )
+    finally:
+        if saved is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

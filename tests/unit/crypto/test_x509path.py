@@ -264,6 +264,27 @@ def test_one_flipped_bit_anywhere_is_refused(root: x509.Certificate, keys: list[
             verify_path(load_certificate(flipped, code="x"), anchors=[root], at=NOW, code="x")
 
 
+def _sequence(body: bytes) -> bytes:
+    return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+
+
+def test_a_certificate_of_version_1_has_nothing_to_check(root: x509.Certificate, keys: list[Key]) -> None:
+    """Version 1 knows no extensions, so none of the rules for them could be broken."""
+    builder = x509.CertificateBuilder().subject_name(name_of("leaf")).issuer_name(name_of("root"))
+    builder = builder.public_key(keys[1].public_key()).serial_number(1)
+    leaf = builder.not_valid_before(NOW - DAY).not_valid_after(NOW + DAY).sign(keys[0], SHA256())
+    signed = leaf.tbs_certificate_bytes
+    assert signed[4:9] == b"\xa0\x03\x02\x01\x02" or signed[3:8] == b"\xa0\x03\x02\x01\x02"
+    body = signed[signed.index(b"\xa0\x03\x02\x01\x02") + 5 :]
+    old = _sequence(body) if len(body) > 255 else b"\x30\x81" + bytes([len(body)]) + body
+    signature = keys[0].sign(old, ec.ECDSA(SHA256()))
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    der = _sequence(old + algorithm + b"\x03" + bytes([len(signature) + 1]) + b"\x00" + signature)
+    version_1 = load_certificate(der, code="x")
+    version_1.verify_directly_issued_by(root)
+    assert code_of(version_1, root) == "x.malformed"
+
+
 def test_loading_refuses_what_is_not_one_certificate(root: x509.Certificate) -> None:
     der = root.public_bytes(Encoding.DER)
     assert load_certificate(der, code="x") == root

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from cloister.errors import FormatRefused, Refused
+from cloister.errors import EvidenceError, FormatRefused, Refused
 from cloister.tee.tpm import commands
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.abi import (
@@ -23,6 +24,7 @@ from cloister.tee.tpm.abi import (
     parse_quote_attest,
     parse_signature,
 )
+from cloister.tee.tpm.quote import attestation_key
 
 ECC = Public(
     name_algorithm=c.ALG_SHA256,
@@ -149,3 +151,22 @@ def test_every_cut_and_every_surplus_byte_is_refused(parse: object, data: bytes)
             parse(data[:length])
     with pytest.raises(Refused):
         parse(data + b"\x00")
+
+
+def test_a_point_counts_on_the_curve_it_names_only() -> None:
+    numbers = ec.generate_private_key(ec.SECP256R1()).public_key().public_numbers()
+    point = ECCUnique(curve=c.CURVE_P256, x=numbers.x.to_bytes(32, "big"), y=numbers.y.to_bytes(32, "big"))
+    assert attestation_key(replace(ECC, unique=point))
+    rsa_key = RSAUnique(bits=2048, exponent=65537, modulus=b"\xff" * 256)
+    assert attestation_key(replace(RSA, unique=rsa_key))
+    for unique in (
+        replace(point, curve=c.CURVE_P384),
+        replace(point, x=b"\x00" + point.x),
+        replace(point, x=point.y, y=point.x),
+        replace(rsa_key, exponent=3),
+        replace(rsa_key, modulus=b"\x0f" * 256),
+        RSAUnique(bits=1024, exponent=65537, modulus=b"\xff" * 128),
+    ):
+        with pytest.raises(EvidenceError) as caught:
+            attestation_key(replace(ECC, unique=unique))
+        assert caught.value.code == "tee.tpm.ak_key"

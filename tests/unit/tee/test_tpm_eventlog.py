@@ -123,6 +123,12 @@ def test_a_record_with_other_banks_than_declared() -> None:
     assert code_of(head + sha1) == "tee.tpm.eventlog.bank"
 
 
+def test_a_record_with_two_digests_of_one_bank() -> None:
+    head = _spec_id([(0x000B, 32), (0x0004, 20)])
+    twice = struct.pack("<III", 1, EV_SEPARATOR, 2) + (struct.pack("<H", 0x000B) + bytes(32)) * 2 + bytes(4)
+    assert code_of(head + twice) == "tee.tpm.eventlog.bank"
+
+
 def test_a_record_of_a_register_that_does_not_exist() -> None:
     item = event(24, EV_SEPARATOR, b"x")
     assert code_of(build_event_log([item])) == "tee.tpm.eventlog.register"

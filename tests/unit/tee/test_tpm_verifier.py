@@ -16,12 +16,13 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements, TrustedRoot
 from cloister.rats.evidence import ExpectedBinding
 from cloister.rats.result import Question
+from cloister.tee.checklist import Checklist
 from cloister.tee.tpm import commands
 from cloister.tee.tpm import constants as c
-from cloister.tee.tpm.abi import PCRSelection
+from cloister.tee.tpm.abi import PCRSelection, QuoteAttest, encode_public, parse_public
 from cloister.tee.tpm.credential import ak_name, bound_credential, challenge_for
 from cloister.tee.tpm.eventlog import EV_NO_ACTION, hcrtm_start, parse_event_log, replay_digests
-from cloister.tee.tpm.quote import qualified_name
+from cloister.tee.tpm.quote import qualified_name, verify_extra_data
 from cloister.tee.tpm.verifier import LOGGED_PCRS, verify_evidence
 from cloister.testing.eventlog import EV_SEPARATOR, build_event_log, event, ovmf_events, seabios_events
 from cloister.testing.tpm import (
@@ -230,6 +231,16 @@ def test_an_ak_of_another_scheme(scheme: tuple[int, int], ca: EndorsementCA, ek:
     assert refusal(session_of(fake), ca.endorsements()).code == "tee.tpm.ak_key"
 
 
+def test_an_ak_named_by_another_hash(tpm: FakeTPM, ca: EndorsementCA) -> None:
+    sha1 = encode_public(replace(parse_public(tpm.ak_public), name_algorithm=c.ALG_SHA1))
+    assert refusal(session_of(tpm), ca.endorsements(), ak_public=encode_b64(sha1)).code == "tee.tpm.ak_attributes"
+
+
+def test_an_ak_off_its_curve(tpm: FakeTPM, ca: EndorsementCA) -> None:
+    moved = tpm.ak_public[:-1] + bytes([tpm.ak_public[-1] ^ 1])
+    assert refusal(session_of(tpm), ca.endorsements(), ak_public=encode_b64(moved)).code == "tee.tpm.ak_key"
+
+
 # Step 4
 
 
@@ -324,6 +335,24 @@ def test_what_the_tpm_recovers_is_not_the_session_secret(tpm: FakeTPM) -> None:
 )
 def test_a_quote_that_does_not_hold(faults: QuoteFaults, code: str, tpm: FakeTPM, ca: EndorsementCA) -> None:
     assert refusal(session_of(tpm, faults), ca.endorsements()).code == code
+
+
+def test_an_empty_nonce_binds_nothing_even_where_both_are_empty() -> None:
+    """A real cloud attestation with empty extraData exists."""
+    attest = QuoteAttest(
+        qualified_signer=b"",
+        extra_data=b"",
+        clock=0,
+        reset_count=0,
+        restart_count=0,
+        safe=True,
+        firmware_version=0,
+        selections=(),
+        pcr_digest=b"",
+    )
+    with pytest.raises(EvidenceError) as caught:
+        verify_extra_data(Checklist(), attest, b"")
+    assert caught.value.code == "tee.tpm.report_data_mismatch"
 
 
 def test_a_swapped_register_value_outside_the_digest_is_found(tpm: FakeTPM, ca: EndorsementCA) -> None:

@@ -1,7 +1,7 @@
 """Container images made without Cloister, for tests and for trying things out: umoci, mmdebstrap and Debian packages
 only.
 
-    python -m tests.images busybox layered redis      prints the layout of each and how long it took
+    python tests/images.py busybox layered redis     prints the layout of each and how long it took
 
 Each is an OCI layout directory in `$CLOISTER_CACHE/test-images/<name>-<key>/`, tag `v1`, where the key is the hash
 of the recipe: the same recipe is built once per machine, by root or by a normal user alike.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.conformance.tools import cache_directory, debian_mirror
+from conformance.tools import cache_directory, debian_mirror
 
 TAG: Final = "v1"
 SUITE: Final = "bookworm"

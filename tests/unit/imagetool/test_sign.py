@@ -39,7 +39,7 @@ def test_the_signature_is_stored_as_cosign_stores_it(built: Built) -> None:
     assert set(layer.annotations) == {SIGNATURE_ANNOTATION}
     payload = b"".join(checked_blob(built.layout, layer))
     assert payload == (
-        b'{"critical":{"identity":{"docker-reference":"registry.test/team/app"},"image":{"docker-manifest-digest":"%s"},'
+        b'{"critical":{"identity":{"docker-reference":"images.test/team/app"},"image":{"docker-manifest-digest":"%s"},'
         b'"type":"cosign container image signature"},"optional":null}' % str(built.digest).encode()
     )
     assert parse_payload(payload).digest == built.digest

@@ -34,7 +34,7 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 KEK = bytes(range(32))
 KEK_ID = "kbs:///default/image-kek/1"
-REFERENCE = parse_reference("registry.test/team/app:v1")
+REFERENCE = parse_reference("images.test/team/app:v1")
 OPTIONS = UnpackOptions(ownership=False, devices=DeviceNodes.REFUSE)
 
 
@@ -244,6 +244,6 @@ def registry_client(root: Path, name: str = "team/app") -> tuple[RegistryClient,
 
 
 def client_over(transport: Any, name: str = "team/app", **options: Any) -> RegistryClient:
-    """Return a client of `registry.test` over some transport, that does not wait between repeats."""
+    """Return a client of `images.test` over some transport, that does not wait between repeats."""
     options = {"plain_http": True, "other_origins": False, "sleep": lambda _: None, **options}
-    return RegistryClient(transport, parse_reference(f"registry.test/{name}"), **options)
+    return RegistryClient(transport, parse_reference(f"images.test/{name}"), **options)

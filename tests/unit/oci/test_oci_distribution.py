@@ -277,9 +277,9 @@ def redirect(to: str) -> Answer:
     "to",
     [
         "http://127.0.0.1:8006/cdh/resource/default/key/1",
-        "https://registry.test/x",
+        "https://images.test/x",
         "//evil.test/",
-        "http://registry.test:81/",
+        "http://images.test:81/",
     ],
 )
 def test_a_guest_is_not_sent_elsewhere(to: str) -> None:
@@ -313,7 +313,7 @@ def test_circles_end() -> None:
     assert len(script.asked) == 6
 
 
-@pytest.mark.parametrize("location", ["", "ftp://registry.test/", "http://user@registry.test/", "http://[x"])
+@pytest.mark.parametrize("location", ["", "ftp://images.test/", "http://user@images.test/", "http://[x"])
 def test_addresses_that_are_none_are_refused(location: str) -> None:
     assert refused(lambda: client_over(Script(Answer(202, location=location))).write_blob([b"x"])) in (
         "no_location",
@@ -337,7 +337,7 @@ def test_origins_are_compared_in_one_form(url: str, origin: str) -> None:
 
 # -- authentication ---------------------------------------------------------------------------------------------
 
-CHALLENGE = 'Bearer realm="https://auth.test/token",service="registry.test",scope="repository:team/app:pull"'
+CHALLENGE = 'Bearer realm="https://auth.test/token",service="images.test",scope="repository:team/app:pull"'
 
 
 def test_anonymous_token() -> None:
@@ -345,7 +345,7 @@ def test_anonymous_token() -> None:
     client = client_over(script, plain_http=False, other_origins=True)
     assert client.get_manifest("v1") is not None
     _, token_url, token_headers = script.asked[1]
-    assert token_url == "https://auth.test/token?service=registry.test&scope=repository%3Ateam%2Fapp%3Apull"
+    assert token_url == "https://auth.test/token?service=images.test&scope=repository%3Ateam%2Fapp%3Apull"
     assert token_headers == {}
     assert script.asked[2][2]["Authorization"] == "Bearer abc"
 

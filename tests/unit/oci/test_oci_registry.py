@@ -27,7 +27,7 @@ class Registry:
 
     def __call__(self, method: str, path: str, body: bytes | None = None, **headers: str) -> InProcessResponse:
         sent = {key.replace("_", "-"): value for key, value in headers.items()}
-        answer = self._transport.open(method, f"http://registry.test{path}", sent, body)
+        answer = self._transport.open(method, f"http://images.test{path}", sent, body)
         assert isinstance(answer, InProcessResponse)
         return answer
 

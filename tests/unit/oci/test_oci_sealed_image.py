@@ -182,7 +182,7 @@ def test_other_manifest_bytes_are_refused(sealed: Sealed) -> None:
         ("bad_signature", lambda s, d: SignatureCandidate(encode_payload(Statement(REFERENCE.name, d)), b"")),
         ("bad_signature", lambda s, d: SignatureCandidate(encode_payload(Statement(REFERENCE.name, d)), b"x" * 71)),
         ("other_image", lambda s, d: signed(s, encode_payload(Statement(REFERENCE.name, Digest.of(b"other"))))),
-        ("other_repository", lambda s, d: signed(s, encode_payload(Statement("registry.test/other", d)))),
+        ("other_repository", lambda s, d: signed(s, encode_payload(Statement("images.test/other", d)))),
         ("oci.signing.payload.not_json", lambda s, d: signed(s, b"not json")),
         ("oci.signing.payload.unknown_type", lambda s, d: signed(s, payload(d).replace(b"container", b"something"))),
         ("oci.signing.payload.unknown_member", lambda s, d: signed(s, payload(d).replace(b'"type"', b'"x":1,"type"'))),

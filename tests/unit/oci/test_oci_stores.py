@@ -366,7 +366,7 @@ def test_every_kind_of_location_opens(tmp_path: Path) -> None:
         location = parse_location(text)
         with open_source(location, reach) as source:
             assert parse_manifest(read_manifest(source, location.selector).raw).layers
-    location = parse_location("registry.test/team/app:v1")
+    location = parse_location("images.test/team/app:v1")
     sink = open_sink(location, reach)
     sink.write_manifest(read_manifest(built.layout, "v1").raw, OCI_MANIFEST, location.selector)
     with open_source(location, reach) as source:

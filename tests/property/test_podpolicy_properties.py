@@ -23,6 +23,7 @@ from cloister.podpolicy.model import (
     resolve_process,
 )
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.wire.limits import LEASE_SECONDS
 
 VALUE = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
 WORD = VALUE.filter(bool)
@@ -66,8 +67,13 @@ POLICIES = st.builds(
     PodPolicy,
     pod=st.just("pod"),
     containers=st.tuples(containers("first", "init"), containers("second"), containers("third")),
-    streams=st.builds(StreamsPolicy, mode=st.sampled_from(["host", "none"]))
-    | st.builds(StreamsPolicy, mode=st.just("sealed"), key=RESOURCE),
+    streams=st.builds(StreamsPolicy, mode=st.sampled_from(["host", "none"])),
+) | st.builds(
+    PodPolicy,
+    pod=st.just("pod"),
+    containers=st.tuples(containers("only")),
+    streams=st.builds(StreamsPolicy, mode=st.just("sealed"), key=RESOURCE),
+    lease_seconds=st.just(0) | st.integers(2, LEASE_SECONDS),
 )
 
 

@@ -19,7 +19,7 @@ from cloister.podpolicy.model import (
     parse_pod_policy,
     resolve_process,
 )
-from cloister.wire.limits import POLICY_BYTES, POLICY_CONTAINERS, POLICY_LIST_ITEMS, POLICY_VALUE_BYTES
+from cloister.wire.limits import LEASE_SECONDS, POLICY_BYTES, POLICY_CONTAINERS, POLICY_LIST_ITEMS, POLICY_VALUE_BYTES
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -91,6 +91,7 @@ def test_digest_is_of_the_meaning_not_of_the_spelling(wire: dict[str, Any]) -> N
         ("streams", {"mode": "host"}),
         ("streams", {"mode": "none"}),
         ("streams.key", "kbs:///default/streams/other"),
+        ("lease_seconds", 60),
     ],
 )
 def test_every_member_is_part_of_the_digest(wire: dict[str, Any], path: str, value: object) -> None:
@@ -178,6 +179,13 @@ def test_defaults_grant_nothing(wire: dict[str, Any]) -> None:
         ("streams", {"mode": "file"}),
         ("streams", {"mode": "none", "unknown": 1}),
         ("streams.key", "kbs:///a/b"),
+        ("lease_seconds", -1),
+        ("lease_seconds", 1),
+        ("lease_seconds", LEASE_SECONDS + 1),
+        ("lease_seconds", 2.5),
+        ("lease_seconds", "60"),
+        ("lease_seconds", True),
+        ("lease_seconds", None),
     ],
     ids=lambda item: str(item)[:40],
 )
@@ -193,6 +201,18 @@ def test_members_that_decide_what_runs_are_required(wire: dict[str, Any], name: 
     del changed["containers"][1][name]
     with pytest.raises(FormatRefused):
         parse(changed)
+
+
+@pytest.mark.parametrize("seconds", [0, 2, LEASE_SECONDS])
+def test_lease_is_kept(wire: dict[str, Any], seconds: int) -> None:
+    assert parse({**wire, "lease_seconds": seconds}).lease_seconds == seconds
+
+
+@pytest.mark.parametrize("mode", ["host", "none"])
+def test_lease_needs_the_stream_key_it_is_renewed_by(wire: dict[str, Any], mode: str) -> None:
+    with pytest.raises(FormatRefused) as refusal:
+        parse({**wire, "streams": {"mode": mode}, "lease_seconds": 60})
+    assert refusal.value.path == "lease_seconds"
 
 
 def test_number_of_containers_has_a_ceiling(wire: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from cloister.protocol.kbs import SealedResource
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.rats.claims import Level
 from cloister.rats.reference import ReferenceEntry
-from cloister.testing.tpm import NOW, EndorsementCA, FakeTPM
+from cloister.testing.tpm import NOW, EKProfile, EndorsementCA, FakeTPM
 from cloister.trust.admin import TrustAdmin
 from cloister.trust.keybroker import Answer, Credentials
 from cloister.trust.keybroker.policy import ReleaseRule
@@ -60,8 +60,9 @@ def init_data(**entries: str) -> InitData:
     return build_initdata({"pod-policy.json": "{}", **entries})
 
 
-def booted_tpm(ca: EndorsementCA, data: InitData, *, launch: bytes = LAUNCH) -> FakeTPM:
-    tpm = FakeTPM(ca, ek=endorsement_key(), launch_blob=launch)
+def booted_tpm(ca: EndorsementCA, data: InitData, *, launch: bytes = LAUNCH, now: datetime = NOW) -> FakeTPM:
+    profile = EKProfile(not_before=now - timedelta(days=1), not_after=now + timedelta(days=365))
+    tpm = FakeTPM(ca, ek=endorsement_key(), launch_blob=launch, profile=profile)
     tpm.extend(8, data.digest)
     return tpm
 

@@ -91,7 +91,10 @@ class PinnedChannel:
             connection = self._connected()
             connection.request(method, self._base + path, body=body, headers=dict(headers or {}))
             response = connection.getresponse()
-            data = response.read(KBS_RESPONSE_BYTES + 1)
+            try:
+                data = response.read(KBS_RESPONSE_BYTES + 1)
+            finally:
+                response.close()
             if len(data) > KBS_RESPONSE_BYTES:
                 raise Refused(
                     "client.answer_too_long", "the answer is too long", expected=f"at most {KBS_RESPONSE_BYTES} bytes"

@@ -1,0 +1,117 @@
+"""The trust service as its own process, with real sockets, real TLS and the real clock."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cloister.client.keybroker import KeyBrokerClient
+from cloister.protocol.initdata import BrokerAddress, InitData
+from cloister.testing.tpm import EndorsementCA, FakeTPM
+from cloister.trust.admin import TrustAdmin
+from trust_world import booted_tpm, furnish, init_data, now_utc
+
+
+@dataclass
+class Owner:
+    """A furnished state directory and the CA of its TPMs."""
+
+    state: Path
+    ca: EndorsementCA
+    data: InitData
+
+    def tpm(self, data: InitData | None = None, **options: Any) -> FakeTPM:
+        return booted_tpm(self.ca, data or self.data, now=now_utc(), **options)
+
+    def admin(self) -> TrustAdmin:
+        return TrustAdmin(self.state)
+
+
+@dataclass
+class Running:
+    """A service that answers."""
+
+    process: subprocess.Popen[bytes]
+    report: dict[str, Any]
+    ca_pem: str
+    log: Path
+    connections: list[http.client.HTTPSConnection] = field(default_factory=list)
+
+    def connect(self, timeout: float = 20) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cadata=self.ca_pem)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        connection = http.client.HTTPSConnection("127.0.0.1", self.report["port"], timeout=timeout, context=context)
+        self.connections.append(connection)
+        return connection
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = self.connect()
+        connection.request(method, path, body=body, headers=headers)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+
+    def client(self, owner: Owner, tpm: FakeTPM | None = None, **options: Any) -> KeyBrokerClient:
+        broker = BrokerAddress(url=self.report["url"], ca_pem=self.ca_pem)
+        text = options.pop("data", owner.data).text.decode()
+        return KeyBrokerClient(broker, tpm or owner.tpm(), text, "tpm", **options)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(20)
+        for connection in self.connections:
+            connection.close()
+        return code
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+def make_owner(directory: Path) -> Owner:
+    owner = Owner(state=directory / "state", ca=EndorsementCA(now=now_utc()), data=init_data())
+    with owner.admin() as admin:
+        furnish(admin, owner.ca, owner.data, now=now_utc())
+    return owner
+
+
+def command(state: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "cloister.trust.app", "--state", str(state), *arguments]
+
+
+@contextmanager
+def running(state: Path, *arguments: str) -> Iterator[Running]:
+    """Start a service; it answers when this yields. Ends it, whatever the test did to it."""
+    log = state.parent / f"{state.name}.log"
+    reading, writing = os.pipe()
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            command(state, "--ready-fd", str(writing), "--die-with-parent", *arguments),
+            pass_fds=[writing],
+            stderr=errors,
+            stdout=errors,
+        )
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    if not text:
+        raise RuntimeError(f"service ended with {process.wait(20)}: {log.read_text()}")
+    report = json.loads(text)
+    service = Running(process=process, report=report, ca_pem=Path(report["ca_file"]).read_text(), log=log)
+    try:
+        yield service
+    finally:
+        service.end(signal.SIGKILL)

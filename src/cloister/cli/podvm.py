@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cloister.cli.output import StepPrinter, print_json, short_digest, stdout
 from cloister.cli.progress import PhaseBar
-from cloister.sdk.home import home_from_environment
+from cloister.sdk.home import Home, home_from_environment
+
+if TYPE_CHECKING:
+    from cloister.imagetool.podvm import PodVMBundle
 
 app = typer.Typer(no_args_is_help=True, help="Build and look at the pod-VM image.", rich_markup_mode=None)
 
 JSONOption = Annotated[str, typer.Option("--output", help="text or json.")]
+
+
+def prepare_bundle(home: Home) -> PodVMBundle:
+    """Return the pod-VM image, building it behind a progress bar when it is not cached."""
+    from cloister.sdk.bundle import build_bundle
+
+    with PhaseBar("pod-VM image") as bar:
+        return build_bundle(home, progress=bar)
 
 
 @app.command("build")
@@ -22,10 +33,7 @@ def build_command(output: JSONOption = "text") -> None:
 
     Needs neither root nor a container engine. The result is cached by content; a second build is a look-up.
     """
-    from cloister.sdk.bundle import build_bundle
-
-    with PhaseBar("pod-VM image") as bar:
-        bundle = build_bundle(home_from_environment(), progress=bar)
+    bundle = prepare_bundle(home_from_environment())
     if output == "json":
         print_json({"schema": 1, "path": str(bundle.path), "key": bundle.key, "cached": bundle.cached})
         return

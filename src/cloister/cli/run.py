@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister import __version__
+from cloister.cli.options import choose_accelerator, choose_backend, level_line, parse_environment, parse_publish
 from cloister.cli.output import StepPrinter, print_error, stderr
+from cloister.cli.podvm import prepare_bundle
 from cloister.cli.report import write_report
-from cloister.errors import Refused
-from cloister.rats.claims import LEVEL_MEANING, Level
 from cloister.sdk.home import home_from_environment
 from cloister.sdk.record import RunRecord
 
 if TYPE_CHECKING:
-    from cloister.host.vmm.spec import Backend, PortForward
     from cloister.sdk.session import Terminal
 
 EXIT_CLOISTER: Final = 125  # Cloister itself refused or failed; lower numbers belong to the workload
@@ -68,16 +67,15 @@ def run_command(
     Seals and signs the image first unless it already is. Arguments, environment and user come from the signed image
     and the measured policy. Exits with the workload's status; 125 when Cloister refused or failed.
     """
-    from cloister.host.vmm.spec import Accelerator
     from cloister.imagetool.podvm import Shape
     from cloister.protocol.resourceuri import parse_resource_path
     from cloister.sdk.plan import WorkloadRequest
     from cloister.sdk.run import RunRequest, run_pod
 
     step = StepPrinter(quiet=quiet, timings=True)
+    backend = choose_backend(level, profile)
     if not quiet:
-        meaning = LEVEL_MEANING[parse_level(level)]
-        stderr.print(f"cloister {__version__}   level {level.upper()}: {meaning}", highlight=False)
+        stderr.print(f"cloister {__version__}   {level_line(backend)}", highlight=False)
     workload = WorkloadRequest(
         args=() if entrypoint else tuple(args or ()),
         entrypoint=(entrypoint, *(args or ())) if entrypoint else (),
@@ -92,14 +90,16 @@ def run_command(
         image=image,
         workload=workload,
         ports=tuple(parse_publish(item) for item in publish or ()),
-        backend=choose_backend(level, profile),
-        accelerator=Accelerator(_choice("--accel", accelerator, [item.value for item in Accelerator])),
+        backend=backend,
+        accelerator=choose_accelerator(accelerator),
         shape=Shape(vcpus=vcpus, memory_mib=memory),
         name=name,
         lease_seconds=lease,
         keep_approval=keep,
     )
     directory = Path(f"cloister-run-{secrets.token_hex(4)}").resolve()
+    if level == "measured":
+        prepare_bundle(home_from_environment())
     with _terminal(interactive=interactive, tty_wanted=tty_) as terminal:
         record = run_pod(home_from_environment(), request, directory=directory, terminal=terminal, step=step)
     page = write_report(record, directory)
@@ -111,66 +111,6 @@ def run_command(
         print_error(record.refusal)
         raise typer.Exit(EXIT_CLOISTER)
     raise typer.Exit(record.exit_status if record.exit_status is not None else EXIT_CLOISTER)
-
-
-def parse_level(text: str) -> Level:
-    """Return the level the user named; `hardware` cannot be had by asking for it here.
-
-    Raises:
-        Refused: `cli.run.option`.
-    """
-    return Level(_choice("--level", text, [Level.MEASURED.value, Level.SIMULATED.value]))
-
-
-def choose_backend(level: str, profile: str) -> Backend:
-    """Return the back end for a level and a boot profile.
-
-    Raises:
-        Refused: `cli.run.option`.
-    """
-    from cloister.host.vmm.spec import Backend
-
-    if parse_level(level) is Level.SIMULATED:
-        return Backend.PROCESS
-    chosen = _choice("--profile", profile, ["seabios", "uki"])
-    return Backend.SEABIOS if chosen == "seabios" else Backend.OVMF
-
-
-def parse_environment(items: list[str]) -> dict[str, str]:
-    """Return variables; NAME without a value is refused rather than read from this shell.
-
-    Raises:
-        Refused: `cli.run.env`.
-    """
-    env = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise Refused("cli.run.env", "not a variable with its value", expected="NAME=VALUE", actual=item[:60])
-        env[key] = value
-    return env
-
-
-def parse_publish(text: str) -> PortForward:
-    """Return the port forward `[IP:]HOST:POD`; the address is 127.0.0.1 unless said otherwise.
-
-    Raises:
-        Refused: `cli.run.publish`, `host.spec.port_forward`.
-    """
-    from cloister.host.vmm.spec import PortForward
-
-    parts = text.removesuffix("/tcp").split(":")
-    if len(parts) == 2:
-        parts = ["127.0.0.1", *parts]
-    if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit():
-        raise Refused("cli.run.publish", "not a published port", expected="[IP:]HOST:POD", actual=text[:60])
-    return PortForward(host_ip=parts[0], host_port=int(parts[1]), guest_port=int(parts[2]))
-
-
-def _choice(flag: str, text: str, allowed: list[str]) -> str:
-    if text not in allowed:
-        raise Refused("cli.run.option", f"{flag} has no such value", expected=", ".join(allowed), actual=text[:40])
-    return text
 
 
 def _conclude(record: RunRecord, page: Path, step: StepPrinter, *, kept: bool) -> None:

@@ -172,9 +172,13 @@ class _Agent:
             self._over.set()
 
     def _keep_lease(self, lease: Lease) -> None:
-        """Stay here while the lease holds; its end is the pod's end."""
+        """Stay here while the lease holds; its end is the pod's end, and told before the containers are killed."""
         self._lease = lease
-        lease.keep()
+        try:
+            lease.keep()
+        except CloisterError as err:
+            self._reporter.failed(err)
+            raise
 
     def _end(self, pod: Pod, keys: KeySource) -> None:
         """Kill what runs, let the last bytes out, overwrite the keys."""

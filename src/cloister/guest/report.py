@@ -47,6 +47,7 @@ class Reporter:
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
+        self._failed = False
 
     def hello(self, platform: str) -> None:
         """Say that the agent runs."""
@@ -61,7 +62,10 @@ class Reporter:
         self._emit(ReadyEvent(init_data=init_data))
 
     def failed(self, error: CloisterError) -> None:
-        """Say why the pod cannot run."""
+        """Say why the pod cannot run, or cannot run on; only the first reason is told."""
+        if self._failed:
+            return
+        self._failed = True
         self._emit(FailedEvent(error=error.as_dict()))
 
     def exit(self, container: str, exec_id: str, status: int) -> None:

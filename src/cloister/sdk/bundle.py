@@ -8,7 +8,17 @@ from pathlib import Path
 from cloister.host.vmm.spec import Bundle
 from cloister.imagetool import podvm
 from cloister.imagetool.podvm import PodVMBundle
-from cloister.imagetool.podvm.bundle import INITRD, KERNEL, OPTION_ROM, OVMF_CODE, OVMF_VARS, ROOT, SEABIOS, UKI
+from cloister.imagetool.podvm.bundle import (
+    BUSYBOX,
+    INITRD,
+    KERNEL,
+    OPTION_ROM,
+    OVMF_CODE,
+    OVMF_VARS,
+    ROOT,
+    SEABIOS,
+    UKI,
+)
 from cloister.imagetool.podvm.definition import lock_of
 from cloister.sdk.home import Home
 
@@ -50,6 +60,11 @@ def launch_files(bundle: PodVMBundle) -> Bundle:
         ovmf_vars=bundle.file(OVMF_VARS),
         option_roms={option_rom.name: option_rom},
     )
+
+
+def busybox_of(bundle: Path) -> Path:
+    """Return the static busybox inside a pod-VM image's directory: an application for demonstrations."""
+    return bundle / BUSYBOX
 
 
 def _request(home: Home, progress: Progress | None) -> podvm.BuildRequest:

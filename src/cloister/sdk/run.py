@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +23,10 @@ from cloister.errors import CloisterError, Refused
 from cloister.host.vmm.backends import Places, launcher_for
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward, VMSpec
 from cloister.host.vtpm import VTPMAuthority
-from cloister.imagetool.podvm import PodVMBundle, Shape
+from cloister.imagetool.podvm import PodVMBundle, Shape, reference_values
 from cloister.podpolicy.model import encode_pod_policy
 from cloister.protocol.initdata import BrokerAddress
+from cloister.protocol.launch import LaunchMeasurement
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
@@ -117,8 +118,12 @@ class Environment:
     @property
     def broker(self) -> BrokerAddress:
         """The owner's key broker, as a pod of this environment reaches it."""
+        return self.broker_at(self.host_address)
+
+    def broker_at(self, host: str) -> BrokerAddress:
+        """The owner's key broker under another of its addresses."""
         with self.owner.admin() as admin:
-            return BrokerAddress(url=f"https://{self.host_address}:{self.trust.port}", ca_pem=admin.ca_pem())
+            return BrokerAddress(url=f"https://{host}:{self.trust.port}", ca_pem=admin.ca_pem())
 
     @property
     def registry_url(self) -> str:
@@ -134,6 +139,18 @@ class Environment:
             simulation_key=self.home.simulation / "key",
             cache=self.home.cache,
         )
+
+    def launch_changes(self, launched: LaunchMeasurement) -> list[str]:
+        """Return which parts of a launcher's statement differ from what the pod-VM image should be launched as.
+
+        The statement is the host's word; it explains a refusal only when PCR 0 is the one that follows from it.
+        """
+        if self.bundle is None:
+            return []
+        for prediction in reference_values(self.bundle, (self.shape,)):
+            if prediction.launch.profile is launched.profile:
+                return [field.name for field in fields(launched) if _differs(prediction.launch, launched, field.name)]
+        return []
 
     def _start(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -159,6 +176,10 @@ class Environment:
         self.bundle = build_bundle(self.home)
         VTPMAuthority(self.home.vtpm_ca).create()
         return read_swtpm_roots(self.home.vtpm_ca), podvm_references(self.bundle, self.shape)
+
+
+def _differs(expected: LaunchMeasurement, launched: LaunchMeasurement, name: str) -> bool:
+    return bool(getattr(expected, name) != getattr(launched, name))
 
 
 class Pod:
@@ -261,12 +282,13 @@ def explain_denial(owner: Owner, error: CloisterError) -> CloisterError:
             record = admin.get_denial(error.path)
     except CloisterError:
         return error
+    failed = next((item for item in record.findings if not item.ok and item.code == record.code), None)
     return type(error)(
         record.code,
         record.message,
         path=_place(record),
-        expected=record.expected,
-        actual=record.actual,
+        expected=record.expected or (failed.expected if failed else ""),
+        actual=record.actual or (failed.actual if failed else ""),
         hint=record.hint or error.hint,
     )
 

@@ -192,6 +192,8 @@ class PodSession:
         ]
         try:
             status = self._guard(lambda: self.link.wait(name)).status
+            if self._failure is not None:
+                raise self._failure
             for pump in pumps:
                 pump.join(END_SECONDS)
         finally:

@@ -270,6 +270,10 @@ class TrustAdmin:
         """Return audit rows in order: those after a sequence number, of one pod's init data if it is given."""
         return self._records.list_audit(after=after, limit=limit, init_data=init_data)
 
+    def last_audit(self) -> int:
+        """Return the sequence number of the newest audit row, 0 when there is none."""
+        return self._records.last_audit()
+
     def get_denial(self, identity: str) -> DenialRecord:
         """Return the whole record of a denial, with every finding.
 

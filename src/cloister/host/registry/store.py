@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from cloister.wire.limits import LAYER_BYTES, MIB
 
 _CODE: Final = "host.registry"
 _UPLOADS: Final = 64
+_UPLOAD_SECONDS: Final = 3600.0
 _ID_CHARS: Final = 32
 
 
@@ -68,7 +70,8 @@ class Upload:
 
 
 class RegistryStore:
-    """The registry's files under `root`, which is made if it is not there. Unfinished uploads of an earlier run go.
+    """The registry's files under `root`, which is made if it is not there. Uploads that rested for an hour go;
+    younger ones may be another registry's on the same files.
 
     Methods raise `RequestRefused` for what cannot be taken, and `ImageRefused` for names and manifests that are none.
     """
@@ -78,7 +81,8 @@ class RegistryStore:
         self._uploads: dict[str, Upload] = {}
         (root / "uploads").mkdir(parents=True, exist_ok=True)
         for leftover in (root / "uploads").iterdir():
-            leftover.unlink()
+            if time.time() - leftover.stat().st_mtime > _UPLOAD_SECONDS:
+                leftover.unlink(missing_ok=True)
 
     # -- blobs -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Row, delete, insert, select
+from sqlalchemy import Connection, CursorResult, Row, delete, func, insert, select
 
 from cloister.errors import Refused, Unavailable
 from cloister.rats.result import Finding
@@ -215,6 +215,11 @@ class RecordStore:
         """Return the evidence an Attestation Result was made from, as it was received; None when not kept any more."""
         statement = select(evidence.c.body).where(evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
+
+    def last_audit(self) -> int:
+        """Return the sequence number of the newest audit row, 0 when there is none."""
+        statement = select(func.max(audit.c.sequence))
+        return int(self._store.read(lambda connection: connection.execute(statement).scalar()) or 0)
 
     def list_audit(self, *, after: int = 0, limit: int = LISTED, init_data: str = "") -> tuple[AuditRow, ...]:
         """Return audit rows in order: those after a sequence number, of one pod's init data if it is given."""

@@ -1,0 +1,44 @@
+"""`cloister demo`: options, and the place the scenes are played in."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister import __version__
+from cloister.cli.options import choose_accelerator, choose_backend, level_line
+from cloister.cli.output import StepPrinter, stderr
+from cloister.errors import Unavailable
+from cloister.sdk.home import home_from_environment
+
+
+def demo_command(
+    level: Annotated[
+        str, typer.Option(help="measured (pod VM, software TPM) or simulated (process sandbox, protects nothing).")
+    ] = "measured",
+    accelerator: Annotated[str, typer.Option("--accel", help="auto, kvm or tcg.")] = "auto",
+) -> None:
+    """Seal an app, boot a measured pod VM, release its secret model to it, then attack it in six ways.
+
+    Needs no account, no container engine and no special hardware. Everything shown is carried out.
+    """
+    # The scenes load every part of Cloister; help does not need them.
+    from cloister.cli.demo.hostile import AttackSucceeded
+    from cloister.cli.demo.scenes import Scenes
+
+    backend = choose_backend(level, "seabios")
+    stderr.print(f"cloister {__version__}   {level_line(backend)}", highlight=False)
+    work = Path(tempfile.mkdtemp(prefix="cloister-demo-"))
+    try:
+        scenes = Scenes(
+            home_from_environment(), work, StepPrinter(timings=True), backend, choose_accelerator(accelerator)
+        )
+        scenes.play()
+    except AttackSucceeded as success:
+        raise Unavailable("cli.demo.attack_succeeded", "an attack was not refused") from success
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

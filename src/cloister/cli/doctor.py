@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def doctor_command() -> None:
+    """Doctor."""

@@ -81,7 +81,12 @@ JSON = st.recursive(
     max_leaves=20,
 )
 MEMBER_NAMES = st.sampled_from(
-    ["schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size", "annotations", "platform", "os", "architecture", "rootfs", "type", "diff_ids", "Env", "Cmd", "Entrypoint", "User", "critical", "identity", "image", "optional", "cipher", "hmac", "cipheroptions", "symkey", "kid", "iv", "wrapped_data", "wrap_type"]
+    [
+        *("schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size", "annotations", "platform"),
+        *("os", "architecture", "rootfs", "type", "diff_ids", "Env", "Cmd", "Entrypoint", "User"),
+        *("critical", "identity", "image", "optional", "cipher", "hmac", "cipheroptions", "symkey"),
+        *("kid", "iv", "wrapped_data", "wrap_type"),
+    ]
 )
 LIKELY = st.sampled_from(
     [

@@ -146,6 +146,7 @@ class LayerUnpacker:
             raise RuntimeError("a directory that was to be made is missing")
         path = parent.join(name)
         self._note(path, parent.path, entry)
+        self._keep_time(parent)
         if entry.kind is EntryKind.DIRECTORY:
             self._make_directory(parent, name, path, entry)
         elif entry.kind is EntryKind.FILE:
@@ -270,6 +271,14 @@ class LayerUnpacker:
                 if self._options.ownership or err.errno not in _NOT_OURS_TO_SET:
                     raise
 
+    def _keep_time(self, directory: Directory) -> None:
+        """Remember when a directory was changed, before this layer changes what is in it.
+
+        So the tree depends on the layers only, never on when it was unpacked.
+        """
+        if directory.path not in self._directory_times:
+            self._directory_times[directory.path] = os.fstat(directory.fd).st_mtime_ns
+
     def _set_directory_times(self) -> None:
         for path, mtime_ns in self._directory_times.items():
             directory = self._root.find(path.split(b"/") if path else [], create=False)
@@ -287,6 +296,7 @@ class LayerUnpacker:
         directory = self._root.find(parents, create=False)
         if directory is None:
             return  # nothing below to hide
+        self._keep_time(directory)
         if name == _OPAQUE:
             self._remove_content(directory, spare=True)
         elif _exists(directory, hidden):
@@ -309,12 +319,16 @@ class LayerUnpacker:
             if not (spare and path in self._entries):
                 os.unlink(name, dir_fd=directory.fd)
             return
+        spared = spare and path in self._kept
         try:
+            if spared:
+                self._keep_time(Directory(fd, path))
             self._remove_content(Directory(fd, path), spare=spare)
         finally:
             os.close(fd)
-        if not (spare and path in self._kept):
+        if not spared:
             os.rmdir(name, dir_fd=directory.fd)
+            self._directory_times.pop(path, None)
 
     def _remove_content(self, directory: Directory, *, spare: bool) -> None:
         with os.scandir(directory.fd) as content:

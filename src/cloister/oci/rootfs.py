@@ -161,10 +161,7 @@ def _open_child(fd: int, name: bytes, create: bool) -> int | None:
     except FileNotFoundError:
         if not create:
             return None
-        os.mkdir(name, _PARENT_MODE, dir_fd=fd)
-        made = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
-        os.fchmod(made, _PARENT_MODE)
-        return made
+        return _make_child(fd, name)
     except OSError as err:
         if err.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
@@ -173,6 +170,17 @@ def _open_child(fd: int, name: bytes, create: bool) -> int | None:
         raise ImageRefused(
             "oci.layer.parent_not_directory", "path leads through something that is no directory", path=_show([name])
         ) from err
+
+
+def _make_child(fd: int, name: bytes) -> int:
+    """Make a directory that no archive describes, in a way that depends on nothing but its name."""
+    before = os.fstat(fd)
+    os.mkdir(name, _PARENT_MODE, dir_fd=fd)
+    os.utime(fd, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    made = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+    os.fchmod(made, _PARENT_MODE)
+    os.utime(made, ns=(0, 0))
+    return made
 
 
 def _show(names: Sequence[bytes]) -> str:

@@ -41,6 +41,7 @@ def unpack_image(
     try:
         with RootDirectory(root) as tree:
             os.fchmod(tree.top.fd, _ROOT_MODE)
+            os.utime(tree.top.fd, ns=(0, 0))
             unpacker = LayerUnpacker(tree, options)
             done = 0
             for layer in layers:

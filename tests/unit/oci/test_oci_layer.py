@@ -206,6 +206,41 @@ def test_a_remembered_path_is_forgotten_when_a_link_is_replaced(tree: Tree) -> N
     assert "a/here" not in content
 
 
+def times_of(root: Path) -> dict[str, int]:
+    return {str(path.relative_to(root)): path.lstat().st_mtime_ns for path in [root, *root.rglob("*")]}
+
+
+LAYERS_THAT_CHANGE_DIRECTORIES = (
+    archive(
+        directory(b"./"),
+        directory(b"a"),
+        file(b"a/x"),
+        file(b"a/y"),
+        file(b"implied/b/c"),
+        directory(b"e"),
+        file(b"e/1"),
+    ),
+    archive(file(b"a/new"), file(b"a/.wh.x"), file(b"implied/more"), file(b"e/own/f"), file(b".wh.e"), file(b"top")),
+    archive(
+        file(b"a/.wh.y"), file(b".wh.a"), symlink(b"a", b"implied"), file(b"implied/.wh..wh..opq"), file(b"implied/z/q")
+    ),
+)
+
+
+def test_the_tree_does_not_depend_on_when_it_is_unpacked(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        tree = Tree(tmp_path / str(number))
+        os.utime(tree.root, ns=(0, 0))
+        tree.unpack(*LAYERS_THAT_CHANGE_DIRECTORIES)
+        found.append(times_of(tree.root))
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {0, 1_700_000_000 * 10**9}
+    assert found[0]["implied"] == found[0]["implied/z"] == 0
+    assert found[0]["."] == 1_700_000_000 * 10**9
+
+
 def test_many_directories_stay_within_the_descriptor_limit(tree: Tree) -> None:
     names = [b"d%d/e/f" % number for number in range(300)]
     tree.unpack(archive(*(file(name, b"x") for name in names)), archive(*(file(name, b"y") for name in names)))

@@ -1,0 +1,208 @@
+"""The embedded registry and the HTTP transport over real sockets, and how the registry's process begins and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import CloisterError, Unavailable
+from cloister.oci.digest import Digest
+from cloister.oci.manifest import OCI_INDEX, Descriptor
+from cloister.oci.store import checked_blob, read_manifest
+from cloister.oci.transport import HTTPTransport
+from conformance.registry_process import RegistryProcess
+
+INDEX = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[RegistryProcess]:
+    with RegistryProcess(tmp_path / "registry") as process:
+        yield process
+
+
+def describe(content: bytes) -> Descriptor:
+    return Descriptor(media_type="x", digest=Digest.of(content), size=len(content))
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, 20 << 20])
+def test_push_and_pull_over_http(registry: RegistryProcess, size: int) -> None:
+    content = os.urandom(size)
+    client = registry.client("team/app")
+    client.write_blob(content[i : i + 1_000_000] for i in range(0, size, 1_000_000))
+    assert client.has_blob(Digest.of(content))
+    assert b"".join(checked_blob(client, describe(content))) == content
+    client.write_manifest(INDEX, OCI_INDEX, "v1")
+    assert read_manifest(client, "v1").raw == INDEX
+    assert client.get_manifest("none") is None
+
+
+def test_one_connection_serves_many_requests(registry: RegistryProcess) -> None:
+    connections = set()
+    client = registry.client("a")
+    client.write_manifest(INDEX, OCI_INDEX, "v1")
+    for _ in range(5):
+        client.get_manifest("v1")
+        connections.add(id(next(iter(registry.transport._idle.values()))))
+    assert len(connections) == 1
+
+
+def test_a_restarted_registry_still_has_its_images(tmp_path: Path) -> None:
+    with RegistryProcess(tmp_path / "r") as first:
+        first.client("a").write_manifest(INDEX, OCI_INDEX, "v1")
+        transport = first.transport
+        assert first.stop() == (0, "")
+        with pytest.raises(Unavailable) as caught:
+            transport.open("GET", f"http://{first.address}/v2/", {})
+        assert caught.value.code == "oci.transport.unreachable"
+    with RegistryProcess(tmp_path / "r") as second:
+        assert read_manifest(second.client("a"), "v1").raw == INDEX
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_cleanly_with_open_connections(tmp_path: Path, number: int) -> None:
+    with RegistryProcess(tmp_path / "r") as registry:
+        idle = socket.create_connection(("127.0.0.1", registry.port))
+        registry.client("a").get_manifest("v1")
+        assert registry.stop(number) == (0, "")
+        idle.close()
+
+
+def test_it_is_reachable_on_the_loopback_address_only(registry: RegistryProcess) -> None:
+    listening = subprocess.run(["cat", "/proc/net/tcp", "/proc/net/tcp6"], capture_output=True, text=True, check=True)
+    lines = [line.split()[1] for line in listening.stdout.splitlines() if f":{registry.port:04X} " in line]
+    assert {line.partition(":")[0] for line in lines if line.endswith(f":{registry.port:04X}")} == {"0100007F"}
+
+
+def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    """The parent is killed, so that it can do nothing about it."""
+    script = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'cloister.host.registry', '--root', sys.argv[1],\n"
+        "    '--parent', str(os.getpid())], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "r")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and is_running(child):
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--parent", "1"], "host.registry.parent_gone"), (["--port", "PORT"], "host.registry.port_taken")],
+)
+def test_it_says_why_it_does_not_start(tmp_path: Path, arguments: list[str], code: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = [word.replace("PORT", str(taken.getsockname()[1])) for word in arguments]
+        command = [sys.executable, "-m", "cloister.host.registry", "--root", str(tmp_path), *words]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, code in result.stderr) == (3, True)
+
+
+# -- the transport against servers that misbehave -----------------------------------------------------------------
+
+
+class Server:
+    """Answers each connection with the next of some raw answers, and then closes it."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = answers
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/x"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        for answer in self._answers:
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+
+def attempt(server: Server, timeout: float = 5.0) -> str:
+    transport = HTTPTransport(timeout_seconds=timeout)
+    with pytest.raises(CloisterError) as caught:
+        response = transport.open("GET", server.url, {})
+        while response.read(1000):
+            continue
+    transport.close()
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"", "oci.transport.unreachable"),
+        (b"not http\r\n\r\n", "oci.transport.unreachable"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "oci.transport.unreachable"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", "oci.transport.unreachable"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "oci.transport.interrupted"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc", "oci.transport.interrupted"),
+    ],
+)
+def test_broken_answers_are_unavailable(answer: bytes, code: str) -> None:
+    with Server(answer) as server:
+        assert attempt(server) == code
+
+
+def test_silence_ends_at_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        transport = HTTPTransport(timeout_seconds=0.2)
+        with pytest.raises(Unavailable) as caught:
+            transport.open("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", {})
+    assert caught.value.code == "oci.transport.unreachable"
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_made_anew() -> None:
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with Server(good, good) as server:
+        transport = HTTPTransport(timeout_seconds=5)
+        for _ in range(2):
+            response = transport.open("GET", server.url, {})
+            assert response.read(10) == b"ok"
+            response.close()
+        transport.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/", "http://127.0.0.1:notaport/", "http://a\nb/", "http://127.0.0.1/\r\nX: y"]
+)
+def test_addresses_where_nobody_is(url: str) -> None:
+    with pytest.raises(Unavailable) as caught:
+        HTTPTransport(timeout_seconds=2).open("GET", url, {})
+    assert caught.value.code.startswith("oci.transport.")

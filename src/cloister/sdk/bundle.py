@@ -10,11 +10,13 @@ from cloister.imagetool import podvm
 from cloister.imagetool.podvm import PodVMBundle
 from cloister.imagetool.podvm.bundle import (
     BUSYBOX,
+    FOLDER,
     INITRD,
     KERNEL,
     OPTION_ROM,
     OVMF_CODE,
     OVMF_VARS,
+    REFERENCE_FILE,
     ROOT,
     SEABIOS,
     UKI,
@@ -32,6 +34,12 @@ def build_bundle(home: Home, *, progress: Progress | None = None) -> PodVMBundle
         Refused, Unavailable: as `cloister.imagetool.podvm.build`.
     """
     return podvm.build(_request(home, progress))
+
+
+def find_bundle(home: Home) -> PodVMBundle | None:
+    """Return the newest pod-VM image in the cache, of whatever sources; None when none was built."""
+    built = sorted((home.cache / FOLDER).glob(f"*/{REFERENCE_FILE}"), key=lambda file: file.stat().st_mtime)
+    return podvm.load_bundle(built[-1].parent) if built else None
 
 
 def lock_packages(home: Home, *, progress: Progress | None = None) -> tuple[Path, bool]:

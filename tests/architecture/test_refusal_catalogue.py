@@ -100,9 +100,16 @@ def codes_in_text() -> dict[str, str]:
     known = areas()
     found: dict[str, str] = {}
     for path, tree in trees():
+        devices = {
+            id(item)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and name_of_call(node) == "_Device"  # names of lines of `cloister doctor`
+            for item in node.args
+        }
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Constant)
+                and id(node) not in devices
                 and isinstance(node.value, str)
                 and CODE.fullmatch(node.value)
                 and node.value.partition(".")[0] in known

@@ -38,7 +38,14 @@ from cloister.podpolicy.enforce import (
     decide_claim,
     initial_state,
 )
-from cloister.podpolicy.model import ContainerPolicy, ImageDefaults, PodPolicy, ProcessSpec, resolve_process
+from cloister.podpolicy.model import (
+    ContainerPolicy,
+    ImageDefaults,
+    PodPolicy,
+    ProcessSpec,
+    resolve_process,
+    with_secret_env,
+)
 from cloister.protocol.guestapi import (
     Call,
     ContainerParams,
@@ -354,15 +361,13 @@ class Pod:
 
     def _build(self, policy: ContainerPolicy, params: CreateParams) -> _Container:
         """Pull, verify, decrypt, unpack and make ready; on an error nothing of it remains."""
-        import shutil
-
         address = images.parse_registry(params.registry, allow_loopback=not self._platform.in_vm)
         self._wait_network()
         source = images.open_registry(address, policy.repository)
         watch = Stopwatch()
         image = images.verify_image(source, policy)
         self._reporter.phase("verify", watch.ms(), params.container)
-        spec = self._resolve(policy, image, params.claim)
+        self._check_claim(policy, image, params.claim)
         watch = Stopwatch()
         pulled = images.fetch_layers(source, image, self._platform.spool)
         self._reporter.phase("pull", watch.ms(), params.container)
@@ -375,31 +380,30 @@ class Pod:
             images.unpack(pulled, self._keys, root, ownership=self._platform.in_vm, decrypted=took.append)
             self._reporter.phase("decrypt", took[0], params.container)
             self._reporter.phase("unpack", watch.ms() - took[0], params.container)
-            return self._prepare(policy, spec, root)
+            return self._prepare(policy, _process_spec(self._with_secrets(policy), image), root)
         except BaseException:
+            import shutil
+
             shutil.rmtree(root, ignore_errors=True)
             raise
         finally:
             pulled.close()
 
-    def _resolve(self, policy: ContainerPolicy, image: VerifiedImage, claim: ProcessClaim | None) -> ProcessSpec:
-        config = image.config
-        spec = resolve_process(
-            policy,
-            ImageDefaults(
-                entrypoint=config.entrypoint,
-                cmd=config.command,
-                env=config.environment,
-                cwd=config.working_directory,
-                user=config.user,
-            ),
-        )
+    def _check_claim(self, policy: ContainerPolicy, image: VerifiedImage, claim: ProcessClaim | None) -> None:
+        """Compare the host's claim with what everybody may know; secret variables are not in the comparison, because
+        a refusal shows both sides."""
+        spec = _process_spec(policy, image)
         if claim is not None:
             claimed = ProcessSpec(
                 args=tuple(claim.args), env=tuple(claim.env), cwd=claim.cwd, user=claim.user, terminal=spec.terminal
             )
             decide_claim(policy, spec, claimed).require()
-        return spec
+
+    def _with_secrets(self, policy: ContainerPolicy) -> ContainerPolicy:
+        if policy.env_resource is None:
+            return policy
+        with self._keys.resource(policy.env_resource) as secret:
+            return with_secret_env(policy, secret)
 
     def _prepare(self, policy: ContainerPolicy, spec: ProcessSpec, root: str) -> _Container:
         from cloister.guest.oci_spec import ContainerSetup
@@ -447,3 +451,17 @@ class Pod:
     def _exited(self, container: str, status: int) -> None:
         self._decide(Exited(container=container, status=status))
         self._reporter.exit(container, "", status)
+
+
+def _process_spec(policy: ContainerPolicy, image: VerifiedImage) -> ProcessSpec:
+    config = image.config
+    return resolve_process(
+        policy,
+        ImageDefaults(
+            entrypoint=config.entrypoint,
+            cmd=config.command,
+            env=config.environment,
+            cwd=config.working_directory,
+            user=config.user,
+        ),
+    )

@@ -31,6 +31,7 @@ def generate_pod_policy(
     args: Sequence[str] = (),
     command: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    env_resource: ResourcePath | None = None,
     cwd: str | None = None,
     user: str | None = None,
     terminal: bool = False,
@@ -50,6 +51,7 @@ def generate_pod_policy(
         args: replaces the image's cmd when not empty.
         command: replaces the image's entrypoint and cmd when not empty.
         env: set over the image's environment.
+        env_resource: where the key broker keeps further variables.
         cwd: working directory.
         user: user.
         terminal: whether the process has a terminal.
@@ -70,6 +72,7 @@ def generate_pod_policy(
         command=tuple(command) or None,
         args=tuple(args) or None,
         env=dict(env or {}),
+        env_resource=env_resource,
         cwd=cwd,
         user=user,
         terminal=terminal,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import msgspec
@@ -43,6 +43,7 @@ class _ContainerWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     command: list[str] | None = None
     args: list[str] | None = None
     env: dict[str, str] = msgspec.field(default_factory=dict)
+    env_resource: str = ""
     cwd: str | None = None
     user: str | None = None
     terminal: bool = False
@@ -77,7 +78,8 @@ class ContainerPolicy:
         signature_keys: PEM public keys, any of which must have signed the manifest; empty refuses everything.
         command: replaces entrypoint *and* cmd of the image, or None.
         args: replaces cmd of the image, or None.
-        env: set over the image's environment.
+        env: set over the image's environment; the host can read it, because it is part of the init data.
+        env_resource: where the key broker keeps further variables (JSON object of text), which the host cannot read.
         cwd: replaces the working directory, or None.
         user: replaces the user (`uid`, `name`, `uid:gid`), or None.
         terminal: whether the first process has a terminal.
@@ -95,6 +97,7 @@ class ContainerPolicy:
     command: tuple[str, ...] | None = None
     args: tuple[str, ...] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    env_resource: ResourcePath | None = None
     cwd: str | None = None
     user: str | None = None
     terminal: bool = False
@@ -201,6 +204,23 @@ def resolve_process(container: ContainerPolicy, image: ImageDefaults) -> Process
     )
 
 
+def with_secret_env(container: ContainerPolicy, data: bytes | bytearray) -> ContainerPolicy:
+    """Return `container` with the variables of its `env_resource` set over its own.
+
+    Raises:
+        FormatRefused: not a JSON object of text, or a name or value the policy would refuse (`podpolicy.env_resource`).
+    """
+    path = f"containers.{container.name}.env_resource"
+    try:
+        secret = msgspec.json.decode(bytes(data), type=dict[str, str])
+        _check_values(list(secret.values()), path)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatRefused) as err:
+        raise FormatRefused("podpolicy.env_resource", "resource is no JSON object of text", path=path) from err
+    if not all(_ENV_NAME.fullmatch(name) for name in secret):
+        raise FormatRefused("podpolicy.env_resource", "resource holds a name that is no variable", path=path)
+    return replace(container, env={**container.env, **secret}, env_resource=None)
+
+
 def parse_pod_policy(data: bytes) -> PodPolicy:
     """Parse policy JSON.
 
@@ -244,6 +264,7 @@ def encode_pod_policy(policy: PodPolicy) -> bytes:
             "command": None if item.command is None else list(item.command),
             "args": None if item.args is None else list(item.args),
             "env": dict(item.env),
+            "env_resource": item.env_resource.uri if item.env_resource else "",
             "cwd": item.cwd,
             "user": item.user,
             "terminal": item.terminal,
@@ -324,6 +345,7 @@ def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:
         command=None if wire.command is None else tuple(wire.command),
         args=None if wire.args is None else tuple(wire.args),
         env=dict(wire.env),
+        env_resource=parse_resource_uri(wire.env_resource) if wire.env_resource else None,
         cwd=wire.cwd,
         user=wire.user,
         terminal=wire.terminal,

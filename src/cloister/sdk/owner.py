@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -198,6 +198,15 @@ class Owner:
         with self.admin() as admin:
             admin.put_resource(path, key)
         return path, key
+
+    def new_environment(self, run_id: str, env: Mapping[str, str]) -> ResourcePath | None:
+        """Keep one pod's environment variables in the key broker; None when there are none."""
+        if not env:
+            return None
+        path = ResourcePath("default", "env", run_id)
+        with self.admin() as admin:
+            admin.put_resource(path, msgspec.json.encode(dict(env)))
+        return path
 
 
 def appraisal_policy(tees: Iterable[str], levels: Iterable[Level]) -> bytes:

@@ -27,7 +27,7 @@ class WorkloadRequest:
     Attributes:
         args: replace the image's cmd.
         entrypoint: replaces the image's entrypoint and cmd.
-        env: set over the image's environment.
+        env: set over the image's environment; kept by the key broker, so that the host does not read the values.
         workdir: working directory.
         user: user.
         stdin: keep standard input open.
@@ -68,6 +68,7 @@ def plan_pod(
     workload: WorkloadRequest,
     broker: BrokerAddress,
     stream_key: ResourcePath,
+    env_resource: ResourcePath | None = None,
     lease_seconds: int = 0,
 ) -> PodPlan:
     """Derive the plan of a pod with the one container `app`.
@@ -83,7 +84,7 @@ def plan_pod(
         image=image.defaults,
         args=workload.args,
         command=workload.entrypoint,
-        env=workload.env,
+        env_resource=env_resource,
         cwd=workload.workdir,
         user=workload.user,
         terminal=workload.terminal,
@@ -93,4 +94,7 @@ def plan_pod(
         lease_seconds=lease_seconds,
     )
     init_data = build_initdata({AGENT_ENTRY: broker_entry(broker), POLICY_ENTRY: encode_pod_policy(policy).decode()})
-    return PodPlan(policy=policy, init_data=init_data, released=(*image.kek, stream_key, *workload.resources))
+    secret_env = (env_resource,) if env_resource else ()
+    return PodPlan(
+        policy=policy, init_data=init_data, released=(*image.kek, stream_key, *secret_env, *workload.resources)
+    )

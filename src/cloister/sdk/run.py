@@ -211,6 +211,7 @@ class Pod:
             workload=workload,
             broker=environment.broker,
             stream_key=path,
+            env_resource=owner.new_environment(name, workload.env),
             lease_seconds=lease_seconds,
         )
         return cls(environment, plan, stream_key, name)
@@ -231,13 +232,14 @@ class Pod:
             admin.revoke(self.plan.init_data.digest_text)
 
     def forget(self) -> None:
-        """Remove the approval and the stream key of a pod that ended."""
+        """Remove the approval and the own keys of a pod that ended."""
         with self.environment.owner.admin() as admin:
             admin.forget(self.plan.init_data.digest_text)
-            stream_key = self.plan.policy.streams.key
-            if stream_key is not None:
+            policy = self.plan.policy
+            own = [policy.streams.key, *(container.env_resource for container in policy.containers)]
+            for path in filter(None, own):
                 with contextlib.suppress(Refused):
-                    admin.delete_resource(stream_key)
+                    admin.delete_resource(path)
 
     @contextlib.contextmanager
     def launch(

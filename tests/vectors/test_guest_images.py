@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,16 @@ def cosign(guest_vectors: Path) -> Path:
     return guest_vectors / "signature" / "cosign-2.5"
 
 
+def writable_copy(source: Path, target: Path) -> Path:
+    """Copy content without the vectors' read-only modes."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return target
+
+
 class Sealed:
     """A writable copy of an encrypted vector, whose manifest the tests change and sign."""
 
@@ -86,8 +95,7 @@ class Sealed:
 
 @pytest.fixture(params=["prov", "multi"])
 def sealed(ocicrypt: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Sealed:
-    shutil.copytree(ocicrypt / "skopeo-1.18" / request.param, tmp_path / "copy", copy_function=shutil.copyfile)
-    return Sealed(tmp_path / "copy")
+    return Sealed(writable_copy(ocicrypt / "skopeo-1.18" / request.param, tmp_path / "copy"))
 
 
 def refused(run: Callable[[], object]) -> str:
@@ -115,8 +123,7 @@ def test_the_private_options_name_the_plain_layer(sealed: Sealed) -> None:
 
 
 def test_the_plain_image_is_the_same(ocicrypt: Path, tmp_path: Path) -> None:
-    shutil.copytree(ocicrypt / "skopeo-1.18" / "plain", tmp_path / "plain", copy_function=shutil.copyfile)
-    layout = OCILayout(tmp_path / "plain")
+    layout = OCILayout(writable_copy(ocicrypt / "skopeo-1.18" / "plain", tmp_path / "plain"))
     signer = ECDSAP256Signer.generate()
     digest = sign_image(layout, "v1", signer, repository=REFERENCE.name)
     image = verify(layout, digest, signer)

@@ -14,6 +14,7 @@ ciphertext.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -81,8 +82,9 @@ class RegistryStore:
         self._uploads: dict[str, Upload] = {}
         (root / "uploads").mkdir(parents=True, exist_ok=True)
         for leftover in (root / "uploads").iterdir():
-            if time.time() - leftover.stat().st_mtime > _UPLOAD_SECONDS:
-                leftover.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # the other registry may be done with it meanwhile
+                if time.time() - leftover.stat().st_mtime > _UPLOAD_SECONDS:
+                    leftover.unlink()
 
     # -- blobs -----------------------------------------------------------------------------------------------
 

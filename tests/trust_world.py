@@ -6,14 +6,17 @@ import atexit
 import base64
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -224,6 +227,14 @@ def error_of(answer: Answer) -> dict[str, Any]:
 
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+@contextmanager
+def quick_directory() -> Iterator[Path]:
+    """A directory in memory where possible, for tests that are not about the speed of disks."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Path(directory)
 
 
 def all_bytes(directory: Path) -> bytes:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -23,16 +21,14 @@ from cloister.trust.keybroker import Credentials
 from cloister.trust.keybroker.policy import encode_release_policy, parse_release_policy
 from cloister.trust.refvalues import parse_reference_entries
 from cloister.trust.store.records import RELEASED
-from trust_world import CANARY, MODEL, Guest, World, error_of, make_world
+from trust_world import CANARY, MODEL, Guest, World, error_of, make_world, quick_directory
 from trust_world import rule as release_rule
-
-MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 
 @contextmanager
 def in_memory() -> Iterator[World]:
-    with TemporaryDirectory(dir=MEMORY) as directory:
-        world = make_world(Path(directory))
+    with quick_directory() as directory:
+        world = make_world(directory)
         try:
             yield world
         finally:

@@ -100,12 +100,13 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
     if len(parts) != 3 or not token.isascii():
         raise FormatRefused(_MALFORMED, "not a signed token in compact form")
     # 2, 3
-    key = _select_key(_decode(parts[0], "header", _HEADER_BYTES, _Header), keys)
+    key = _select_key(_decode(_decode_part(parts[0], "header", _HEADER_BYTES), "header", _Header), keys)
     # 4
     signature = _decode_part(parts[2], "signature", 2 * _WIDTH)
     _verify_signature(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
     # 5
-    times = _decode(parts[1], "claims", TOKEN_BYTES, _Times)
+    payload = _decode_part(parts[1], "claims", TOKEN_BYTES)
+    times = _decode(payload, "claims", _Times)
     now = at.timestamp()
     if times.iat > now + CLOCK_SKEW.total_seconds():
         raise Refused("crypto.jwt.not_yet_valid", "token was issued in the future", hint="compare the clocks")
@@ -116,7 +117,7 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
             actual=f"{int(now - times.exp)} s ago",
             hint="attest again: a token lives a few minutes",
         )
-    claims: dict[str, Any] = _decode(parts[1], "claims", TOKEN_BYTES, dict[str, Any])
+    claims: dict[str, Any] = _decode(payload, "claims", dict[str, Any])
     return claims
 
 
@@ -160,9 +161,9 @@ def _verify_signature(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) 
         raise Refused("crypto.jwt.bad_signature", "the token's signature does not hold") from err
 
 
-def _decode(part: str, name: str, ceiling: int, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+def _decode(data: bytes, name: str, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
     try:
-        return msgspec.json.decode(_decode_part(part, name, ceiling), type=kind)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise _malformed(name) from err
 

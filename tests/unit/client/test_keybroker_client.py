@@ -29,7 +29,7 @@ from cloister.rats.reference import ReferenceEntry
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.trust.keybroker import Answer, Credentials
-from trust_world import APPRAISAL, CANARY, MODEL, World, booted_tpm, init_data, make_world, rule
+from trust_world import APPRAISAL, CANARY, MODEL, World, booted_tpm, init_data, make_world, quick_directory, rule
 
 BROKER = BrokerAddress(url="https://10.0.2.2:7070", ca_pem="not used by these tests")
 
@@ -93,10 +93,11 @@ def answering(status: int, body: Any = None, **headers: str) -> Callable[[], Res
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = make_world(tmp_path)
-    yield made
-    made.close()
+def world() -> Iterator[World]:
+    with quick_directory() as directory:
+        made = make_world(directory)
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from trust_world import Factory, World, make_world
+from trust_world import Factory, World, make_world, quick_directory
 
 
 @pytest.fixture
-def new_world(tmp_path: Path) -> Iterator[Factory]:
-    """Make worlds with settings of the test's own, in memory where possible: these tests are not about disks."""
+def quick() -> Iterator[Path]:
+    """A directory on no slow disk."""
+    with quick_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def new_world(quick: Path) -> Iterator[Factory]:
+    """Make worlds with settings of the test's own."""
     made: list[World] = []
-    memory = Path("/dev/shm")
-    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as directory:
 
-        def make(**settings: object) -> World:
-            made.append(make_world(Path(directory) / f"world{len(made)}", **settings))
-            return made[-1]
+    def make(**settings: object) -> World:
+        made.append(make_world(quick / f"world{len(made)}", **settings))
+        return made[-1]
 
-        yield make
-        for world in made:
-            world.close()
+    yield make
+    for world in made:
+        world.close()
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from cloister.errors import Refused, Unavailable
 from cloister.trust.store.database import Store
 from cloister.trust.store.schema import nonces
 
-DEADLINE = 0.4
+DEADLINE = 0.5
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "trust.db", tmp_path / "write.lock", seconds=DEADLINE)
+def store(quick: Path) -> Iterator[Store]:
+    opened = Store(quick / "trust.db", quick / "write.lock", seconds=DEADLINE)
     yield opened
     opened.close()
 
@@ -50,11 +50,11 @@ def refused(store: Store, name: str = "late") -> str:
     return caught.value.code
 
 
-def test_a_write_is_there_after_a_restart(tmp_path: Path) -> None:
-    first = Store(tmp_path / "trust.db", tmp_path / "write.lock")
+def test_a_write_is_there_after_a_restart(quick: Path) -> None:
+    first = Store(quick / "trust.db", quick / "write.lock")
     put(first, "kept")
     first.close()
-    second = Store(tmp_path / "trust.db", tmp_path / "write.lock")
+    second = Store(quick / "trust.db", quick / "write.lock")
     assert names(second) == ["kept"]
     second.close()
 
@@ -81,9 +81,9 @@ def test_a_reader_cannot_write(store: Store) -> None:
     assert names(store) == []
 
 
-def test_all_files_are_private(store: Store, tmp_path: Path) -> None:
+def test_all_files_are_private(store: Store, quick: Path) -> None:
     put(store, "x")
-    for path in tmp_path.iterdir():
+    for path in quick.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
 
 
@@ -132,9 +132,9 @@ def test_waiters_share_commits_and_each_gets_its_result(store: Store) -> None:
 
 
 class TestStalled:
-    def test_by_a_foreign_transaction(self, store: Store, tmp_path: Path) -> None:
+    def test_by_a_foreign_transaction(self, store: Store, quick: Path) -> None:
         """Somebody opened the file with the sqlite3 shell."""
-        foreign = sqlite3.connect(tmp_path / "trust.db", isolation_level=None)
+        foreign = sqlite3.connect(quick / "trust.db", isolation_level=None)
         foreign.execute("BEGIN EXCLUSIVE")
         assert refused(store) in ("trust.store.locked", "trust.store.timeout")
         assert not store.healthy
@@ -143,8 +143,8 @@ class TestStalled:
         put(store, "after")
         assert store.healthy and "after" in names(store)
 
-    def test_by_the_write_lock_of_another_process(self, store: Store, tmp_path: Path) -> None:
-        descriptor = os.open(tmp_path / "write.lock", os.O_RDWR)
+    def test_by_the_write_lock_of_another_process(self, store: Store, quick: Path) -> None:
+        descriptor = os.open(quick / "write.lock", os.O_RDWR)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert refused(store) in ("trust.store.locked", "trust.store.timeout")
         os.close(descriptor)
@@ -180,9 +180,9 @@ class TestFull:
         put(store, big)  # the next connection has no such ceiling: space was freed
         assert store.healthy and names(store) == [big]
 
-    def test_health_is_asked_of_the_disk_not_of_memory(self, store: Store, tmp_path: Path) -> None:
+    def test_health_is_asked_of_the_disk_not_of_memory(self, store: Store, quick: Path) -> None:
         store.check()
-        descriptor = os.open(tmp_path / "write.lock", os.O_RDWR)
+        descriptor = os.open(quick / "write.lock", os.O_RDWR)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         refused(store)
         with pytest.raises(Unavailable):
@@ -202,39 +202,39 @@ def test_statement_and_parameters_do_not_enter_errors(store: Store) -> None:
         chain = chain.__cause__
 
 
-def test_another_schema_is_refused(tmp_path: Path) -> None:
-    Store(tmp_path / "trust.db", tmp_path / "write.lock").close()
-    with sqlite3.connect(tmp_path / "trust.db") as connection:
+def test_another_schema_is_refused(quick: Path) -> None:
+    Store(quick / "trust.db", quick / "write.lock").close()
+    with sqlite3.connect(quick / "trust.db") as connection:
         connection.execute("UPDATE schema_version SET version = 99")
     connection.close()
     with pytest.raises(Unavailable) as caught:
-        Store(tmp_path / "trust.db", tmp_path / "write.lock")
+        Store(quick / "trust.db", quick / "write.lock")
     assert caught.value.code == "trust.store.schema"
 
 
-def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "trust.db").write_bytes(b"not a database" * 400)
+def test_what_is_no_database_is_refused(quick: Path) -> None:
+    (quick / "trust.db").write_bytes(b"not a database" * 400)
     with pytest.raises(Unavailable) as caught:
-        Store(tmp_path / "trust.db", tmp_path / "write.lock")
+        Store(quick / "trust.db", quick / "write.lock")
     assert caught.value.code == "trust.store.failed"
 
 
-def test_a_closed_store_refuses(tmp_path: Path) -> None:
-    store = Store(tmp_path / "trust.db", tmp_path / "write.lock")
+def test_a_closed_store_refuses(quick: Path) -> None:
+    store = Store(quick / "trust.db", quick / "write.lock")
     store.close()
     store.close()
     with pytest.raises(Unavailable):
         put(store, "x")
 
 
-def test_two_stores_of_one_file_write_in_turn(tmp_path: Path) -> None:
+def test_two_stores_of_one_file_write_in_turn(quick: Path) -> None:
     """The service and a command of the owner, each with its own connection."""
-    stores = [Store(tmp_path / "trust.db", tmp_path / "write.lock") for _ in range(2)]
+    stores = [Store(quick / "trust.db", quick / "write.lock") for _ in range(2)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda index: put(stores[index % 2], str(index)), range(200)))
     assert len(names(stores[0])) == len(names(stores[1])) == 200
     for store in stores:
         store.close()
-    with sqlite3.connect(tmp_path / "trust.db") as connection:
+    with sqlite3.connect(quick / "trust.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()

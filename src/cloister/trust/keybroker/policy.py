@@ -181,7 +181,7 @@ def evaluate_release(
             expected="a rule",
             actual=rule.path if rule else "none",
             origin=f"key-release policy {policy.id}" if policy else "no key-release policy is stored",
-            hint="add a rule for this path: `cloister policy release set`",
+            hint="add a rule for this path to the key-release policy; `cloister run` writes one for its pod",
         ),
     ]
     if policy is not None and rule is not None:

@@ -39,6 +39,7 @@ _LOCK_POLL_SECONDS: Final = 0.005
 _READERS: Final = 16
 _CONFIGURATION: Final = "configuration"
 _PROBES: Final = "probes"
+_READ_CONFIGURATION: Final = select(schema.counters.c.value).where(schema.counters.c.name == _CONFIGURATION)
 _CLOSED: Final = "the store is closed"
 
 
@@ -126,7 +127,7 @@ class Store:
         return job.result  # type: ignore[return-value]  # None only when `work` returned None
 
     def read(self, work: Callable[[Connection], _T]) -> _T:
-        """Run `work` on a connection that cannot write and sees only what is committed.
+        """Run `work`, one statement, on a connection that cannot write and sees only what is committed.
 
         Raises:
             Unavailable: `trust.store.failed`.
@@ -151,8 +152,7 @@ class Store:
 
     def configuration(self) -> int:
         """Return the number that grows with every change of policy, root or reference value."""
-        statement = select(schema.counters.c.value).where(schema.counters.c.name == _CONFIGURATION)
-        return self.read(lambda connection: int(connection.execute(statement).scalar_one()))
+        return self.read(lambda connection: int(connection.execute(_READ_CONFIGURATION).scalar_one()))
 
     def close(self) -> None:
         """Finish the writes that wait, checkpoint and close."""
@@ -260,18 +260,18 @@ def _count(connection: Connection, name: str) -> None:
 
 
 def _run_in_savepoint(connection: Connection, job: _Job[Any]) -> None:
-    savepoint = connection.begin_nested()
+    connection.exec_driver_sql("SAVEPOINT job")
     try:
         job.result = job.work(connection)
-        savepoint.commit()
     except (IntegrityError, CloisterError) as err:
-        savepoint.rollback()
+        connection.exec_driver_sql("ROLLBACK TO job")
         job.error = _unavailable(err) if isinstance(err, IntegrityError) else err
     except SQLAlchemyError:
         raise  # the transaction cannot be trusted any more: the whole batch fails
     except Exception as err:  # noqa: BLE001  a fault of one job must not end the thread that serves all
-        savepoint.rollback()
+        connection.exec_driver_sql("ROLLBACK TO job")
         job.error = err
+    connection.exec_driver_sql("RELEASE job")
 
 
 def _initialise(connection: Connection) -> None:
@@ -291,20 +291,22 @@ def _initialise(connection: Connection) -> None:
 
 
 def _engine(database: Path, seconds: float, *, writer: bool) -> Engine:
-    url = URL.create("sqlite+pysqlite", database=str(database))
-    driver = {"timeout": seconds / 2, "check_same_thread": False}
+    options: dict[str, Any] = {  # Any: as the engine takes them
+        "hide_parameters": True,
+        "connect_args": {"timeout": seconds / 2, "check_same_thread": False},
+    }
     if writer:
-        engine = create_engine(url, hide_parameters=True, connect_args=driver, poolclass=NullPool)
+        options |= {"poolclass": NullPool}
     else:
-        engine = create_engine(
-            url,
-            hide_parameters=True,
-            connect_args=driver,
-            poolclass=QueuePool,
-            pool_size=_READERS,
-            max_overflow=0,
-            pool_timeout=seconds,
-        )
+        options |= {
+            "poolclass": QueuePool,
+            "pool_size": _READERS,
+            "max_overflow": 0,
+            "pool_timeout": seconds,
+            "pool_reset_on_return": None,  # nothing to undo: readers hold no transaction
+            "isolation_level": "AUTOCOMMIT",
+        }
+    engine = create_engine(URL.create("sqlite+pysqlite", database=str(database)), **options)
     pragmas = [
         "PRAGMA journal_mode=WAL",
         "PRAGMA synchronous=FULL",
@@ -322,9 +324,11 @@ def _engine(database: Path, seconds: float, *, writer: bool) -> Engine:
         for pragma in pragmas:
             connection.execute(pragma)
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+    if writer:
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

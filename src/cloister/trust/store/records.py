@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Row, delete, func, insert, select
+from sqlalchemy import Connection, CursorResult, Row, bindparam, delete, func, insert, select
 
 from cloister.errors import Refused, Unavailable
 from cloister.rats.result import Finding
@@ -27,6 +27,12 @@ RELEASED: Final = "released"
 DENIED: Final = "denied"
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
 _ID_CHARS: Final = 10
+
+# Made once: building a statement costs more than running it.
+_INSERT_AUDIT: Final = insert(audit)
+_INSERT_DENIAL: Final = insert(denials)
+_INSERT_EVIDENCE: Final = insert(evidence)
+_FORGET_EVIDENCE: Final = delete(evidence).where(evidence.c.sequence <= bindparam("oldest"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,17 +170,9 @@ class RecordStore:
         """
 
         def work(connection: Connection) -> None:
-            stored = connection.execute(
-                insert(denials).values(
-                    id=record.id,
-                    at=to_micros(record.at),
-                    stage=record.stage,
-                    code=record.code,
-                    resource=record.resource,
-                    attestation=record.attestation,
-                    record=msgspec.json.encode(record),
-                )
-            )
+            values = {"id": record.id, "at": to_micros(record.at), "stage": record.stage, "code": record.code}
+            values |= {"resource": record.resource, "attestation": record.attestation}
+            stored = connection.execute(_INSERT_DENIAL, {**values, "record": msgspec.json.encode(record)})
             _insert_audit(connection, row)
             _prune_denials(connection, _sequence(stored))
 
@@ -232,13 +230,9 @@ class RecordStore:
 
 def store_appraisal(connection: Connection, record: AppraisalRecord, body: bytes) -> None:
     """Keep evidence and result, within the caller's transaction."""
-    stored = connection.execute(
-        insert(evidence).values(
-            id=record.id, at=to_micros(record.at), tee=record.tee, body=body, result=msgspec.json.encode(record)
-        )
-    )
-    newest = _sequence(stored)
-    connection.execute(delete(evidence).where(evidence.c.sequence <= newest - EVIDENCE_KEPT))
+    values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee, "body": body}
+    stored = connection.execute(_INSERT_EVIDENCE, {**values, "result": msgspec.json.encode(record)})
+    connection.execute(_FORGET_EVIDENCE, {"oldest": _sequence(stored) - EVIDENCE_KEPT})
 
 
 def stored_finding(finding: Finding) -> StoredFinding:
@@ -257,12 +251,12 @@ def new_attestation_id() -> str:
 
 
 def _random_text() -> str:
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_CHARS))
+    return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
 
 
 def _insert_audit(connection: Connection, row: AuditRow) -> None:
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
-    connection.execute(insert(audit).values(at=to_micros(row.at), **values))
+    connection.execute(_INSERT_AUDIT, {**values, "at": to_micros(row.at)})
 
 
 def _prune_denials(connection: Connection, newest: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from cloister.errors import FormatRefused, Refused
@@ -18,6 +18,7 @@ from cloister.trust.store.times import from_micros, to_micros
 from cloister.wire.limits import RESOURCE_BYTES
 
 _PURPOSE: Final = "resource"
+_RESOURCE: Final = select(resources).where(resources.c.path == bindparam("wanted"))  # made once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -79,8 +80,7 @@ class ResourceStore:
             Refused: there is none (`trust.resource.missing`).
             Unavailable: the store failed, or the row was altered.
         """
-        statement = select(resources).where(resources.c.path == str(path))
-        row = self._store.read(lambda connection: connection.execute(statement).one_or_none())
+        row = self._store.read(lambda connection: connection.execute(_RESOURCE, {"wanted": str(path)}).one_or_none())
         if row is None:
             raise _missing(path)
         content = self._root_key.open(_PURPOSE, _row(path, row.version), row.sealed)
@@ -132,5 +132,5 @@ def _missing(path: ResourcePath) -> Refused:
         "trust.resource.missing",
         "no such resource",
         path=str(path),
-        hint="compare the address in the image or pod policy with `cloister secret list`",
+        hint="compare the address in the image or pod policy with what the trust service holds",
     )

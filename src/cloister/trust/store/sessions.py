@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from cloister.errors import Refused, Unavailable
 from cloister.trust.rootkey import RootKey
@@ -29,6 +29,17 @@ NONCE_KEPT: Final = timedelta(days=1)
 _PRUNE_SECONDS: Final = 5.0
 _CLOCK_SLACK: Final = timedelta(seconds=30)
 _PURPOSE: Final = "session secret"
+
+# Made once: building a statement costs more than running it.
+_ISSUE_NONCE: Final = insert(nonces)
+_OPEN_SESSION: Final = insert(sessions)
+_SESSION: Final = select(sessions).where(sessions.c.key == bindparam("wanted"))
+_SPEND_NONCE: Final = (
+    update(nonces)
+    .where(nonces.c.hash == bindparam("wanted"), nonces.c.used_at.is_(None))
+    .values(used_at=bindparam("now"))
+)
+_ATTACH_TOKEN: Final = update(sessions).where(sessions.c.key == bindparam("wanted")).values(token=bindparam("text"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +93,9 @@ class SessionStore:
 
         def work(connection: Connection) -> int:
             live = _prune(connection, at) if prune else -1
-            connection.execute(insert(nonces).values(hash=_nonce(nonce), issued_at=now))
-            connection.execute(
-                insert(sessions).values(
-                    key=key,
-                    tee=tee,
-                    nonce=_nonce(nonce),
-                    secret=sealed,
-                    issued_at=now,
-                    expires_at=to_micros(at + lifetime),
-                )
-            )
+            connection.execute(_ISSUE_NONCE, {"hash": _nonce(nonce), "issued_at": now})
+            row = {"key": key, "tee": tee, "nonce": _nonce(nonce), "secret": sealed}
+            connection.execute(_OPEN_SESSION, {**row, "issued_at": now, "expires_at": to_micros(at + lifetime)})
             return live
 
         live = self._store.write(work)
@@ -125,11 +128,7 @@ class SessionStore:
                     hint="attest with the nonce of the last challenge",
                 )
             # 4
-            spent = connection.execute(
-                update(nonces)
-                .where(nonces.c.hash == row.nonce, nonces.c.used_at.is_(None))
-                .values(used_at=to_micros(at))
-            )
+            spent = connection.execute(_SPEND_NONCE, {"wanted": row.nonce, "now": to_micros(at)})
             if spent.rowcount != 1:
                 raise Refused(
                     "trust.session.nonce_used",
@@ -161,11 +160,11 @@ class SessionStore:
 
 def attach_token(connection: Connection, session: AcceptedSession, token: str) -> None:
     """Record the Attestation Result of a session, within the caller's transaction."""
-    connection.execute(update(sessions).where(sessions.c.key == session.key).values(token=token))
+    connection.execute(_ATTACH_TOKEN, {"wanted": session.key, "text": token})
 
 
 def _live_session(connection: Connection, key: str, at: datetime) -> Row[tuple[str, bytes | None]]:
-    row = connection.execute(select(sessions).where(sessions.c.key == key)).one_or_none()
+    row = connection.execute(_SESSION, {"wanted": key}).one_or_none()
     if row is None:
         raise Refused("trust.session.unknown", "no such session", hint="begin with /auth and send its cookie")
     # A clock that was set back must not lengthen a session.

@@ -65,7 +65,7 @@ class AppraisalInputSource:
                 "no appraisal policy is stored, so nothing is acceptable",
                 expected=f"a policy with id {self._policy_id}",
                 actual="none",
-                hint="store one: `cloister policy appraisal set FILE`",
+                hint="store one with the trust service; `cloister run` does on first use",
             )
         return AppraisalInputs(
             policy=parse_appraisal_policy(stored.text),

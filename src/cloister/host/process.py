@@ -122,6 +122,7 @@ class Child:
         self.command = tuple(command)
         self.pid = popen.pid
         self._popen = popen
+        self._lock = threading.Lock()  # Popen.poll answers None while another thread is in it
         self._pidfd = os.pidfd_open(popen.pid)  # not yet reaped, so the number still means this process
 
     @classmethod
@@ -178,23 +179,28 @@ class Child:
     @property
     def status(self) -> int | None:
         """Exit status, negative signal number, or None while it runs."""
-        return self._popen.poll()
+        with self._lock:
+            return self._popen.poll()
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Wait until it ended; return its status, or None when the time is over."""
-        if self._popen.poll() is None:
+        with self._lock:
+            if self._popen.poll() is not None:
+                return self._popen.returncode
+            pidfd = os.dup(self._pidfd)  # our own, so that `close` in another thread does no harm
+        try:
             poller = select.poll()
-            poller.register(self._pidfd, select.POLLIN)
+            poller.register(pidfd, select.POLLIN)
             poller.poll(None if seconds is None else seconds * 1000)
-        return self._popen.poll()
+        finally:
+            os.close(pidfd)
+        return self.status
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; does nothing once it ended."""
-        if self._popen.poll() is None:
-            try:
+        with self._lock:
+            if self._popen.poll() is None:
                 signal.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
-                return
 
     def end(self, *, grace_seconds: float) -> int:
         """End it, politely first; return its status. Does nothing once it ended.
@@ -213,9 +219,10 @@ class Child:
 
     def close(self) -> None:
         """Give the pidfd back; the process must have ended."""
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        with self._lock:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
 
     def replayable(self) -> str:
         """Return the command as a line for a shell."""

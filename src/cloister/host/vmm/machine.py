@@ -239,10 +239,12 @@ class RunningVM:
             for child in self._aside.values():
                 child.end(grace_seconds=GRACE_SECONDS)
         finally:
-            self._release()
-            self._supervisor.stop()
-            self._ended.set()
-            self._settled.set()
+            try:
+                self._release()
+            finally:  # whatever cannot be cleaned up: nobody waits for an end that was
+                self._supervisor.stop()
+                self._ended.set()
+                self._settled.set()
         return False
 
     def _judge(self) -> VMExit:
@@ -286,9 +288,9 @@ class RunningVM:
         for channel in (self._pipes.console, self._pipes.monitor, *relayed):
             if channel is not None:
                 channel.close()
-        self._clean_up()
         for child in (self._main, *self._aside.values()):
             child.close()
+        self._clean_up()
 
     def _outcome(self) -> VMExit:
         if self._exit is None:

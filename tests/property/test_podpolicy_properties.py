@@ -60,6 +60,7 @@ def containers(name: str = "app", kind: str = "app") -> st.SearchStrategy[Contai
         exec=st.lists(st.lists(VALUE, min_size=1, max_size=2).map(tuple), max_size=2).map(tuple),
         signals=st.frozensets(st.integers(1, 64), max_size=4),
         resources=st.lists(RESOURCE, max_size=2).map(tuple),
+        env_resource=st.none() | RESOURCE,
     )
 
 

@@ -99,7 +99,7 @@ def appraise_registers(claims: Claims, entries: Sequence[ReferenceEntry], *, at:
                 message=f"no reference values are registered for {claims.tee}",
                 expected="at least one entry",
                 actual="none",
-                hint="register the values of the pod-VM image you trust: `cloister refs add`",
+                hint="register the values of the pod-VM image you trust; `cloister run` does for the one it boots",
             ),
         )
     live = [entry for entry in candidates if entry.not_after > at]
@@ -114,7 +114,7 @@ def appraise_registers(claims: Claims, entries: Sequence[ReferenceEntry], *, at:
                 expected=f"valid at {at.isoformat(timespec='seconds')}",
                 actual=f"{newest.id} ended {newest.not_after.isoformat(timespec='seconds')}",
                 origin=newest.origin,
-                hint="register fresh reference values: `cloister refs add`",
+                hint="register fresh reference values; `cloister run` does for the image it boots",
             ),
         )
     closest = min(live, key=lambda entry: len(_differences(claims, entry)))

@@ -18,6 +18,7 @@ from cloister.podpolicy.model import (
     encode_pod_policy,
     parse_pod_policy,
     resolve_process,
+    with_secret_env,
 )
 from cloister.wire.limits import LEASE_SECONDS, POLICY_BYTES, POLICY_CONTAINERS, POLICY_LIST_ITEMS, POLICY_VALUE_BYTES
 
@@ -92,6 +93,7 @@ def test_digest_is_of_the_meaning_not_of_the_spelling(wire: dict[str, Any]) -> N
         ("streams", {"mode": "none"}),
         ("streams.key", "kbs:///default/streams/other"),
         ("lease_seconds", 60),
+        ("containers.1.env_resource", "kbs:///default/env/web"),
     ],
 )
 def test_every_member_is_part_of_the_digest(wire: dict[str, Any], path: str, value: object) -> None:
@@ -179,6 +181,9 @@ def test_defaults_grant_nothing(wire: dict[str, Any]) -> None:
         ("streams", {"mode": "file"}),
         ("streams", {"mode": "none", "unknown": 1}),
         ("streams.key", "kbs:///a/b"),
+        ("containers.0.env_resource", "default/env/web"),
+        ("containers.0.env_resource", "kbs://host/default/env/web"),
+        ("containers.0.env_resource", None),
         ("lease_seconds", -1),
         ("lease_seconds", 1),
         ("lease_seconds", LEASE_SECONDS + 1),
@@ -298,3 +303,48 @@ def test_a_process_that_is_not_fully_said_is_refused(fields: dict[str, Any], def
     with pytest.raises(FormatRefused) as refusal:
         resolve_process(container(**fields), defaults)
     assert refusal.value.code == "podpolicy.process"
+
+
+# --- variables that the host cannot read ---
+
+
+def test_secret_variables_are_set_over_the_policys_own() -> None:
+    whole = with_secret_env(container(env={"A": "1", "B": "2"}), b'{"B": "secret", "C": ""}')
+    assert dict(whole.env) == {"A": "1", "B": "secret", "C": ""}
+    assert whole.env_resource is None
+
+
+def test_secret_variables_are_not_in_the_policys_text(wire: dict[str, Any]) -> None:
+    policy = parse(change(wire, "containers.1.env_resource", "kbs:///default/env/web"))
+    assert b"secret" not in encode_pod_policy(policy)
+    with_secret_env(policy.containers[1], b'{"TOKEN": "secret"}')
+    assert b"secret" not in encode_pod_policy(policy)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"\xff",
+        b'{"A": 1}',
+        b'{"A": null}',
+        b'{"A": ["x"]}',
+        b'{"A=B": "1"}',
+        b'{"": "1"}',
+        b'{"A\\n": "1"}',
+        b'{"A": "x\\u0000y"}',
+        b'{"A": "1"} x',
+        b"[" * 100_000,
+        json.dumps({f"V{number}": "" for number in range(POLICY_LIST_ITEMS + 1)}).encode(),
+        json.dumps({"A": "x" * (POLICY_VALUE_BYTES + 1)}).encode(),
+    ],
+    ids=range(15),
+)
+def test_other_secret_variables_are_refused_without_showing_them(data: bytes) -> None:
+    with pytest.raises(FormatRefused) as refusal:
+        with_secret_env(container(), data)
+    assert refusal.value.code == "podpolicy.env_resource"
+    assert refusal.value.path == "containers.app.env_resource"
+    assert not refusal.value.actual

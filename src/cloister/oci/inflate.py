@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from cloister.errors import ImageRefused
-from cloister.wire.limits import KIB, LAYER_RATIO, MIB
+from cloister.wire.limits import KIB, LAYER_RATIO
 
-_OUTPUT_BYTES: Final = 1 * MIB
+_OUTPUT_BYTES: Final = 256 * KIB  # stays in the processor's cache between inflating, hashing and writing
 _RATIO_SLACK_BYTES: Final = 64 * KIB  # small archives are mostly padding
 _GZIP_WINDOW: Final = 31  # 15 bits, plus 16 for the gzip wrapper
 

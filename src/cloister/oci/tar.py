@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from struct import Struct
 from typing import Final, NoReturn
 
@@ -349,15 +350,21 @@ def _number(field: bytes, what: str, *, ceiling: int = _MAX_SIZE, signed: bool =
         if field[0] & 0x40:
             value -= 1 << (8 * len(field) - 1)
     else:
-        digits = field.strip(b" \0")
-        if not digits:
-            return 0
-        if not digits.isdigit() or b"8" in digits or b"9" in digits:
+        value = _octal(field)
+        if value < 0:
             _refuse("malformed_header", f"{what} is not an octal number", actual=repr(field))
-        value = int(digits, 8)
     if value > ceiling or value < (-ceiling if signed else 0):
         _refuse("malformed_header", f"{what} is out of range", actual=str(value))
     return value
+
+
+@lru_cache(maxsize=512)  # owner, mode and time are the same in most headers of an archive
+def _octal(field: bytes) -> int:
+    """Return the number, or -1 where there is none; an empty field is zero."""
+    digits = field.strip(b" \0")
+    if digits and (not digits.isdigit() or b"8" in digits or b"9" in digits):
+        return -1
+    return int(digits, 8) if digits else 0
 
 
 def _text(field: bytes) -> bytes:

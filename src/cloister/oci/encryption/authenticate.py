@@ -28,9 +28,9 @@ from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, LayerType, parse_layer_type
 from cloister.oci.signing.verify import VerifiedImage
 from cloister.oci.store import ImageSource, checked_blob
-from cloister.wire.limits import LAYER_UNPACKED_BYTES, MIB
+from cloister.wire.limits import KIB, LAYER_UNPACKED_BYTES
 
-CHUNK_BYTES: Final = 1 * MIB
+CHUNK_BYTES: Final = 256 * KIB
 _MADE_HERE: Final = object()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
+from cryptography.hazmat.primitives.hashes import SHA224, SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -254,6 +254,21 @@ def test_signature_algorithms_that_are_not(kind: str, keys: list[Key]) -> None:
     anchor = certificate("ca", key, "ca", key)
     leaf = certificate("leaf", keys[1], "ca", key, ca=False)
     assert code_of(leaf, anchor) == "x.algorithm"
+
+
+def test_a_short_hash_is_not_accepted(root: x509.Certificate, keys: list[Key]) -> None:
+    leaf = certificate("leaf", keys[1], "root", keys[0], ca=False, algorithm=SHA224())
+    leaf.verify_directly_issued_by(root)
+    assert code_of(leaf, root) == "x.algorithm"
+
+
+def test_a_good_certificate_may_be_too_long(keys: list[Key]) -> None:
+    names = x509.SubjectAlternativeName([x509.DNSName(f"{place:060d}.example") for place in range(300)])
+    der = certificate("leaf", keys[1], "root", keys[0], ca=False, critical=names).public_bytes(Encoding.DER)
+    assert x509.load_der_x509_certificate(der)
+    with pytest.raises(FormatRefused) as caught:
+        load_certificate(der, code="x")
+    assert caught.value.actual == str(len(der))
 
 
 def test_one_flipped_bit_anywhere_is_refused(root: x509.Certificate, keys: list[Key]) -> None:

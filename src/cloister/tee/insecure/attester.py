@@ -17,8 +17,6 @@ from cloister.wire.base64 import encode_b64
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-_PCRS: Final = 24
-
 
 class SimulationAttester:
     """Attests by a key file. Use as a context manager.
@@ -44,13 +42,13 @@ class SimulationAttester:
 
     def extend(self, pcr: int, digest: bytes) -> None:
         """Extend register `pcr` with a 32-byte digest."""
-        if len(digest) != abi.REGISTER_BYTES or not 0 <= pcr < _PCRS:
+        if len(digest) != abi.REGISTER_BYTES or not 0 <= pcr < abi.PCRS:
             raise RuntimeError("a register is extended with 32 bytes")
         self._registers[pcr] = abi.extended(self._registers.get(pcr, bytes(abi.REGISTER_BYTES)), digest)
 
     def read_pcrs(self) -> dict[int, bytes]:
         """Return all 24 registers; those never extended are zero."""
-        return {index: self._registers.get(index, bytes(abi.REGISTER_BYTES)) for index in range(_PCRS)}
+        return {index: self._registers.get(index, bytes(abi.REGISTER_BYTES)) for index in range(abi.PCRS)}
 
     def enrol(self) -> None:
         """Return nothing: there is no second key whose place would have to be proved."""

@@ -164,6 +164,11 @@ class TestSettings:
         assert {setting.field for setting in TABLE} == known - {"host", "port"}
         assert all(setting.help and setting.controls for setting in TABLE)
 
+    def test_the_reference_page_has_every_flag_and_what_it_controls(self, repository: Path) -> None:
+        page = (repository / "docs/reference/kbs-api.md").read_text()
+        for setting in TABLE:
+            assert f"`{setting.flag}`" in page, setting.flag
+
     def test_arguments(self) -> None:
         settings = settings_from_arguments(
             ["--state", "/s", "--listen", "0.0.0.0:7", "--names", "a,b", "--ready-file", "/r", "--die-with-parent"]

@@ -1,7 +1,7 @@
 """Builds TCG event logs as firmware writes them: the crypto-agile form, and the sequences of SeaBIOS and OVMF.
 
 The counterpart of `cloister.tee.tpm.eventlog` for tests: real layouts, made-up contents. What each firmware records is
-what was seen of SeaBIOS 1.16 and OVMF 2022.11 under QEMU.
+what was seen of SeaBIOS 1.16 and OVMF 2025.02 under QEMU.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Final
 from cloister.tee.tpm.eventlog import EV_NO_ACTION, Event
 
 EV_SEPARATOR: Final = 0x00000004
+EV_ACTION: Final = 0x00000005
 EV_EVENT_TAG: Final = 0x00000006
-EV_COMPACT_HASH: Final = 0x0000000C
 EV_IPL: Final = 0x0000000D
 EV_S_CRTM_VERSION: Final = 0x00000008
 EV_EFI_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
@@ -51,8 +51,9 @@ def seabios_events(*, smbios: bytes = b"smbios table") -> tuple[Event, ...]:
     """Return what SeaBIOS records of a direct kernel boot: nothing of the kernel."""
     return (
         event(1, EV_EVENT_TAG, smbios),
-        event(2, EV_COMPACT_HASH, b"Start Option ROM Scan"),
-        event(4, EV_IPL, b"Calling INT 19h"),
+        event(2, EV_ACTION, b"Start Option ROM Scan"),
+        event(2, EV_EVENT_TAG, b"linuxboot_dma.bin"),
+        event(4, EV_ACTION, b"Calling INT 19h"),
         *(event(register, EV_SEPARATOR, b"\xff\xff\xff\xff") for register in range(8)),
     )
 

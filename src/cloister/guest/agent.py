@@ -22,7 +22,6 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from cloister.errors import CloisterError, Unavailable
-from cloister.guest.measure import InitDataMeasurement
 from cloister.guest.platform import Platform, choose_platform
 from cloister.guest.ports import ControlPort, HostGone
 from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_ms
@@ -104,6 +103,7 @@ class _Agent:
             CloisterError: why the pod cannot run.
         """
         from cloister.guest.background import Background
+        from cloister.guest.measure import InitDataMeasurement
 
         watch = Stopwatch()
         init_data = InitDataMeasurement(self._attester).measure(self._platform.read_initdata())

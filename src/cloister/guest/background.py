@@ -23,7 +23,6 @@ IMAGE_LIBRARIES: Final = (
     "cloister.guest.rootfiles",
     "cloister.guest.users",
     "cloister.guest.oci_spec",
-    "shutil",
 )
 
 

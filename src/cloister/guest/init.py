@@ -15,6 +15,16 @@ from typing import Final
 from cloister.errors import Unavailable
 
 MODULE_DIRECTORY: Final = "/usr/lib/cloister/modules"
+_LIBRARIES: Final = "/usr/lib/x86_64-linux-gnu"
+READ_AHEAD: Final = (  # in the order of use
+    f"{_LIBRARIES}/libcrypto.so.3",
+    "/usr/lib/python3/dist-packages/cryptography/hazmat/bindings/_rust.abi3.so",
+    f"{_LIBRARIES}/libssl.so.3",
+    "/usr/bin/crun",
+    f"{_LIBRARIES}/libseccomp.so.2",
+    f"{_LIBRARIES}/libsystemd.so.0",
+    f"{_LIBRARIES}/libyajl.so.2",
+)
 _SYS_FINIT_MODULE: Final = 313  # x86-64, include/uapi/asm/unistd_64.h
 _EEXIST: Final = 17
 _LINK_SECONDS: Final = 10.0
@@ -36,6 +46,17 @@ NETMASK: Final = "255.255.255.0"
 GATEWAY: Final = "10.0.2.2"
 NAMESERVER: Final = "10.0.2.3"
 INTERFACE: Final = "eth0"
+
+
+def read_ahead(paths: tuple[str, ...] = READ_AHEAD) -> None:
+    """Have the kernel read and verify large libraries while other work goes on; one that is missing is skipped."""
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        os.close(fd)
 
 
 def load_modules(directory: str = MODULE_DIRECTORY) -> None:

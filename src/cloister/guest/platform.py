@@ -11,7 +11,6 @@ import os
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from cloister.errors import RequestRefused
-from cloister.guest.measure import read_device, require_single_device
 from cloister.guest.ports import ControlPort, open_socket_port, open_virtio_port
 from cloister.protocol.guestapi import CONTROL_PORT, STREAMS_PORT
 
@@ -80,8 +79,9 @@ class VirtualMachine:
 
     def open_control(self) -> ControlPort:
         """Return the control port, making its driver ready first."""
-        from cloister.guest.init import load_modules
+        from cloister.guest.init import load_modules, read_ahead
 
+        read_ahead()
         load_modules()
         return ControlPort(open_virtio_port(CONTROL_PORT), absence_seconds=_ABSENCE_SECONDS)
 
@@ -91,6 +91,8 @@ class VirtualMachine:
 
     def read_initdata(self) -> bytes:
         """Return the init data device image; refuse a second one."""
+        from cloister.guest.measure import read_device, require_single_device
+
         require_single_device(INIT_DATA_DEVICE)
         return read_device(INIT_DATA_DEVICE)
 
@@ -152,6 +154,8 @@ class Simulated:
 
     def read_initdata(self) -> bytes:
         """Return the init data file."""
+        from cloister.guest.measure import read_device
+
         return read_device(self._initdata)
 
     def open_attester(self) -> Attester:

@@ -303,10 +303,12 @@ class Pod:
         return StateResult(status="paused" if container.paused else "running", pid=process.pid)
 
     def _pids(self, params: ContainerParams) -> PidsResult:
-        return PidsResult(pids=self._runtime.pids(self._known(params.container).name))
+        container = self._known(params.container)
+        return PidsResult(pids=self._runtime.pids(container.name))
 
     def _stats(self, params: ContainerParams) -> StatsResult:
-        usage = self._runtime.usage(self._known(params.container).name)
+        container = self._known(params.container)
+        usage = self._runtime.usage(container.name)
         return StatsResult(cpu_usec=usage.cpu_usec, memory_bytes=usage.memory_bytes, pids=usage.pids)
 
     def _resize(self, params: ResizeParams) -> Done:

@@ -46,6 +46,21 @@ def _enter(pid: int) -> None:
         _join(spaces["user"])
 
 
+def _execute(arguments: list[str], environment: dict[str, str]) -> None:
+    """Become the program, found as a shell finds it. `os.execvpe` would import, from a root that is no longer ours."""
+    name = arguments[0]
+    places = [""] if "/" in name else [f"{place}/" for place in environment.get("PATH", "/bin:/usr/bin").split(":")]
+    last: OSError = FileNotFoundError(name)
+    for place in places:
+        try:
+            os.execve(place + name, arguments, environment)  # noqa: S606  # no shell is the point
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as err:
+            last = err
+    raise last
+
+
 def main() -> int:
     """Return the exit status of the process."""
     given, report = int(sys.argv[1]), int(sys.argv[2])
@@ -60,7 +75,7 @@ def main() -> int:
             _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
         try:
             os.chdir(request["cwd"])
-            os.execvpe(request["args"][0], request["args"], environment)  # noqa: S606
+            _execute(request["args"], environment)
         except OSError as err:
             os._exit(127 if isinstance(err, FileNotFoundError) else 126)
     os.write(report, json.dumps({"child-pid": child}).encode())

@@ -36,7 +36,7 @@ def encrypt_command(
     from cloister.imagetool.encrypt import encrypt_image
     from cloister.oci.location import open_sink, open_source, parse_location
     from cloister.protocol.resourceuri import parse_resource_uri
-    from cloister.sdk.owner import PLATFORM, Owner, registry_access
+    from cloister.sdk.owner import PLATFORM, Owner, open_transport, registry_access
 
     path = parse_resource_uri(recipient)
     origin, target = parse_location(source), parse_location(destination)
@@ -46,11 +46,15 @@ def encrypt_command(
         key = secrets.token_bytes(32)
         with Owner(home_from_environment()).admin() as admin:
             admin.put_resource(path, key)
-    with open_source(origin, registry_access(origin)) as image, BytesBar("encrypting") as bar:
+    with (
+        open_transport() as transport,
+        open_source(origin, registry_access(origin, transport)) as image,
+        BytesBar("encrypting") as bar,
+    ):
         sealed = encrypt_image(
             image,
             origin.selector,
-            open_sink(target, registry_access(target)),
+            open_sink(target, registry_access(target, transport)),
             tag=target.selector or "latest",
             kek_id=path.uri,
             kek=key,
@@ -81,7 +85,7 @@ def sign_command(
     from cloister.errors import Refused
     from cloister.imagetool.sign import sign_image
     from cloister.oci.location import open_sink, parse_location
-    from cloister.sdk.owner import Owner, registry_access
+    from cloister.sdk.owner import Owner, open_transport, registry_access
 
     place = parse_location(image)
     name = repository or (place.reference.name if place.reference else "")
@@ -92,7 +96,9 @@ def sign_command(
             hint="add --repository registry.example/name",
         )
     signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    digest = sign_image(open_sink(place, registry_access(place)), place.selector, signer, repository=name)
+    with open_transport() as transport:
+        store = open_sink(place, registry_access(place, transport))
+        digest = sign_image(store, place.selector, signer, repository=name)
     public = signer.public_key
     if output == "json":
         print_json({"schema": 1, "digest": str(digest), "repository": name, "key": public.fingerprint})
@@ -110,10 +116,10 @@ def inspect_command(
     """Show what an image is, how each layer is protected, and who signed it (signatures are listed, not verified)."""
     from cloister.oci.location import open_source, parse_location
     from cloister.sdk.inspection import describe_image
-    from cloister.sdk.owner import registry_access
+    from cloister.sdk.owner import open_transport, registry_access
 
     place = parse_location(image)
-    with open_source(place, registry_access(place)) as source:
+    with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
         described = describe_image(source, place.selector)
     if output == "json":
         print_json(described)

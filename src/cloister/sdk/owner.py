@@ -131,12 +131,12 @@ class Owner:
         """
         location = parse_location(image)
         signer = self.signer()
-        with open_source(location, registry_access(location)) as source:
+        with open_transport() as transport, open_source(location, registry_access(location, transport)) as source:
             stored = resolve_platform(source, location.selector, PLATFORM)
             manifest = parse_manifest(stored.raw, media_type=stored.media_type)
             config = parse_config(read_blob(source, manifest.config, ceiling=IMAGE_CONFIG_BYTES))
             name = f"{IDENTITY_REGISTRY}/{image_name(location)}"
-            store = _local_repository(name, registry_port)
+            store = _local_repository(name, registry_port, transport)
             tag = f"sealed-{manifest.digest.hex[:_TAG_CHARS]}"
             kek = ResourcePath(
                 "default", "image-kek", f"{pod_label(image_name(location))}-{manifest.digest.hex[:_TAG_CHARS]}"
@@ -148,7 +148,7 @@ class Owner:
             else:
                 digest, fresh = self._seal_fresh(source, manifest.digest, store, tag, kek, progress)
                 keks = (kek,)
-        sign_image(store, digest, signer, repository=name)
+            sign_image(store, digest, signer, repository=name)
         return SealedReference(
             repository=name,
             digest=digest,
@@ -282,15 +282,19 @@ def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: st
     return store.write_manifest(raw, media_type, tag)
 
 
-def registry_access(location: ImageLocation) -> RegistryAccess:
-    """Plain HTTP to this machine only, as container tools do; elsewhere TLS with the system's roots."""
+def open_transport() -> AbstractContextManager[HTTPTransport]:
+    """Return a transport to registries: TLS with the system's roots; its connections close with the block."""
+    return closing(HTTPTransport(tls=ssl.create_default_context()))
+
+
+def registry_access(location: ImageLocation, transport: HTTPTransport) -> RegistryAccess:
+    """Plain HTTP to this machine only, as container tools do; TLS elsewhere."""
     host = location.reference.registry.partition(":")[0] if location.reference else ""
     local = host == "localhost" or host.startswith("127.")
-    transport = HTTPTransport(tls=ssl.create_default_context())
     return RegistryAccess(transport=transport, plain_http=local, other_origins=not local)
 
 
-def _local_repository(name: str, port: int) -> RegistryClient:
+def _local_repository(name: str, port: int, transport: HTTPTransport) -> RegistryClient:
     repository = name.removeprefix(f"{IDENTITY_REGISTRY}/")
     reference = OCIReference(registry=f"127.0.0.1:{port}", repository=repository)
-    return RegistryClient(HTTPTransport(), reference, plain_http=True, other_origins=False)
+    return RegistryClient(transport, reference, plain_http=True, other_origins=False)

@@ -278,19 +278,18 @@ class World:
         from cloister.oci.manifest import parse_manifest
         from cloister.oci.reference import OCIReference
         from cloister.oci.store import copy_blob, resolve_platform
-        from cloister.oci.transport import HTTPTransport
-        from cloister.sdk.owner import registry_access
+        from cloister.sdk.owner import open_transport, registry_access
 
         location = parse_location(layout)
         target = OCIReference(registry=f"127.0.0.1:{self.registry.port}", repository="plain")
-        store = RegistryClient(HTTPTransport(), target, plain_http=True, other_origins=False)
-        with open_source(location, registry_access(location)) as source:
+        with open_transport() as transport, open_source(location, registry_access(location, transport)) as source:
+            store = RegistryClient(transport, target, plain_http=True, other_origins=False)
             stored = resolve_platform(source, location.selector, "linux/amd64")
             manifest = parse_manifest(stored.raw, media_type=stored.media_type)
             for descriptor in (manifest.config, *manifest.layers):
                 copy_blob(source, store, descriptor)
             digest = store.write_manifest(stored.raw, stored.media_type, "v1")
-        sign_image(store, digest, self.owner.signer(), repository="cloister.local/plain")
+            sign_image(store, digest, self.owner.signer(), repository="cloister.local/plain")
         return str(digest), "cloister.local/plain"
 
     @property

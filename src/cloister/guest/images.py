@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cloister.podpolicy.model import ContainerPolicy
     from cloister.protocol.resourceuri import ResourcePath
 
-_LOOPBACK: Final = ("localhost", "127.", "0.", "[")  # IPv6 literals: the pod's network has none
+_DIGITS: Final = frozenset("0123456789")
 
 
 class KeyAccess(Protocol):
@@ -80,8 +80,10 @@ def parse_registry(text: str, *, allow_loopback: bool) -> RegistryAddress:
     """
     scheme, mark, host = text.rstrip("/").partition("://")
     host = host.lower()
-    inside = host.startswith(_LOOPBACK) and not allow_loopback
-    if not mark or scheme not in ("http", "https") or not host or set(host) & set("/?#@ ") or inside:
+    name, colon, port = host.partition(":")
+    well_formed = mark and scheme in ("http", "https") and host.isascii() and host.isprintable()
+    well_formed = well_formed and not set(host) & set("/?#@ \\[]") and not (colon and not _is_number(port))
+    if not well_formed or not _is_outside(name, allow_loopback=allow_loopback):
         raise RequestRefused(
             "guest.images.registry",
             "not the address of a registry outside the pod",
@@ -92,7 +94,27 @@ def parse_registry(text: str, *, allow_loopback: bool) -> RegistryAddress:
     return RegistryAddress(host=host, plain_http=scheme == "http")
 
 
-def open_registry(address: RegistryAddress, repository: str) -> ImageSource:
+def _is_number(text: str) -> bool:
+    return bool(text) and set(text) <= _DIGITS
+
+
+def _is_outside(name: str, *, allow_loopback: bool) -> bool:
+    """Whether `name` may be a registry outside the pod.
+
+    A name whose last label begins with a digit is an address, and then only four plain numbers are taken: resolvers
+    also read `127.1`, `0x7f000001` and `2130706433` as one. Where any other name leads is checked once connected.
+    """
+    labels = name.rstrip(".").split(".")
+    if labels[-1][:1] not in _DIGITS:
+        return bool(labels[-1]) and (allow_loopback or labels[-1] != "localhost")
+    numbers = [int(label) for label in labels if _is_number(label) and len(label) <= 3 and str(int(label)) == label]
+    if len(numbers) != 4 or len(labels) != 4 or max(numbers) > 255 or name.endswith("."):
+        return False
+    link_local = numbers[:2] == [169, 254]  # where machines find the metadata service of their cloud
+    return (numbers[0] != 127 or allow_loopback) and 0 < numbers[0] < 224 and not link_local
+
+
+def open_registry(address: RegistryAddress, repository: str, *, allow_loopback: bool) -> ImageSource:
     """Return a client for the path of `repository` (`registry/name`) at `address`.
 
     Raises:
@@ -109,7 +131,8 @@ def open_registry(address: RegistryAddress, repository: str) -> ImageSource:
     tls.check_hostname = False
     tls.verify_mode = ssl.CERT_NONE
     reference = OCIReference(registry=address.host, repository=parse_reference(repository).repository)
-    return RegistryClient(HTTPTransport(tls=tls), reference, plain_http=address.plain_http, other_origins=False)
+    transport = HTTPTransport(tls=tls, forbid_self=not allow_loopback)
+    return RegistryClient(transport, reference, plain_http=address.plain_http, other_origins=False)
 
 
 def verify_image(source: ImageSource, container: ContainerPolicy) -> VerifiedImage:

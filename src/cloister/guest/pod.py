@@ -365,7 +365,7 @@ class Pod:
         """Pull, verify, decrypt, unpack and make ready; on an error nothing of it remains."""
         address = images.parse_registry(params.registry, allow_loopback=not self._platform.in_vm)
         self._wait_network()
-        source = images.open_registry(address, policy.repository)
+        source = images.open_registry(address, policy.repository, allow_loopback=not self._platform.in_vm)
         watch = Stopwatch()
         image = images.verify_image(source, policy)
         self._reporter.phase("verify", watch.ms(), params.container)

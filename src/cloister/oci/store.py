@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from cloister.errors import ImageRefused
-from cloister.oci.digest import Digest, DigestVerifier
+from cloister.oci.digest import Digest, DigestVerifier, parse_digest
 from cloister.oci.manifest import Descriptor, parse_index
 from cloister.oci.manifest import is_index as document_is_index
 
@@ -62,7 +62,7 @@ class ImageSink(Protocol):
 
 
 def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest:
-    """Return a manifest or index; one asked by digest has it.
+    """Return a manifest or index; one asked by digest has it, also when the digest is given as text.
 
     Raises:
         ImageRefused: `<source>.manifest_missing`, `<source>.digest_mismatch`.
@@ -71,11 +71,22 @@ def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest
     stored = source.get_manifest(str(selector))
     if stored is None:
         raise ImageRefused(f"{source.code}.manifest_missing", "store holds no such image", path=str(selector))
-    if isinstance(selector, Digest):
-        verifier = DigestVerifier(selector, None, code=source.code, path=f"manifest {selector}")
+    digest = _digest_in(selector)
+    if digest is not None:
+        verifier = DigestVerifier(digest, None, code=source.code, path=f"manifest {digest}")
         verifier.update(stored.raw)
         verifier.finish()
     return stored
+
+
+def _digest_in(selector: str | Digest) -> Digest | None:
+    """Return the digest that `selector` is; a tag, or an archive's `repository:tag`, is none."""
+    if isinstance(selector, Digest):
+        return selector
+    try:
+        return parse_digest(selector)
+    except ImageRefused:
+        return None
 
 
 def resolve_platform(source: ImageSource, selector: str | Digest, platform: str) -> StoredManifest:

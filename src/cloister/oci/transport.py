@@ -15,6 +15,7 @@ from cloister.errors import Unavailable
 from cloister.wire.limits import REGISTRY_SECONDS
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from http.client import HTTPConnection, HTTPResponse
 
@@ -63,11 +64,19 @@ class HTTPTransport:
         with
             anything, so this protects credentials and privacy, not the image.
         timeout_seconds: longest silence on a connection.
+        forbid_self: refuse servers on this very machine, whatever name or address leads there.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, timeout_seconds: float = REGISTRY_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        timeout_seconds: float = REGISTRY_SECONDS,
+        forbid_self: bool = False,
+    ) -> None:
         self._tls = tls
         self._timeout = timeout_seconds
+        self._forbid_self = forbid_self
         self._idle: dict[str, HTTPConnection] = {}
 
     def open(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
@@ -83,10 +92,16 @@ class HTTPTransport:
                 kept.close()  # the server may have closed it meanwhile, so once more on a fresh one
         connection = self._connect(origin)
         try:
+            if self._forbid_self:
+                connection.connect()
+                _require_elsewhere(connection.sock, origin)
             return self._exchange(connection, origin, method, path, headers, body)
         except (OSError, HTTPException, ValueError) as err:  # ValueError: bytes a request line cannot hold
             connection.close()
             raise _unreachable(origin, err) from err
+        except Unavailable:
+            connection.close()
+            raise
 
     def _exchange(
         self,
@@ -180,6 +195,13 @@ def split_origin(url: str) -> tuple[str, str]:
         raise Unavailable("oci.transport.bad_url", "not an HTTP address without user name", path=url[:200])
     scheme, authority = scheme.lower(), authority.lower()
     return f"{scheme}://{authority.removesuffix(_DEFAULT_PORTS[scheme])}", f"{slash or '/'}{path}"
+
+
+def _require_elsewhere(connection: socket.socket, origin: str) -> None:
+    """Compare both ends: only a connection to this machine itself has one address at both, or is on loopback."""
+    peer, own = connection.getpeername()[0], connection.getsockname()[0]
+    if peer == own or peer.removeprefix("::ffff:").startswith("127."):
+        raise Unavailable("oci.transport.own_address", "registry address leads back to this machine", path=origin)
 
 
 def _unreachable(origin: str, err: Exception) -> Unavailable:

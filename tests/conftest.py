@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,17 @@ def pytest_make_collect_report(
     return report
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Names of directories that do not exist yet: pytest's own numbered ones are looked for among thousands."""
+    base = tmp_path_factory.mktemp("homes")
+    return (base / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test its own owner's state; the content-addressed cache stays shared."""
-    home = tmp_path_factory.mktemp("cloister-home")
+def private_home(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test its own owner's state, made on first use; the content-addressed cache stays shared."""
+    home = next(homes)
     monkeypatch.setenv("CLOISTER_HOME", str(home))
     return home
 

@@ -7,6 +7,6 @@ import sys
 
 sys.path += ["/usr/lib/cloister", "/usr/lib/python3/dist-packages"]
 
-from cloister.guest.agent import main  # noqa: E402
+from cloister.guest.agent import main
 
 sys.exit(main())

@@ -38,6 +38,7 @@ from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, Deni
 from cloister.trust.store.resources import ResourceEntry, ResourceStore
 
 _ATTEMPTS: Final = 5
+_REVOKED_REMEMBERED: Final = 64
 
 
 class TrustAdmin:
@@ -170,34 +171,38 @@ class TrustAdmin:
 
         Raises:
             FormatRefused: not a digest of init data.
+            Refused: another pod is approved for one of them at other levels, which this would change
+                (`trust.release_policy.levels_differ`).
         """
 
         def approved(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
             by_path = {rule.path: rule for rule in rules}
             for path in map(str, paths):
                 rule = by_path.get(path) or ReleaseRule(path=path, init_data=(), appraisal_policy=appraisal_policy)
+                _require_same_levels(rule, init_data, insecure_accept_levels)
                 by_path[path] = msgspec.structs.replace(
                     rule,
                     init_data=tuple(dict.fromkeys((*rule.init_data, init_data))),
                     revoked=tuple(digest for digest in rule.revoked if digest != init_data),
                     appraisal_policy=appraisal_policy,
-                    insecure_accept_levels=tuple(
-                        dict.fromkeys((*rule.insecure_accept_levels, *insecure_accept_levels))
-                    ),
+                    insecure_accept_levels=tuple(insecure_accept_levels),
                 )
             return list(by_path.values())
 
         return self._change_rules(approved)
 
     def revoke(self, init_data: str) -> StoredPolicy:
-        """Withdraw every approval of this init data; pods under a lease stop within it."""
+        """Withdraw every approval of this init data; pods under a lease stop within it.
+
+        The rule remembers the newest revocations, so that the denial can say so; older ones are denied as not named.
+        """
 
         def revoked(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
             return [
                 msgspec.structs.replace(
                     rule,
                     init_data=tuple(digest for digest in rule.init_data if digest != init_data),
-                    revoked=(*rule.revoked, init_data),
+                    revoked=(*rule.revoked, init_data)[-_REVOKED_REMEMBERED:],
                 )
                 if init_data in rule.init_data
                 else rule
@@ -315,3 +320,17 @@ class TrustAdmin:
                 if err.code != "trust.policy.conflict" or attempt == _ATTEMPTS - 1:
                     raise
         raise RuntimeError("unreachable: the last attempt returns or raises")
+
+
+def _require_same_levels(rule: ReleaseRule, init_data: str, levels: Sequence[Level]) -> None:
+    """A rule has one list of levels; changing it would lower (or raise) the bar for the other pods it names."""
+    others = [digest for digest in rule.init_data if digest != init_data]
+    if others and set(levels) != set(rule.insecure_accept_levels):
+        raise Refused(
+            "trust.release_policy.levels_differ",
+            "another pod is approved for this resource at other levels",
+            path=rule.path,
+            expected=", ".join(rule.insecure_accept_levels) or "hardware only",
+            actual=", ".join(levels) or "hardware only",
+            hint="wait until that pod ended, or keep the resource under another path",
+        )

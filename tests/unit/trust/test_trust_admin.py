@@ -214,3 +214,24 @@ class TestSettings:
         with pytest.raises(FormatRefused) as caught:
             parse_listen(text)
         assert caught.value.code == "trust.settings.listen"
+
+
+def test_approving_at_other_levels_does_not_change_them_for_others(world: World) -> None:
+    first, second = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    world.admin.approve(first, [MODEL])
+    with pytest.raises(Refused) as caught:
+        world.admin.approve(second, [MODEL], insecure_accept_levels=[Level.MEASURED])
+    assert caught.value.code == "trust.release_policy.levels_differ"
+    world.admin.forget(first)
+    world.admin.approve(second, [MODEL], insecure_accept_levels=[Level.MEASURED])
+
+
+def test_revoking_never_runs_out_of_room(world: World) -> None:
+    for number in range(70):
+        digest = f"sha256:{number:064x}"
+        world.admin.approve(digest, [MODEL])
+        world.admin.revoke(digest)
+    policy = world.admin.release_policy()
+    assert policy is not None
+    (rule,) = [rule for rule in policy.rules if rule.path == str(MODEL)]
+    assert len(rule.revoked) == 64 and digest in rule.revoked

@@ -206,6 +206,18 @@ def test_a_remembered_path_is_forgotten_when_a_link_is_replaced(tree: Tree) -> N
     assert "a/here" not in content
 
 
+@pytest.mark.parametrize("removal", [(file(b".wh.way"),), (directory(b"way"),)], ids=["whiteout", "replacement"])
+def test_a_path_used_before_is_looked_up_again_after_a_link_in_it_went(tree: Tree, removal: tuple[bytes, ...]) -> None:
+    tree.unpack(
+        archive(directory(b"a/sub"), symlink(b"way", b"a")),
+        archive(file(b"way/sub/before", b"1"), *removal, file(b"way/sub/after", b"2")),
+    )
+    content = tree.content()
+    assert content["a/sub/before"] == "1"
+    assert content["way/sub/after"] == "2"
+    assert "a/sub/after" not in content
+
+
 def times_of(root: Path) -> dict[str, int]:
     return {str(path.relative_to(root)): path.lstat().st_mtime_ns for path in [root, *root.rglob("*")]}
 

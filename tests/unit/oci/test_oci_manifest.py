@@ -114,6 +114,13 @@ def test_a_manifest_is_no_index() -> None:
     assert caught.value.code == "oci.manifest.is_manifest"
 
 
+@pytest.mark.parametrize("said", ["", OCI_INDEX])
+def test_an_index_with_layers_is_refused(said: str) -> None:
+    with pytest.raises(ImageRefused) as caught:
+        parse_index(encode(index(mediaType=said or ..., layers=[descriptor()])), media_type=OCI_INDEX)
+    assert caught.value.code == "oci.manifest.ambiguous"
+
+
 def test_duplicate_keys_are_refused_anywhere() -> None:
     raw = encode(manifest()).replace(b'"size": 10}]', b'"size": 10, "size": 10}]')
     with pytest.raises(ImageRefused) as caught:

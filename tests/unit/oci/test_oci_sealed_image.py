@@ -11,6 +11,7 @@ import pytest
 
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError, ImageRefused
+from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS, parse_layer_encryption
@@ -121,8 +122,6 @@ def test_a_sealed_image_unpacks_to_what_was_sealed(sealed: Sealed, tmp_path: Pat
 
 
 def test_an_unencrypted_image_unpacks_when_it_is_accepted(tmp_path: Path, signer: ECDSAP256Signer) -> None:
-    from cloister.imagetool.sign import sign_image
-
     plain = build_layout(tmp_path / "plain", LOWER, compression="")
     sign_image(plain.layout, plain.digest, signer, repository=REFERENCE.name)
     image = verify(plain.layout, plain.digest, signer)
@@ -250,6 +249,12 @@ def test_manifest_and_configuration_must_have_the_same_layers(sealed: Sealed) ->
         changed = sealed.resign(document)
         code = refused(lambda changed=changed: verify(changed.store, changed.digest, changed.signer))
         assert code == "oci.signing.layer_count"
+
+
+def test_an_image_without_layers_is_refused(tmp_path: Path, signer: ECDSAP256Signer) -> None:
+    empty = build_layout(tmp_path / "empty")
+    sign_image(empty.layout, empty.digest, signer, repository=REFERENCE.name)
+    assert refused(lambda: verify(empty.layout, empty.digest, signer)) == "oci.signing.layer_count"
 
 
 # -- layers -----------------------------------------------------------------------------------------------------

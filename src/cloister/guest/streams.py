@@ -256,6 +256,7 @@ class StreamMux:
             self._port_armed = 0
         self._port_open = False
         os.close(self._port)
+        self._port = -1  # the number may come back as a pipe's
         self._queue.clear()
         self._queued = 0
         for output in self._outputs.values():

@@ -76,9 +76,10 @@ def read_image_file(root: RootDirectory, path: bytes, *, ceiling: int) -> bytes 
             if name in (b"", b".", b".."):
                 raise _not_a_file(path) from None
             continue
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise _not_a_file(path)
         with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise _not_a_file(path)
             content = file.read(ceiling + 1)
         if len(content) > ceiling:
             raise ImageRefused(

@@ -57,7 +57,7 @@ def test_only_named_descriptors_are_inherited() -> None:
     """Python opens everything close-on-exec; what is named arrives under the child's number."""
     extra, writer = os.pipe()
     leaks = {str(os.readlink(f"/proc/self/fd/{fd}")) for fd in (extra, writer)}
-    assert not leaks & set(output_of("for f in /proc/self/fd/*; do readlink $f; done").split())
+    assert not leaks & set(output_of("for f in /proc/self/fd/*; do readlink $f; done; true").split())
     os.close(extra)
     os.close(writer)
 

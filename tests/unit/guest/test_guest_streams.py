@@ -168,7 +168,7 @@ def test_sealed_output_opens_and_is_complete(wired: tuple[StreamMux, Host]) -> N
     opener.end()
 
 
-@pytest.mark.parametrize("left", [0, 1, 15, 16, 17])
+@pytest.mark.parametrize("left", [1, 15, 17])
 def test_final_record_waits_for_credit(
     wired: tuple[StreamMux, Host], monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:

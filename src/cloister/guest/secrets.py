@@ -164,6 +164,8 @@ class SecretsServer:
             return 503, "text/plain", err.code.encode()
         except CloisterError as err:
             return 500, "text/plain", err.code.encode()
+        except OSError:
+            raise  # the connection itself
         except Exception as err:  # noqa: BLE001  # process edge: the text may hold a secret
             return 500, "text/plain", type(err).__name__.encode()
 

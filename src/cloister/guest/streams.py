@@ -112,6 +112,7 @@ class StreamMux:
         self._last_stream = 0
         self._idle = threading.Event()
         self._stopping = False
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="streams", daemon=True)
 
     # -- for any thread --------------------------------------------------------------------------------------
@@ -158,13 +159,18 @@ class StreamMux:
         return self._idle.wait(seconds)
 
     def stop(self) -> None:
-        """End the thread and close the port."""
+        """End the thread and close the port; what is asked afterwards does nothing."""
         self._request(lambda: setattr(self, "_stopping", True))
         self._thread.join()
+        with self._lock:
+            self._stopped = True
+            os.close(self._wake)
 
     def _request(self, action: Callable[[], None]) -> None:
-        self._requests.append(action)
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if not self._stopped:
+                self._requests.append(action)
+                os.eventfd_write(self._wake, 1)
 
     # -- the mux thread --------------------------------------------------------------------------------------
 
@@ -185,7 +191,6 @@ class StreamMux:
                 self._idle.set()
         self._close_port()
         self._poll.close()
-        os.close(self._wake)
 
     def _timeout(self) -> float | None:
         return max(0.0, self._look_again - time.monotonic()) if self._look_again else None

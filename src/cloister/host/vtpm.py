@@ -251,7 +251,7 @@ def _manufacture(directory: Path, ca: Path) -> None:
         f"create_certs_tool_options = {settings}/options\n"
     )
     command = ["nice", "-n", "19", str(find_program("swtpm_setup")), "--tpm2", "--config", f"{settings}/setup.conf"]
-    command += ["--tpm-state", str(directory), "--create-ek-cert", "--pcr-banks", "sha256"]
+    command += ["--tpm-state", str(directory), "--create-ek-cert", "--pcr-banks", "sha256", "--lock-nvram"]
     if os.geteuid() == 0:
         command += ["--runas", "root"]  # by default root's run becomes user tss, who may not enter our directories
     run_tool(command, seconds=MANUFACTURE_SECONDS, environment={"TMPDIR": str(settings)})

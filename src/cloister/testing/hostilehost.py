@@ -24,6 +24,7 @@ from cloister.protocol.guestapi import (
     StreamFrame,
     StreamKind,
     StreamSplitter,
+    pack_frame,
     pack_stream_frame,
 )
 from cloister.wire.limits import GUESTAPI_FRAME_BYTES, GUESTAPI_ID_CHARS
@@ -127,14 +128,13 @@ def hostile_frames(container: str, name: str, registry: str, *, first_id: int = 
     number = next(numbers)
     body = msgspec.json.encode({"v": VERSION, "id": number, "call": "info", "params": {}, "token": "x"})
     yield HostileFrame(what="an envelope with another field", body=body, id=number, code="guestapi.schema")
-    number = next(numbers)
-    deep = b'{"v":1,"id":%d,"call":"info","params":%s}' % (number, b'{"a":' * 5000 + b"{}" + b"}" * 5000)
-    yield HostileFrame(what="deep nesting", body=deep, id=number, code="guestapi.schema")
 
 
 def unfollowable_bytes() -> dict[str, tuple[bytes, str]]:
     """Return by name bytes behind which the port cannot be read any more, and the code the pod ends with."""
+    deep = b'{"v":1,"id":1,"call":"info","params":%s}' % (b'{"a":' * 5000 + b"{}" + b"}" * 5000)
     return {
+        "nesting deeper than any parser goes": (pack_frame(deep), "guestapi.schema"),
         "a length above the ceiling": ((GUESTAPI_FRAME_BYTES + 1).to_bytes(4, "big"), "guestapi.frame"),
         "the greatest length": (b"\xff" * 4, "guestapi.frame"),
         "a length of zero": (bytes(4), "guestapi.frame"),

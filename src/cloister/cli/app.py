@@ -6,6 +6,7 @@ when Cloister itself refused or failed, as container tools do.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -51,8 +52,16 @@ app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 
 
+def _end(number: int, _: object) -> None:
+    """Leave by way of every `finally`, so that no pod and no directory is left behind."""
+    sys.exit(128 + number)
+
+
 def run_command_line() -> None:
     """Parse the arguments, run the verb, turn errors into an exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` wants its signal ignored
+            signal.signal(number, _end)
     try:
         app()
     except CloisterError as error:

@@ -23,7 +23,7 @@ EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 3
 
-_STYLES = {"ok": "green", "no": "red", "--": "dim", "..": "cyan"}
+_STYLES = {"ok": "green", "no": "red", "!!": "bold red", "--": "dim", "..": "cyan"}
 _TEXT_WIDTH = 38
 _LEVEL_STYLES = {"HARDWARE": "green", "MEASURED": "yellow", "SIMULATED": "red"}
 
@@ -40,7 +40,7 @@ class StepPrinter:
         self._last = time.monotonic()
 
     def __call__(self, mark: str, text: str, detail: str = "") -> None:
-        """Print a step: `mark` is `ok`, `no`, `--` or `..`."""
+        """Print a step: `mark` is `ok`, `no`, `--`, `..` or, for what went wrong, `!!`."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         if self._quiet:

@@ -31,6 +31,7 @@ from cloister.protocol.guestapi import (
     Event,
     EventEnvelope,
     ExecParams,
+    FailedEvent,
     FrameSplitter,
     HelloEvent,
     InfoResult,
@@ -85,6 +86,7 @@ class GuestLink:
         self._abandoned: set[int] = set()
         self._events: deque[Event] = deque()
         self._hello: HelloEvent | None = None
+        self._failed: FailedEvent | None = None
         self._error: CloisterError | None = None
         self._streams = GuestStreams(streams, self._on_streams_lost)
         self._thread = threading.Thread(target=self._receive, name="control-in", daemon=True)
@@ -113,6 +115,12 @@ class GuestLink:
             while not self._events:
                 self._wait(deadline, "no event came in time")
             return self._events.popleft()
+
+    @property
+    def failed(self) -> FailedEvent | None:
+        """Why the pod cannot run on, by its own word. Set before any reply that the guest sent after saying it."""
+        with self._changed:
+            return self._failed
 
     def events(self) -> Iterator[Event]:
         """Iterate over events until the guest closes the port; a broken protocol raises as in `hello`."""
@@ -344,4 +352,6 @@ class GuestLink:
             return
         if len(self._events) >= EVENTS:
             raise RequestRefused("guestapi.events", "the guest floods events", expected=f"at most {EVENTS} unfetched")
+        if isinstance(event, FailedEvent):
+            self._failed = event
         self._events.append(event)

@@ -118,7 +118,8 @@ class Check:
         code: stable dotted code.
         ok: whether it held.
         path: the rule, as a place in the pod policy.
-        message: what was compared.
+        message: what was compared, in words that are true when it holds.
+        otherwise: the message of the refusal.
         expected: what the policy allows.
         actual: what was asked.
         hint: what to change.
@@ -128,6 +129,7 @@ class Check:
     ok: bool
     path: str
     message: str
+    otherwise: str
     expected: str = ""
     actual: str = ""
     hint: str = ""
@@ -165,7 +167,7 @@ class Decision:
             if not check.ok:
                 raise PodPolicyRefused(
                     check.code,
-                    check.message,
+                    check.otherwise,
                     path=check.path,
                     expected=check.expected,
                     actual=check.actual,
@@ -215,6 +217,7 @@ def decide_claim(container: ContainerPolicy, resolved: ProcessSpec, claim: Proce
                 ok=expected == actual,
                 path=f"{path}.{name}",
                 message=f"{name} the host asked for is what the verified image and the pod policy give",
+                otherwise=f"{name} the host asked for is not that of the verified image and the pod policy",
                 expected=_difference(expected, actual),
                 actual=_difference(actual, expected),
                 hint=f"only the owner can change {name}: generate a new pod policy",
@@ -232,6 +235,7 @@ def _decide_create(policy: PodPolicy, state: PodState, request: Create) -> Decis
             ok=index >= 0,
             path="containers",
             message="container is one the pod policy declares",
+            otherwise="container is not one the pod policy declares",
             expected=declared,
             actual=request.name,
             hint="no container can be added to a running pod; declare it in the pod policy",
@@ -241,6 +245,7 @@ def _decide_create(policy: PodPolicy, state: PodState, request: Create) -> Decis
             ok=request.container not in state.bound,
             path="containers",
             message="identifier is not in use",
+            otherwise="identifier is in use",
             expected="a fresh identifier",
             actual=request.container,
         ),
@@ -255,6 +260,7 @@ def _decide_create(policy: PodPolicy, state: PodState, request: Create) -> Decis
             ok=life is Life.DECLARED,
             path=path,
             message="container was not created before",
+            otherwise="container was created before",
             expected=Life.DECLARED.value,
             actual=life.value,
             hint="a container runs once per pod; start a new pod",
@@ -287,6 +293,7 @@ def _order_check(state: PodState, earlier: ContainerPolicy, path: str) -> Check:
         ok=ok,
         path=path,
         message=f"container {earlier.name}, which comes first, is {expected}",
+        otherwise=f"container {earlier.name}, which comes first, is not {expected}",
         expected=expected,
         actual=actual,
         hint="create containers in the order of the pod policy",
@@ -306,6 +313,7 @@ def _decide_start(policy: PodPolicy, state: PodState, request: Start) -> Decisio
             ok=life is Life.CREATED,
             path=f"containers.{name}",
             message="container is created and was not started before",
+            otherwise="container was started before",
             expected=Life.CREATED.value,
             actual=life.value,
             hint="a container starts once per pod; start a new pod",
@@ -320,6 +328,7 @@ def _decide_start(policy: PodPolicy, state: PodState, request: Start) -> Decisio
                 ok=state.life[earlier.name] is Life.RUNNING or earlier.name in state.status,
                 path=f"containers.{name}",
                 message=f"container {earlier.name}, which comes first, was started",
+                otherwise=f"container {earlier.name}, which comes first, was not started",
                 expected="started",
                 actual=state.life[earlier.name].value,
                 hint="start containers in the order of the pod policy",
@@ -340,6 +349,7 @@ def _decide_delete(state: PodState, request: Delete) -> Decision:
             ok=state.life[name] in (Life.CREATED, Life.EXITED),
             path=f"containers.{name}",
             message="container is not running",
+            otherwise="container is running",
             expected="created or exited",
             actual=state.life[name].value,
             hint="stop it first",
@@ -359,6 +369,7 @@ def _note_exit(state: PodState, request: Exited) -> Decision:
         ok=life in (Life.CREATED, Life.RUNNING),
         path=f"containers.{name}",
         message="container has not exited before",
+        otherwise="container has exited before",
         expected="created or running",
         actual=life.value,
     )
@@ -391,6 +402,7 @@ def _decide_on_bound(policy: PodPolicy, state: PodState, request: Exec | Signal 
                     ok=request.signal in container.signals,
                     path=f"{path}.signals",
                     message="signal is one the pod policy allows",
+                    otherwise="signal is not one the pod policy allows",
                     expected=" ".join(str(number) for number in sorted(container.signals)) or "no signal",
                     actual=str(request.signal),
                     hint="add the signal to the pod policy",
@@ -403,6 +415,7 @@ def _decide_on_bound(policy: PodPolicy, state: PodState, request: Exec | Signal 
                     ok=container.terminal,
                     path=f"{path}.terminal",
                     message="container has a terminal",
+                    otherwise="container has no terminal",
                     expected="terminal",
                     actual="no terminal",
                 )
@@ -421,6 +434,7 @@ def _exec_checks(container: ContainerPolicy, life: Life, request: Exec, path: st
             ok=listed,
             path=f"{path}.exec",
             message="command is one the pod policy lists for exec",
+            otherwise="command is not one the pod policy lists for exec",
             expected=" | ".join(_words(argv) for argv in container.exec)[:_SHOWN] or "no exec at all",
             actual=_words(request.args)[:_SHOWN] or "nothing",
             hint="exec is off unless the pod policy lists the exact command",
@@ -430,6 +444,7 @@ def _exec_checks(container: ContainerPolicy, life: Life, request: Exec, path: st
             ok=not extras,
             path=f"{path}.exec",
             message="exec runs with the container's own environment, directory and user, without a terminal",
+            otherwise="exec was asked for with its own environment, directory, user or terminal",
             expected="no env, cwd, user, terminal",
             actual="given" if extras else "none",
         ),
@@ -438,6 +453,7 @@ def _exec_checks(container: ContainerPolicy, life: Life, request: Exec, path: st
             ok=life is Life.RUNNING,
             path=path,
             message="container is running",
+            otherwise="container is not running",
             expected=Life.RUNNING.value,
             actual=life.value,
         ),
@@ -453,6 +469,7 @@ def _fetch_checks(policy: PodPolicy, state: PodState, request: FetchResource) ->
             ok=request.path in allowed and state.life.get(request.name) is Life.RUNNING,
             path=f"containers.{request.name}.resources",
             message="resource is one the pod policy gives to this running container",
+            otherwise="resource is not one the pod policy gives to this running container",
             expected=" ".join(str(path) for path in allowed)[:_SHOWN] or "no resources",
             actual=str(request.path),
             hint="add the resource to this container in the pod policy",
@@ -468,6 +485,7 @@ def _known(state: PodState, container: str) -> Check:
         ok=ok,
         path="containers",
         message="container was created in this pod and not deleted",
+        otherwise="container was not created in this pod, or was deleted",
         expected="a created container",
         actual=container,
         hint="create it first",

@@ -21,7 +21,7 @@ def explain_decision(decision: Decision) -> str:
 
 
 def _failed_line(check: Check) -> str:
-    text = f"  no  {check.code} at {check.path}: {check.message}: expected {check.expected}, got {check.actual}"
+    text = f"  no  {check.code} at {check.path}: {check.otherwise}: expected {check.expected}, got {check.actual}"
     return f"{text}\n      fix: {check.hint}" if check.hint else text
 
 

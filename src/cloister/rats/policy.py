@@ -83,14 +83,16 @@ def appraise(
     """
     claims = evidence.claims
     accepted = ", ".join(sorted(level.value for level in policy.levels))
+    known_tee, known_level = claims.tee in policy.tees, claims.level in policy.levels
+    debug_ok = policy.accept_debug or not claims.debug
     findings = [
         *evidence.findings,
         # 1
         Finding(
             code="appraisal.technology",
             question=Question.ACCEPTABLE,
-            ok=claims.tee in policy.tees,
-            message="technology is one the policy accepts",
+            ok=known_tee,
+            message=f"technology is {'' if known_tee else 'not '}one the policy accepts",
             expected=", ".join(sorted(policy.tees)),
             actual=claims.tee,
             origin=f"appraisal policy {policy.id}",
@@ -100,8 +102,8 @@ def appraise(
         Finding(
             code="appraisal.level",
             question=Question.ACCEPTABLE,
-            ok=claims.level in policy.levels,
-            message="level is one the policy accepts",
+            ok=known_level,
+            message=f"level is {'' if known_level else 'not '}one the policy accepts",
             expected=accepted,
             actual=claims.level.value,
             origin=f"appraisal policy {policy.id}",
@@ -111,8 +113,8 @@ def appraise(
         Finding(
             code="appraisal.debug",
             question=Question.ACCEPTABLE,
-            ok=policy.accept_debug or not claims.debug,
-            message="debug access is off",
+            ok=debug_ok,
+            message="debug access is off" if not claims.debug else "debug access is on",
             expected="off" if not policy.accept_debug else "any",
             actual="on" if claims.debug else "off",
             origin=f"appraisal policy {policy.id}",

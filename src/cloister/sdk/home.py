@@ -16,10 +16,18 @@ _PRIVATE = 0o700
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """The two directories and the places inside them."""
+    """The two directories and the places inside them.
+
+    Attributes:
+        root: what must not be lost or read by others.
+        cache: what can be made again.
+        machine: what belongs to this machine rather than to one owner on it: simulation key, software TPMs; `root` when
+            None.
+    """
 
     root: Path
     cache: Path
+    machine: Path | None = None
 
     @property
     def trust(self) -> Path:
@@ -39,17 +47,23 @@ class Home:
     @property
     def simulation(self) -> Path:
         """The per-machine simulation root."""
-        return self.root / "simulation"
+        return (self.machine or self.root) / "simulation"
 
     @property
     def vtpm_ca(self) -> Path:
         """The CA that endorses this machine's software TPMs."""
-        return self.root / "vtpm-ca"
+        return (self.machine or self.root) / "vtpm-ca"
 
     @property
     def vtpm_pool(self) -> Path:
         """Software TPMs made ahead of use."""
-        return self.root / "vtpm-pool"
+        return (self.machine or self.root) / "vtpm-pool"
+
+
+def separate_home(machine: Home, root: Path) -> Home:
+    """Return a home whose owner has nothing yet, on the same machine: for demonstrations, which leave no trace."""
+    (root / "owner").mkdir(mode=_PRIVATE, parents=True)
+    return Home(root=root, cache=machine.cache, machine=machine.machine or machine.root)
 
 
 def home_from_environment() -> Home:

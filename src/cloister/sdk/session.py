@@ -192,8 +192,9 @@ class PodSession:
         ]
         try:
             status = self._guard(lambda: self.link.wait(name)).status
-            if self._failure is not None:
-                raise self._failure
+            # A pod that ends for a reason of its own kills the workload; the reason came before this reply.
+            if self.link.failed is not None:
+                raise error_from_wire(self.link.failed.error)
             for pump in pumps:
                 pump.join(END_SECONDS)
         finally:

@@ -24,6 +24,7 @@ from cloister.protocol.guestapi import (
     EventEnvelope,
     ExecParams,
     ExitEvent,
+    FailedEvent,
     FrameSplitter,
     HelloEvent,
     InfoResult,
@@ -103,6 +104,18 @@ def test_hello_events_and_end(guest: Guest, link: GuestLink) -> None:
     assert list(link.events()) == [*events, ExitEvent(container="c", exec="", status=3)]
     with pytest.raises(Unavailable, match=r"host\.guestlink\.closed"):
         link.next_event(SECONDS)
+
+
+def test_a_reason_is_known_before_the_replies_after_it(
+    guest: Guest, link: GuestLink, threads: ThreadPoolExecutor
+) -> None:
+    """The pod says why it ends, then kills the workload: whoever waited for the workload learns the reason at once."""
+    guest.say(encode_event(HELLO))
+    waiting = threads.submit(lambda: (link.wait("c", seconds=SECONDS), link.failed))
+    call = guest.hear()
+    failed = FailedEvent(error={"code": "trust.release.revoked", "message": "the owner revoked this pod"})
+    guest.say(encode_event(failed), encode_reply(call.id, WaitResult(status=137)))
+    assert waiting.result() == (WaitResult(status=137), failed)
 
 
 def test_no_hello_in_time(link: GuestLink) -> None:

@@ -11,7 +11,7 @@ def test_refusal_says_rule_values_and_fix(policy: PodPolicy) -> None:
     text = explain_decision(decide(policy, initial_state(policy), Create(container="x", name="debug")))
     assert text.splitlines() == [
         "refused",
-        "  no  podpolicy.create.undeclared at containers: container is one the pod policy declares: "
+        "  no  podpolicy.create.undeclared at containers: container is not one the pod policy declares: "
         "expected migrate, web, side, got debug",
         "      fix: no container can be added to a running pod; declare it in the pod policy",
         "  ok  podpolicy.create.identifier at containers: identifier is not in use",

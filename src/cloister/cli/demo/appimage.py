@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from cloister.errors import Unavailable
+from cloister.imagetool.podvm import PodVMBundle
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST
-from cloister.sdk.bundle import busybox_of
+from cloister.sdk.bundle import busybox_of, find_bundle
+from cloister.sdk.home import Home
 
 TAG: Final = "1"
 APP_CANARY: Final = b"Reads a handwritten digit"  # a line of the application's script
@@ -61,16 +63,19 @@ def build_app_image(directory: Path, busybox: bytes) -> str:
     return f"oci:{directory}:{TAG}"
 
 
-def find_busybox(bundle: Path | None) -> bytes:
-    """Return a static busybox: the pod-VM image's own, else this machine's.
+def find_busybox(home: Home, bundle: PodVMBundle | None) -> bytes:
+    """Return a static busybox: the pod-VM image's own, of any that was built, else this machine's.
 
     Raises:
         Unavailable: there is none (`cli.demo.busybox`).
     """
-    place = busybox_of(bundle) if bundle else shutil.which("busybox")
+    known = bundle or find_bundle(home)
+    place = busybox_of(known.path) if known else shutil.which("busybox")
     if place is None:
         raise Unavailable(
-            "cli.demo.busybox", "the demo's application needs busybox", hint="apt-get install busybox-static"
+            "cli.demo.busybox",
+            "the demo's application needs busybox",
+            hint="cloister podvm build, which brings one, or apt-get install busybox-static",
         )
     return Path(place).read_bytes()
 

@@ -27,7 +27,7 @@ _SECRET_BYTES: Final = 64
 
 
 class AttackSucceeded(Exception):  # the name is what happened
-    """An attack was not refused."""
+    """An attack was not refused; its text says what came instead."""
 
 
 def met(attack: Callable[[], object]) -> CloisterError:
@@ -35,12 +35,13 @@ def met(attack: Callable[[], object]) -> CloisterError:
 
     Raises:
         AttackSucceeded: it met none.
+        Unavailable: it could not be carried out.
     """
     try:
-        attack()
+        outcome = attack()
     except Refused as refusal:
         return refusal
-    raise AttackSucceeded
+    raise AttackSucceeded("it went through" if outcome is None else f"it went through and gave {str(outcome)[:40]!r}")
 
 
 @contextlib.contextmanager

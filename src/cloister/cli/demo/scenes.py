@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.cli.demo import hostile
 from cloister.cli.demo.appimage import APP_CANARY, build_app_image, find_busybox, model, plain_files
 from cloister.cli.output import StepPrinter, short_digest
 from cloister.cli.podvm import prepare_bundle
 from cloister.cli.refusals import refusal_number
-from cloister.errors import CloisterError, Unavailable
+from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.host.vmm.spec import Accelerator, Backend
 from cloister.protocol.launch import LaunchMeasurement
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
-from cloister.sdk.home import Home
+from cloister.sdk.home import Home, separate_home
 from cloister.sdk.owner import SealedReference
 from cloister.sdk.plan import WorkloadRequest
 from cloister.sdk.record import new_run_id
 from cloister.sdk.run import CONTAINER, DEFAULT_SHAPE, Environment, Pod, explain_denial
 from cloister.sdk.session import Terminal
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 LEASE_SECONDS: Final = 5
+_ANSWER_SECONDS: Final = 60.0  # the app reads 35 pixels; an emulated processor starts busybox a few times for that
 MODEL_PATH: Final = ResourcePath("default", "model", "digits")
 
 
 class Scenes:
-    """Plays the demo.
+    """Plays the demo, with an owner of its own who has nothing yet, so that no other pod or key is in the way.
 
     Args:
-        home: where state is kept.
-        work: private directory, removed by the caller.
+        machine: where this machine's pod-VM image and software TPMs are kept.
+        work: private directory for everything else, removed by the caller.
         step: prints steps.
         backend: where pods run.
         accelerator: how QEMU executes the guest.
     """
 
-    def __init__(self, home: Home, work: Path, step: StepPrinter, backend: Backend, accelerator: Accelerator) -> None:
-        self.home = home
+    def __init__(
+        self, machine: Home, work: Path, step: StepPrinter, backend: Backend, accelerator: Accelerator
+    ) -> None:
+        self.home = separate_home(machine, work / "owner")
         self.work = work
         self.step = step
         self.backend = backend
@@ -52,18 +61,21 @@ class Scenes:
         """Play all scenes.
 
         Raises:
-            AttackSucceeded: an attack was not refused.
-            CloisterError: a scene could not be played.
+            Refused: an attack was not refused (`cli.demo.attack_succeeded`).
+            CloisterError: a scene could not be played; its name was printed.
         """
-        bundle = prepare_bundle(self.home) if self.backend is not Backend.PROCESS else None
-        app = build_app_image(self.work / "app-image", find_busybox(bundle.path if bundle else None))
+        began = time.monotonic()
+        with self._scene("pod-VM image"):
+            bundle = prepare_bundle(self.home) if self.backend is not Backend.PROCESS else None
+            app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
         with Environment(self.home, self.work, self.backend, DEFAULT_SHAPE, _tell_nobody) as environment:
-            with environment.owner.admin() as admin:
-                before = admin.last_audit()
-                admin.put_resource(MODEL_PATH, model())
-            image = environment.owner.seal(app, environment.registry.port)
-            self.step("ok", "app image encrypted and signed", f"{short_digest(str(image.digest))}  app unchanged")
-            self.step("ok", "trust service, registry", f"127.0.0.1:{environment.trust.port}")
+            with self._scene("app image encrypted and signed"):
+                with environment.owner.admin() as admin:
+                    admin.put_resource(MODEL_PATH, model())
+                image = environment.owner.seal(app, environment.registry.port)
+                digest = short_digest(str(image.digest))
+                self.step("ok", "app image encrypted and signed", f"{digest}  nothing in the app changed")
+                self.step("ok", "trust service and registry", f"127.0.0.1:{environment.trust.port}, embedded storage")
             first = self._honest(environment, image)
             self.step.note("now the cluster admin turns hostile")
             self._against_a_running_pod(environment, image)
@@ -71,36 +83,49 @@ class Scenes:
             self._replay(environment, first)
             self._at_rest(environment)
             self._revoke(environment, image)
-            self._audit(environment, before)
-        if environment.level is Level.MEASURED:
-            self.step.note("not shown: real hardware (this machine's root is not kept out). next: cloister doctor")
-        else:
-            self.step.note("simulated: this protects nothing. next: cloister demo --level measured")
+            self._audit(environment)
+        self._conclude(environment, time.monotonic() - began)
+
+    @contextlib.contextmanager
+    def _scene(self, what: str) -> Iterator[None]:
+        """Name the scene that an error ends."""
+        try:
+            yield
+        except hostile.AttackSucceeded as success:
+            self.step("!!", what, f"NOT REFUSED: {success}")
+            raise Refused(
+                "cli.demo.attack_succeeded",
+                f"the attack '{what}' was not refused",
+                path=str(self.work),
+                expected="a refusal",
+                actual=str(success),
+            ) from success
+        except CloisterError:
+            self.step("!!", what, "could not be played, because:")
+            raise
 
     # -- the owner ---------------------------------------------------------------------------------------------
 
     def _honest(self, environment: Environment, image: SealedReference) -> Pod:
         pod = self._pod(environment, image)
         output = io.BytesIO()
-        with pod.launch(accelerator=self.accelerator) as session:
+        booted = "pod started and attested" if self.backend is Backend.PROCESS else "pod VM booted and attested"
+        with self._scene(booted), pod.launch(accelerator=self.accelerator) as session:
             streams = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
-            plan = pod.plan
-            self.step(
-                "ok",
-                "pod booted and attested" if self.backend is not Backend.PROCESS else "pod started and attested",
-                f"policy {short_digest(plan.policy.digest, 8)}  init data {short_digest(plan.init_data.digest_text, 8)}"
-                "  nonce fresh",
-            )
+            policy, init_data = pod.plan.policy.digest, pod.plan.init_data.digest_text
+            detail = f"policy {short_digest(policy, 8)}  init data {short_digest(init_data, 8)}  nonce fresh"
+            self.step("ok", booted, detail)
             session.start(CONTAINER)
             status = session.attend(CONTAINER, streams, Terminal(stdout=output, stderr=output))
         answer = output.getvalue().decode(errors="replace").strip()
-        if status != 0:
-            raise Unavailable("cli.demo.app_failed", "the demo's application failed", actual=answer[-200:])
+        with self._scene("app answers"):
+            if status != 0:
+                raise Unavailable("cli.demo.app_failed", "the demo's application failed", actual=answer[-200:])
         with environment.owner.admin() as admin:
-            rows = admin.list_audit(init_data=plan.init_data.digest_text)
+            rows = admin.list_audit(init_data=init_data)
         row = next(row for row in rows if row.resource == str(MODEL_PATH))
-        self.step("ok", "model key released", f"audit row {row.sequence}, written before the key left")
-        self.step("ok", f"app says: {answer}", "the model is plain only inside the pod")
+        self.step("ok", "model key released", f"audit row {row.sequence}, durable before the key left")
+        self.step("ok", f"app says: {answer}", "(the model is in the clear only inside the pod)")
         return pod
 
     def _pod(self, environment: Environment, image: SealedReference, *, stay: bool = False) -> Pod:
@@ -146,54 +171,109 @@ class Scenes:
         self._refused("change the kernel line", environment, attack, note)
 
     def _replay(self, environment: Environment, first: Pod) -> None:
-        with environment.owner.admin() as admin:
+        what = "replay recorded evidence"
+        with self._scene(what), environment.owner.admin() as admin:
             rows = admin.list_audit(init_data=first.plan.init_data.digest_text)
             attestation = next(row.attestation for row in rows if row.attestation)
             tee = next(row.tee for row in rows if row.attestation == attestation)
             recorded = admin.get_evidence(attestation)
-        if recorded is None:
-            raise Unavailable("cli.demo.no_evidence", "the first pod's evidence was not kept")
+            if recorded is None:
+                raise Unavailable("cli.demo.no_evidence", "the first pod's evidence was not kept")
         broker = environment.broker_at("127.0.0.1")
         text = first.plan.init_data.text.decode()
-        self._refused("replay recorded evidence", environment, lambda: hostile.replay(broker, tee, text, recorded))
+        self._refused(
+            what,
+            environment,
+            lambda: hostile.replay(broker, tee, text, recorded),
+            lambda: "; each session asks for a new answer, and a recording has an old one",
+        )
 
     def _at_rest(self, environment: Environment) -> None:
         """Look for lines of the application and the model; the same search does find them in the clear."""
+        what = "read image and model at rest"
         places = (self.home.registry, environment.owner.state)
         searched = 0
-        for canary in (APP_CANARY, model().splitlines()[7]):
-            searched, found = hostile.search_at_rest(places, canary)
-            if found or not hostile.is_found(self.plain, canary):
-                raise hostile.AttackSucceeded
-        self.step("no", "read the image at rest", f"ciphertext only ({searched} files searched)")
+        with self._scene(what):
+            for canary in (APP_CANARY, model().splitlines()[7]):
+                searched, found = hostile.search_at_rest(places, canary)
+                if found:
+                    raise hostile.AttackSucceeded(f"{found} of {searched} files hold it in the clear")
+                if not hostile.is_found(self.plain, canary):
+                    raise Unavailable("cli.demo.search_blind", "the search does not find what is in the clear")
+        self.step("no", what, f"ciphertext only ({searched} files searched)")
 
     # -- the owner's last word ---------------------------------------------------------------------------------
 
     def _revoke(self, environment: Environment, image: SealedReference) -> None:
+        """Revoke while the workload runs: before its answer it would fail for want of the model, and prove nothing."""
+        what = "owner revoked"
         pod = self._pod(environment, image, stay=True)
-        sink = io.BytesIO()
-        with pod.launch(accelerator=self.accelerator) as session:
+        heard = _Heard()
+        terminal = Terminal(stdout=heard, stderr=heard)
+        with (
+            self._scene(what),
+            ThreadPoolExecutor(1) as pool,
+            pod.launch(accelerator=self.accelerator) as session,
+        ):
             streams = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
             session.start(CONTAINER)
+            running = pool.submit(session.attend, CONTAINER, streams, terminal)
+            _wait_for_answer(heard, running)
             pod.revoke()
             revoked = time.monotonic()
-            terminal = Terminal(stdout=sink, stderr=sink)
-            error = hostile.met(lambda: session.attend(CONTAINER, streams, terminal))
+            error = explain_denial(environment.owner, hostile.met(running.result))
             took = time.monotonic() - revoked
-        self.step("ok", "owner revoked", f"pod stopped after {took:.1f} s (lease {LEASE_SECONDS} s)  {_number(error)}")
+        self.step(
+            "ok", what, f"pod stopped after {took:.1f} s (lease {LEASE_SECONDS} s)  {_number(error)} {error.message}"
+        )
 
-    def _audit(self, environment: Environment, before: int) -> None:
+    def _audit(self, environment: Environment) -> None:
         with environment.owner.admin() as admin:
-            rows = admin.list_audit(after=before)
+            rows = admin.list_audit()
         released = sum(1 for row in rows if row.decision == "released")
-        self.step.note(f"audit: {released} releases, {len(rows) - released} denials, all recorded before the answer")
+        denied = len(rows) - released
+        self.step.note(f"audit: {released} releases, {denied} denials, 1 revoke; each recorded before it was answered")
+
+    def _conclude(self, environment: Environment, seconds: float) -> None:
+        self.step.note(f"played in {seconds:.0f} s; nothing is left running, and nothing of it is kept")
+        if environment.level is Level.MEASURED:
+            self.step.note("proved: boot and code integrity, key release only to the measured pod")
+            self.step.note("not shown: real hardware (this machine's root is not kept out). next: cloister doctor")
+        else:
+            self.step.note("proved: nothing; simulated evidence teaches the flow and protects nothing")
+            self.step.note("not shown: measured boot, real hardware. next: cloister demo --level measured")
 
     def _refused(
         self, what: str, environment: Environment, attack: Callable[[], object], note: Callable[[], str] = str
     ) -> None:
-        refusal = explain_denial(environment.owner, hostile.met(attack))
+        with self._scene(what):
+            refusal = explain_denial(environment.owner, hostile.met(attack))
         values = f": expected {_shown(refusal.expected)}, got {_shown(refusal.actual)}" if refusal.expected else ""
         self.step("no", what, f"{_number(refusal)} {refusal.message}{values}{note()}")
+
+
+class _Heard(io.BytesIO):
+    """Output, and whether a line of it came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = threading.Event()
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Keep `data`."""
+        count = super().write(data)
+        if b"\n" in self.getvalue():
+            self.line.set()
+        return count
+
+
+def _wait_for_answer(heard: _Heard, running: Future[int]) -> None:
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while not heard.line.wait(0.1):
+        if running.done():
+            raise Unavailable("cli.demo.app_failed", "the demo's application failed", actual=str(running.result()))
+        if time.monotonic() > deadline:
+            raise Unavailable("cli.demo.app_failed", "the demo's application gave no answer in time")
 
 
 def _tell_nobody(mark: str, text: str, detail: str) -> None:

@@ -39,6 +39,7 @@ ROOTS_STAND_IN: Final = 65533  # user and group of root's sandboxes; no account 
 CONNECT_SECONDS: Final = 20.0  # Python's start and the agent's first imports: 0.2 s on an idle machine
 SOCKET_PATH_BYTES: Final = 100  # sun_path holds 108
 _INSIDE: Final = "/run/cloister"
+_OPEN_TO_ALL: Final = "/run"
 _STATE: Final = f"{_INSIDE}/state"
 _FILES: Final = ("control", "streams", "initdata", "simulation-key")
 _SYSTEM: Final = ("/bin", "/sbin", "/lib", "/lib64")
@@ -157,8 +158,9 @@ def _runtime_directory(staging: Staging) -> Path:
         Unavailable: the place the environment names has too long a path (`host.sandbox.path`).
     """
     place = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = os.geteuid() != 0 and Path(place).is_dir()  # root's own is closed to its stand-in
-    directory = Path(tempfile.mkdtemp(prefix="cloister-", dir=place if usable else None))
+    if os.geteuid() == 0:
+        place = _OPEN_TO_ALL  # the stand-in must reach it, and root's own directories are closed to it
+    directory = Path(tempfile.mkdtemp(prefix="cloister-", dir=place if place and Path(place).is_dir() else None))
     staging.leftover(lambda: _remove_flat(directory))
     if len(os.fsencode(directory / "control")) > SOCKET_PATH_BYTES:
         raise Unavailable(

@@ -215,7 +215,7 @@ def _verify_activation(checks: Checklist, parsed: ParsedEvidence, name: bytes, b
         code="tee.tpm.activation_mismatch",
         question=Question.AUTHENTIC,
         message="the TPM that holds the certified EK also holds the AK",
-        otherwise="the activated credential is not that of this session, EK and AK",
+        otherwise="the activated credential is not the one this session issued for this TPM",
         origin="credential of this session",
         path="activation",
         hint="EK certificate and AK must be those that the session was opened with",

@@ -27,6 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# As with docker: what follows the image belongs to the workload, dashes and all.
+_ARGUMENTS_END_OPTIONS = {"allow_interspersed_args": False}
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -43,11 +46,13 @@ def _root(
     pass
 
 
-app.command("run", context_settings={"allow_interspersed_args": False})(run.run_command)
-app.command("demo")(demo.demo_command)
-app.command("doctor")(doctor.doctor_command)
-app.command("explain")(explain.explain_command)
-app.command("serve")(serve.serve_command)
+app.command("run", short_help="Run an unchanged image in a measured pod VM.", context_settings=_ARGUMENTS_END_OPTIONS)(
+    run.run_command
+)
+app.command("demo", short_help="Play the whole flow on this machine, then attack it.")(demo.demo_command)
+app.command("doctor", short_help="List what this machine can do, each line with its fix.")(doctor.doctor_command)
+app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)
+app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 
@@ -63,7 +68,7 @@ def run_command_line() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` wants its signal ignored
             signal.signal(number, _end)
     try:
-        app()
+        app(prog_name="cloister")
     except CloisterError as error:
         print_error(error)
         sys.exit(exit_code(error))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from cloister.cli.output import print_json, stdout
+from cloister.cli.options import Output, OutputOption
+from cloister.cli.output import print_json, print_line
 from cloister.cli.refusals import Refusal, find_refusal, refusal_number
 from cloister.errors import Refused
 from cloister.sdk.home import home_from_environment
@@ -19,7 +21,7 @@ _DENIAL_PREFIX = "d-"
 def explain_command(
     subject: Annotated[str, typer.Argument(help="A number (CLS-P-0101), a code, or a denial id (d-..).")],
     state: Annotated[Path | None, typer.Option(help="Trust service state [default: $CLOISTER_HOME/trust].")] = None,
-    output: Annotated[str, typer.Option("--output", help="text or json.")] = "text",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Explain a refusal: cause, expected and actual value, and what to change."""
     if subject.startswith(_DENIAL_PREFIX):
@@ -33,22 +35,22 @@ def explain_command(
             actual=subject[:80],
             hint="all of them are listed in docs/reference/refusals.md",
         )
-    if output == "json":
-        print_json({"schema": 1, "id": entry.id, "code": entry.code, "why": entry.why, "fix": entry.fix})
+    if output is Output.JSON:
+        print_json({"schema": 1, **dataclasses.asdict(entry)})
         return
     _print_entry(entry)
 
 
-def _explain_denial(denial: str, state: Path | None, output: str) -> None:
+def _explain_denial(denial: str, state: Path | None, output: Output) -> None:
     from cloister.trust.admin import TrustAdmin
 
     with TrustAdmin(state or home_from_environment().trust) as admin:
         record = admin.get_denial(denial)
         appraisal = admin.get_appraisal(record.attestation) if record.attestation else None
-    if output == "json":
+    if output is Output.JSON:
         print_json({"schema": 1, "denial": msgspec.to_builtins(record)})
         return
-    stdout.print(f"{record.id}  denied at {record.stage}, {record.at.isoformat(timespec='seconds')}")
+    print_line(f"{record.id}  denied at {record.stage}, {record.at.isoformat(timespec='seconds')}")
     rows: dict[str, Any] = {  # Any: text
         "cause": f"{refusal_number(record.code)} {record.message}  ({record.code})",
         "place": record.path,
@@ -61,21 +63,22 @@ def _explain_denial(denial: str, state: Path | None, output: str) -> None:
     }
     for name, value in rows.items():
         if value:
-            stdout.print(f"  {name:<10}{value}")
+            print_line(f"  {name:<10}{value}")
     if record.findings:
-        stdout.print("  all checks, as they were made then:")
+        print_line("  all checks, as they were made then:")
     for finding in record.findings:
         values = f"expected {finding.expected}, got {finding.actual}" if not finding.ok else finding.actual
+        shown = f": {values}" if values else ""
         origin = f"  [{finding.origin}]" if finding.origin else ""
-        stdout.print(f"    {'ok' if finding.ok else 'no'}  {finding.question:<11}{finding.message}: {values}{origin}")
+        print_line(f"    {'ok' if finding.ok else 'no'}  {finding.question:<11}{finding.message}{shown}{origin}")
     if appraisal is not None:
-        stdout.print(f"  evidence kept as {record.attestation}")
+        print_line(f"  evidence kept as {record.attestation}")
     entry = find_refusal(record.code)
     if entry is not None:
         _print_entry(entry)
 
 
 def _print_entry(entry: Refusal) -> None:
-    stdout.print(f"{entry.id}  {entry.title}  ({entry.code})")
-    stdout.print(f"  why  {entry.why}")
-    stdout.print(f"  fix  {entry.fix}")
+    print_line(f"{entry.id}  {entry.title}  ({entry.code})")
+    print_line(f"  why  {entry.why}")
+    print_line(f"  fix  {entry.fix}")

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cloister.cli.output import StepPrinter, print_json, short_digest, stdout
+from cloister.cli.options import Output, OutputOption
+from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.sdk.home import home_from_environment
 
 app = typer.Typer(no_args_is_help=True, help="Encrypt, sign and look at container images.", rich_markup_mode=None)
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH"
-JSONOption = Annotated[str, typer.Option("--output", help="text or json.")]
 
 
 @app.command("encrypt")
@@ -27,7 +27,7 @@ def encrypt_command(
         Path | None,
         typer.Option(help="32-byte key-encryption key; without it one is made and stored in the trust service."),
     ] = None,
-    output: JSONOption = "text",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Seal an image: every layer under a fresh key, the keys wrapped for the key broker.
 
@@ -61,7 +61,7 @@ def encrypt_command(
             platform=PLATFORM,
             progress=bar,
         )
-    if output == "json":
+    if output is Output.JSON:
         layers = [str(layer) for layer in sealed.layers]
         print_json({"schema": 1, "digest": str(sealed.digest), "source": str(sealed.source_digest), "layers": layers})
         return
@@ -78,7 +78,7 @@ def sign_command(
     repository: Annotated[
         str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
     ] = "",
-    output: JSONOption = "text",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Sign an image as cosign does in key mode; cosign verifies it."""
     from cloister.crypto.signer import ECDSAP256Signer
@@ -100,7 +100,7 @@ def sign_command(
         store = open_sink(place, registry_access(place, transport))
         digest = sign_image(store, place.selector, signer, repository=name)
     public = signer.public_key
-    if output == "json":
+    if output is Output.JSON:
         print_json({"schema": 1, "digest": str(digest), "repository": name, "key": public.fingerprint})
         return
     step = StepPrinter()
@@ -111,7 +111,7 @@ def sign_command(
 
 @app.command("inspect")
 def inspect_command(
-    image: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")], output: JSONOption = "text"
+    image: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")], output: OutputOption = Output.TEXT
 ) -> None:
     """Show what an image is, how each layer is protected, and who signed it (signatures are listed, not verified)."""
     from cloister.oci.location import open_source, parse_location
@@ -121,20 +121,20 @@ def inspect_command(
     place = parse_location(image)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
         described = describe_image(source, place.selector)
-    if output == "json":
+    if output is Output.JSON:
         print_json(described)
         return
     _print_image(described)
 
 
 def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
-    stdout.print(f"{described['digest']}  {described['platform']}")
+    print_line(f"{described['digest']}  {described['platform']}")
     for name in ("entrypoint", "cmd", "user", "cwd"):
-        stdout.print(f"  {name:<11}{described[name]}")
+        print_line(f"  {name:<11}{described[name]}")
     for layer in described["layers"]:
         protection = f"encrypted, key {layer['key']}" if layer["encrypted"] else "NOT encrypted"
-        stdout.print(f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {protection}")
+        print_line(f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {protection}")
     for signature in described["signatures"]:
-        stdout.print(f"  signature  names {signature['repository']}  (not verified here)")
+        print_line(f"  signature  names {signature['repository']}  (not verified here)")
     if not described["signatures"]:
-        stdout.print("  signature  none")
+        print_line("  signature  none")

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cloister.cli.refusals import refusal_number
+from cloister.cli.refusals import find_refusal, refusal_number
 from cloister.errors import CloisterError, Unavailable
 
 EXIT_REFUSED = 1
@@ -27,8 +27,22 @@ _STYLES = {"ok": "green", "no": "red", "!!": "bold red", "--": "dim", "..": "cya
 _TEXT_WIDTH = 38
 _LEVEL_STYLES = {"HARDWARE": "green", "MEASURED": "yellow", "SIMULATED": "red"}
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def visible(text: str) -> str:
+    """Return `text` with everything that would steer a terminal or turn the reading direction written out.
+
+    Names in images, answers of registries and words of a guest end up in messages; none of them may repaint the line
+    that says so.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def print_line(text: str) -> None:
+    """Print one line of a result to standard output, made `visible`."""
+    stdout.print(Text(visible(text)))
 
 
 class StepPrinter:
@@ -47,16 +61,21 @@ class StepPrinter:
             return
         line = Text(" ")
         line.append(f"{mark:<3}", style=_STYLES.get(mark, ""))
-        line.append(f" {text:<{_TEXT_WIDTH}} ")
-        line.append(detail)
+        line.append(f" {visible(text):<{_TEXT_WIDTH}} ")
+        line.append(visible(detail))
         if self._timings and took >= 0.05:
             line.append(f"  {took:.1f} s", style="dim")
         stderr.print(line)
 
+    def heading(self, text: str) -> None:
+        """Print the first line: what runs, at which level."""
+        if not self._quiet:
+            stderr.print(Text(text))
+
     def note(self, text: str) -> None:
         """Print a line that is no step."""
         if not self._quiet:
-            stderr.print(Text(f" {text}"))
+            stderr.print(Text(f" {visible(text)}"))
 
 
 def level_text(level: str) -> Text:
@@ -65,13 +84,18 @@ def level_text(level: str) -> Text:
 
 
 def print_error(error: CloisterError) -> None:
-    """Print the error block: cause, place, expected, actual, fix."""
-    stderr.print(Text(f"cloister: error: {refusal_number(error.code)} {error.message}", style="red"))
+    """Print the error block: cause, place, expected, actual, fix.
+
+    The fix is the error's own where it has one, else the one in the catalogue.
+    """
+    entry = find_refusal(error.code)
+    stderr.print(Text(f"cloister: error: {refusal_number(error.code)} {visible(error.message)}", style="red"))
     for name, value in (("place", error.path), ("expected", error.expected), ("actual", error.actual)):
         if value:
-            stderr.print(Text(f"cloister:   {name + ':':<10}{value}"))
-    if error.hint:
-        stderr.print(Text(f"cloister: hint: {error.hint}"))
+            stderr.print(Text(f"cloister:   {name + ':':<10}{visible(value)}"))
+    hint = error.hint or (entry.fix if entry else "")
+    if hint:
+        stderr.print(Text(f"cloister: hint: {visible(hint)}"))
     stderr.print(Text(f"cloister: more: cloister explain {refusal_number(error.code)}   ({error.code})", style="dim"))
 
 

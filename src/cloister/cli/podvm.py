@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloister.cli.output import StepPrinter, print_json, short_digest, stdout
+from cloister.cli.options import Output, OutputOption
+from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import PhaseBar
 from cloister.sdk.home import Home, home_from_environment
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from cloister.imagetool.podvm import PodVMBundle
 
 app = typer.Typer(no_args_is_help=True, help="Build and look at the pod-VM image.", rich_markup_mode=None)
-
-JSONOption = Annotated[str, typer.Option("--output", help="text or json.")]
 
 
 def prepare_bundle(home: Home) -> PodVMBundle:
@@ -28,13 +27,13 @@ def prepare_bundle(home: Home) -> PodVMBundle:
 
 
 @app.command("build")
-def build_command(output: JSONOption = "text") -> None:
+def build_command(output: OutputOption = Output.TEXT) -> None:
     """Build the pod-VM image from locked Debian packages, bit for bit the same anywhere.
 
     Needs neither root nor a container engine. The result is cached by content; a second build is a look-up.
     """
     bundle = prepare_bundle(home_from_environment())
-    if output == "json":
+    if output is Output.JSON:
         print_json({"schema": 1, "path": str(bundle.path), "key": bundle.key, "cached": bundle.cached})
         return
     step = StepPrinter()
@@ -49,7 +48,7 @@ def build_command(output: JSONOption = "text") -> None:
 @app.command("inspect")
 def inspect_command(
     path: Annotated[Path | None, typer.Argument(help="Directory of a bundle [default: the current build].")] = None,
-    output: JSONOption = "text",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Show what the image is made of and what machines that boot it will measure as."""
     from cloister.imagetool.podvm import inspect
@@ -57,19 +56,19 @@ def inspect_command(
 
     inspection = inspect(path or build_bundle(home_from_environment()).path)
     reference = inspection.bundle.reference
-    if output == "json":
+    if output is Output.JSON:
         import msgspec
 
         print_json({"schema": 1, "reference": msgspec.to_builtins(reference)})
         return
-    stdout.print(f"pod-VM image {reference.key}")
-    stdout.print(f"  root hash  {reference.verity.root_hash}")
+    print_line(f"pod-VM image {reference.key}")
+    print_line(f"  root hash  {reference.verity.root_hash}")
     for name, record in sorted(reference.files.items()):
-        stdout.print(f"  {name:<28} {record.size:>11,} bytes  {short_digest(record.digest, 16)}")
-    stdout.print("  expected registers")
+        print_line(f"  {name:<28} {record.size:>11,} bytes  {short_digest(record.digest, 16)}")
+    print_line("  expected registers")
     for entry in reference.common:
         values = "  ".join(f"{name} {value[:16]}.." for name, value in sorted(entry.registers.items()))
-        stdout.print(f"    {entry.profile:<8} {entry.vcpus} vCPU {entry.memory_mib:>5} MiB  {values}")
+        print_line(f"    {entry.profile:<8} {entry.vcpus} vCPU {entry.memory_mib:>5} MiB  {values}")
 
 
 @app.command("lock")

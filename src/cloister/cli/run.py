@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import secrets
 import shutil
 import signal
 import sys
@@ -18,14 +17,27 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloister import __version__
-from cloister.cli.options import choose_accelerator, choose_backend, level_line, parse_environment, parse_publish
-from cloister.cli.output import StepPrinter, print_error, stderr
+from cloister.cli.options import (
+    choose_accelerator,
+    choose_backend,
+    level_line,
+    parse_environment,
+    parse_name,
+    parse_publish,
+)
+from cloister.cli.output import StepPrinter, print_error
 from cloister.cli.podvm import prepare_bundle
+from cloister.cli.refusals import refusal_number
 from cloister.cli.report import write_report
+from cloister.errors import CloisterError
+from cloister.host.vmm.spec import MEMORY_LEAST_MIB, Backend
+from cloister.protocol.launch import MEMORY_MIB, VCPUS
+from cloister.rats.claims import Level
 from cloister.sdk.home import home_from_environment
 from cloister.sdk.record import RunRecord
 
 if TYPE_CHECKING:
+    from cloister.sdk.run import RunRequest
     from cloister.sdk.session import Terminal
 
 EXIT_CLOISTER: Final = 125  # Cloister itself refused or failed; lower numbers belong to the workload
@@ -53,13 +65,15 @@ def run_command(
     ] = "measured",
     profile: Annotated[str, typer.Option(help="Boot profile of a measured pod: seabios or uki.")] = "seabios",
     accelerator: Annotated[str, typer.Option("--accel", help="auto, kvm or tcg.")] = "auto",
-    vcpus: Annotated[int, typer.Option(help="Virtual processors of the pod VM.")] = 2,
-    memory: Annotated[int, typer.Option(help="Memory of the pod VM in MiB.")] = 512,
+    vcpus: Annotated[int, typer.Option(min=1, max=VCPUS, help="Virtual processors of the pod VM.")] = 2,
+    memory: Annotated[
+        int, typer.Option(min=MEMORY_LEAST_MIB, max=MEMORY_MIB, help="Memory of the pod VM in MiB.")
+    ] = 512,
     resource: Annotated[
         list[str] | None, typer.Option(help="repository/type/tag the workload may fetch from the key broker.")
     ] = None,
-    lease: Annotated[int, typer.Option(help="Seconds the pod may run on one attestation; 0 is no lease.")] = 0,
-    keep: Annotated[bool, typer.Option(help="Leave the pod's approval in force after its end.")] = False,
+    lease: Annotated[int, typer.Option(min=0, help="Seconds the pod may run on one attestation; 0 is no lease.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the pod's approval in force after its end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what the workload prints.")] = False,
 ) -> None:
     """Run an unchanged image in a measured pod VM, after its key was released to it.
@@ -70,57 +84,84 @@ def run_command(
     from cloister.imagetool.podvm import Shape
     from cloister.protocol.resourceuri import parse_resource_path
     from cloister.sdk.plan import WorkloadRequest
-    from cloister.sdk.run import RunRequest, run_pod
+    from cloister.sdk.run import RunRequest
+
+    with _refusal_is_125():
+        workload = WorkloadRequest(
+            args=() if entrypoint else tuple(args or ()),
+            entrypoint=(entrypoint, *(args or ())) if entrypoint else (),
+            env=parse_environment(env or []),
+            workdir=workdir,
+            user=user,
+            stdin=interactive,
+            terminal=tty_,
+            resources=tuple(parse_resource_path(item) for item in resource or ()),
+        )
+        request = RunRequest(
+            image=image,
+            workload=workload,
+            ports=tuple(parse_publish(item) for item in publish or ()),
+            backend=choose_backend(level, profile),
+            accelerator=choose_accelerator(accelerator),
+            shape=Shape(vcpus=vcpus, memory_mib=memory),
+            name=parse_name(name),
+            lease_seconds=lease,
+            keep_approval=keep,
+        )
+        raise typer.Exit(_run(request, quiet=quiet, rm=rm))
+
+
+def _run(request: RunRequest, *, quiet: bool, rm: bool) -> int:
+    from cloister.sdk.record import new_run_id
+    from cloister.sdk.run import run_pod
 
     step = StepPrinter(quiet=quiet, timings=True)
-    backend = choose_backend(level, profile)
-    if not quiet:
-        stderr.print(f"cloister {__version__}   {level_line(backend)}", highlight=False)
-    workload = WorkloadRequest(
-        args=() if entrypoint else tuple(args or ()),
-        entrypoint=(entrypoint, *(args or ())) if entrypoint else (),
-        env=parse_environment(env or []),
-        workdir=workdir,
-        user=user,
-        stdin=interactive,
-        terminal=tty_,
-        resources=tuple(parse_resource_path(item) for item in resource or ()),
-    )
-    request = RunRequest(
-        image=image,
-        workload=workload,
-        ports=tuple(parse_publish(item) for item in publish or ()),
-        backend=backend,
-        accelerator=choose_accelerator(accelerator),
-        shape=Shape(vcpus=vcpus, memory_mib=memory),
-        name=name,
-        lease_seconds=lease,
-        keep_approval=keep,
-    )
-    directory = Path(f"cloister-run-{secrets.token_hex(4)}").resolve()
-    if level == "measured":
-        prepare_bundle(home_from_environment())
-    with _terminal(interactive=interactive, tty_wanted=tty_) as terminal:
-        record = run_pod(home_from_environment(), request, directory=directory, terminal=terminal, step=step)
+    step.heading(f"cloister {__version__}   {level_line(request.backend)}")
+    home = home_from_environment()
+    if request.backend is not Backend.PROCESS:
+        prepare_bundle(home)
+    run_id = new_run_id()
+    directory = Path(f"cloister-run-{run_id}").resolve()
+    workload = request.workload
+    with _terminal(interactive=workload.stdin, tty_wanted=workload.terminal) as terminal:
+        record = run_pod(home, request, run_id=run_id, directory=directory, terminal=terminal, step=step)
     page = write_report(record, directory)
-    if not quiet:
-        _conclude(record, page, step, kept=not rm)
     if rm:
         shutil.rmtree(directory, ignore_errors=True)
     if record.refusal is not None:
         print_error(record.refusal)
-        raise typer.Exit(EXIT_CLOISTER)
-    raise typer.Exit(record.exit_status if record.exit_status is not None else EXIT_CLOISTER)
+    _conclude(record, page, step, kept=not rm)
+    return EXIT_CLOISTER if record.refusal is not None or record.exit_status is None else record.exit_status
+
+
+@contextlib.contextmanager
+def _refusal_is_125() -> Iterator[None]:
+    """Print an error and leave with the number that no workload of a container tool uses."""
+    try:
+        yield
+    except CloisterError as error:
+        print_error(error)
+        raise typer.Exit(EXIT_CLOISTER) from error
 
 
 def _conclude(record: RunRecord, page: Path, step: StepPrinter, *, kept: bool) -> None:
-    for item in record.proved if record.refusal is None else []:
-        step("ok", "proved", item)
-    for item in record.not_proved:
-        step("--", "not proved", item)
+    """Say what was proved, what was not, what was denied, and what to do next."""
+    for row in record.audit:
+        if row["denial_id"]:
+            detail = f"{refusal_number(row['code'])} {row['path']}  see: cloister explain {row['denial_id']}"
+            step("no", "denied to the pod", detail)
+    if record.refusal is None:
+        for item in record.proved:
+            step("ok", "proved", item)
+        for item in record.not_proved:
+            step("--", "not proved", item)
     if kept:
         step.note(f"report: {page}")
-    step.note("next: cloister doctor" if record.refusal is None else "next: read the report")
+    if record.refusal is None:
+        measured = record.level is not Level.SIMULATED
+        step.note(
+            "next: cloister doctor" if measured else "next: cloister run --level measured ..., or cloister doctor"
+        )
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ class Owner:
         with self.admin() as admin:
             known = any(entry.path == kek for entry in admin.list_resources())
             stored = store.get_manifest(tag)
-            if known and stored is not None:
+            if known and stored is not None and _holds_layers(store, stored.raw):
                 return Digest.of(stored.raw), False
             key = secrets.token_bytes(_KEY_BYTES)
             admin.put_resource(kek, key)
@@ -292,6 +292,11 @@ def registry_access(location: ImageLocation, transport: HTTPTransport) -> Regist
     host = location.reference.registry.partition(":")[0] if location.reference else ""
     local = host == "localhost" or host.startswith("127.")
     return RegistryAccess(transport=transport, plain_http=local, other_origins=not local)
+
+
+def _holds_layers(store: RegistryClient, manifest: bytes) -> bool:
+    """Whether the layers are still there; whether they are unharmed is for the guest to find out."""
+    return all(store.has_blob(layer.digest) for layer in parse_manifest(manifest).layers)
 
 
 def _local_repository(name: str, port: int, transport: HTTPTransport) -> RegistryClient:

@@ -199,11 +199,16 @@ class Pod:
         workload: WorkloadRequest,
         *,
         name: str,
+        run_id: str = "",
         lease_seconds: int = 0,
     ) -> Pod:
-        """Derive policy and init data and make the key of its streams."""
+        """Derive policy and init data and make the key of its streams.
+
+        Pods of one name may run at a time when each has a `run_id`: their own keys go by name and id.
+        """
         owner = environment.owner
-        path, stream_key = owner.new_stream_key(name)
+        own = f"{name}-{run_id}" if run_id else name
+        path, stream_key = owner.new_stream_key(own)
         plan = plan_pod(
             name=name,
             image=image,
@@ -211,7 +216,7 @@ class Pod:
             workload=workload,
             broker=environment.broker,
             stream_key=path,
-            env_resource=owner.new_environment(name, workload.env),
+            env_resource=owner.new_environment(own, workload.env),
             lease_seconds=lease_seconds,
         )
         return cls(environment, plan, stream_key, name)
@@ -299,13 +304,15 @@ def _place(record: DenialRecord) -> str:
     return f"{record.resource or record.stage} (denial {record.id})"
 
 
-def run_pod(home: Home, request: RunRequest, *, directory: Path, terminal: Terminal, step: Step) -> RunRecord:
+def run_pod(
+    home: Home, request: RunRequest, *, directory: Path, terminal: Terminal, step: Step, run_id: str = ""
+) -> RunRecord:
     """Run `request` to its end; write the record into `directory`, also when it is refused.
 
     Raises:
         CloisterError: nothing could be recorded because nothing began.
     """
-    record = RunRecord(id=new_run_id(), image=request.image, level=Level.MEASURED)
+    record = RunRecord(id=run_id or new_run_id(), image=request.image, level=Level.MEASURED)
     work = Path(tempfile.mkdtemp(prefix="cloister-"))
     clock = _Clock(record)
     try:
@@ -330,7 +337,14 @@ def _run_in(
     step("ok", "image sealed and signed" if image.fresh else "image was sealed before", str(image.digest)[:19] + "..")
     clock.lap("seal")
     name = request.name or f"run-{record.id}"
-    pod = Pod.plan_for(environment, image, request.workload, name=name, lease_seconds=request.lease_seconds)
+    pod = Pod.plan_for(
+        environment,
+        image,
+        request.workload,
+        name=name,
+        run_id=record.id if request.name else "",
+        lease_seconds=request.lease_seconds,
+    )
     _record_plan(record, image, pod)
     pod.approve()
     clock.lap("plan")
@@ -357,7 +371,8 @@ def _run_in(
 def _announce(environment: Environment, pod: Pod, step: Step) -> None:
     init_data = pod.plan.init_data.digest_text.partition(":")[2]
     policy = pod.plan.policy.digest.partition(":")[2]
-    step("ok", "pod booted and attested", f"policy {policy[:8]}..  init data {init_data[:8]}..  nonce fresh")
+    booted = "pod started and attested" if environment.backend is Backend.PROCESS else "pod VM booted and attested"
+    step("ok", booted, f"policy {policy[:8]}..  init data {init_data[:8]}..  nonce fresh")
     step("ok", "keys released, image verified", f"{len(pod.plan.released)} keys, recorded before they left")
 
 

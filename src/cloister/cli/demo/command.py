@@ -11,7 +11,7 @@ import typer
 
 from cloister import __version__
 from cloister.cli.options import choose_accelerator, choose_backend, level_line
-from cloister.cli.output import StepPrinter, stderr
+from cloister.cli.output import StepPrinter
 from cloister.errors import Refused
 from cloister.sdk.home import home_from_environment
 
@@ -30,11 +30,11 @@ def demo_command(
     from cloister.cli.demo.scenes import Scenes
 
     backend = choose_backend(level, "seabios")
-    stderr.print(f"cloister {__version__}   {level_line(backend)}", highlight=False)
+    step = StepPrinter(timings=True)
+    step.heading(f"cloister {__version__}   {level_line(backend)}")
     work = Path(tempfile.mkdtemp(prefix="cloister-demo-"))
     keep = False
     try:
-        step = StepPrinter(timings=True)
         Scenes(home_from_environment(), work, step, backend, choose_accelerator(accelerator)).play()
     except Refused as error:
         keep = error.code == "cli.demo.attack_succeeded"  # whoever reports it needs what is there

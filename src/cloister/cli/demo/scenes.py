@@ -68,6 +68,10 @@ class Scenes:
         with self._scene("pod-VM image"):
             bundle = prepare_bundle(self.home) if self.backend is not Backend.PROCESS else None
             app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
+        if bundle is not None and not bundle.cached:
+            self.step(
+                "ok", "pod-VM image built from Debian packages", f"root hash {bundle.reference.verity.root_hash[:12]}.."
+            )
         with Environment(self.home, self.work, self.backend, DEFAULT_SHAPE, _tell_nobody) as environment:
             with self._scene("app image encrypted and signed"):
                 with environment.owner.admin() as admin:

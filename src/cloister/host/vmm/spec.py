@@ -143,12 +143,14 @@ class VMSpec:
         if _CONTROL.search(str(self.work)):
             raise _refused("path", "path with a control character", actual=repr(str(self.work))[:100])
         if not 1 <= self.vcpus <= VCPUS:
-            raise _refused("vcpus", "number of processors", expected=f"1..{VCPUS}", actual=str(self.vcpus)[:20])
+            raise _refused(
+                "vcpus", "number of processors is out of range", expected=f"1..{VCPUS}", actual=str(self.vcpus)[:20]
+            )
         if not MEMORY_LEAST_MIB <= self.memory_mib <= MEMORY_MIB:
             raise _refused(
                 "memory",
-                "memory in MiB",
-                expected=f"{MEMORY_LEAST_MIB}..{MEMORY_MIB}",
+                "memory is out of range",
+                expected=f"{MEMORY_LEAST_MIB}..{MEMORY_MIB} MiB",
                 actual=str(self.memory_mib)[:20],
             )
         if len(self.ports) > PORTS:

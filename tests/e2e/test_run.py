@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -78,16 +79,188 @@ def test_rm_leaves_nothing(cli: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("cloister-run-*"))
 
 
+@pytest.mark.tool
+def test_what_follows_the_image_is_the_workloads(cli: Run) -> None:
+    """Words that begin with a dash too, also those that are options of ours."""
+    image = location(images.busybox_image())
+    words = ("-la", "--port", "7000", "--level", "hardware", "-e", "--", "--help")
+    done = cli(*QUIET, image, "sh", "-c", 'echo "$0 $*"', *words)
+    assert (done.returncode, done.stdout) == (0, " ".join(words).encode() + b"\n"), done.stderr
+    assert cli(*QUIET, "--entrypoint", "echo", image, "-n", "x").stdout == b"x"
+
+
+@pytest.mark.tool
+def test_user_and_directory(cli: Run) -> None:
+    image = location(images.layered_image())
+    done = cli(*QUIET, "-u", "0:0", "-w", "/tmp", "--entrypoint", "/bin/sh", image, "-c", "id -u; pwd")
+    assert done.stdout == b"0\n/tmp\n", done.stderr
+
+
+@pytest.mark.tool
+def test_options_combine_as_in_docker(cli: Run) -> None:
+    image = location(images.busybox_image())
+    done = cli(
+        "run",
+        "-qit",
+        "--level=simulated",
+        "--rm",
+        "--name=web",
+        image,
+        "sh",
+        "-c",
+        "read x; echo got $x",
+        stdin=b"hi\n",
+    )
+    assert b"got hi" in done.stdout and done.returncode == 0, done.stderr
+
+
+@pytest.mark.tool
+def test_a_name_is_no_key(tmp_path: Path) -> None:
+    """Two pods of one name at a time have keys of their own."""
+    image = location(images.busybox_image())
+    command = [*CLI, *QUIET, "--name", "twin", "-i", image, "cat"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        subprocess.Popen(command, cwd=tmp_path, **pipes) as one,
+        subprocess.Popen(command, cwd=tmp_path, **pipes) as other,
+    ):
+        assert one.communicate(b"first", timeout=60)[0] == b"first"
+        assert other.communicate(b"second", timeout=60)[0] == b"second"
+    assert (one.returncode, other.returncode) == (0, 0)
+
+
+@pytest.mark.tool
+def test_success_says_what_was_proved_what_not_and_what_next(cli: Run) -> None:
+    done = cli("run", "--level", "simulated", location(images.busybox_image()), "true")
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 0 and done.stdout == b""
+    assert "SIMULATED (teaches the flow, protects nothing)" in lines[0]
+    assert any(line.startswith(" ok  proved ") for line in lines)
+    assert any(line.startswith(" --  not proved ") and "protects nothing" in line for line in lines)
+    assert any("pod started and attested" in line for line in lines)
+    report, following = lines[-2:]
+    assert report.startswith(" report: ") and Path(report.removeprefix(" report: ")).is_file()
+    assert following.startswith(" next: cloister ")
+
+
+def blocks(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """The lines of the error block, without their mark; every refusal has cause, fix and more."""
+    lines = [line for line in done.stderr.decode().splitlines() if line.startswith("cloister: ")]
+    assert lines[0].startswith("cloister: error: CLS-"), done.stderr
+    assert any(line.startswith("cloister: hint: ") for line in lines), lines
+    assert lines[-1].startswith("cloister: more: cloister explain CLS-"), lines
+    return [line.removeprefix("cloister: ").strip() for line in lines]
+
+
 def test_a_refusal_says_cause_place_and_fix(cli: Run, tmp_path: Path) -> None:
     done = cli(*QUIET, f"oci:{tmp_path}/nothing:v1")
     assert done.returncode == 125
-    assert b"cloister: error: CLS-" in done.stderr and b"oci.layout.not_a_layout" in done.stderr
+    assert blocks(done)[1] == f"place:    {tmp_path}/nothing"
+    assert "oci.layout.not_a_layout" in blocks(done)[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--level", "hardware"), "cli.run.option"),
+        (("-p", "80"), "cli.run.publish"),
+        (("-p", "80:80/udp"), "cli.run.publish"),
+        (("-e", "NAME"), "cli.run.env"),
+        (("--name", "Not A Name"), "cli.run.name"),
+        (("--resource", "model"), "protocol.resource.malformed"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else None,
+)
+def test_options_are_refused_before_anything_starts(
+    cli: Run, tmp_path: Path, options: tuple[str, ...], code: str
+) -> None:
+    done = cli("run", *options, "oci:x:y")
+    assert done.returncode == 125 and done.stdout == b""
+    assert code in blocks(done)[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_usage_errors(cli: Run) -> None:
-    assert cli("run").returncode == 2
-    refused = cli("run", "--level", "hardware", "oci:x:y")
-    assert refused.returncode == 1 and b"measured, simulated" in refused.stderr
+    for words in (
+        ("run",),
+        ("run", "--no-such", "x"),
+        ("run", "--memory", "1", "x"),
+        ("nothing",),
+        ("doctor", "--output", "xml"),
+    ):
+        assert cli(*words).returncode == 2, words
+
+
+@pytest.mark.tool
+def test_a_taken_port_is_refused(cli: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = cli(*QUIET, "-p", f"{port}:80", location(images.busybox_image()), "true")
+    assert done.returncode == 125 and f"127.0.0.1:{port}" in blocks(done)[1]
+
+
+@pytest.mark.tool
+def test_bytes_changed_in_the_registry_are_refused_and_the_fix_works(cli: Run, private_home: Path) -> None:
+    image = location(images.busybox_image())
+    assert cli(*QUIET, image, "true").returncode == 0
+    blob = max((private_home / "registry").rglob("*"), key=lambda item: item.stat().st_size if item.is_file() else 0)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    done = cli(*QUIET, image, "true")
+    assert done.returncode == 125 and "CLS-I-0022" in blocks(done)[0]
+    assert any("CLOISTER_HOME/registry" in line for line in blocks(done))
+    shutil.rmtree(private_home / "registry")
+    assert cli(*QUIET, image, "true").returncode == 0
+
+
+@pytest.mark.tool
+def test_a_lost_layer_is_sealed_again(cli: Run, private_home: Path) -> None:
+    image = location(images.busybox_image())
+    assert cli(*QUIET, image, "true").returncode == 0
+    max((private_home / "registry").rglob("*"), key=lambda item: item.stat().st_size if item.is_file() else 0).unlink()
+    assert cli(*QUIET, image, "true").returncode == 0
+
+
+@pytest.mark.tool
+def test_a_denied_resource_is_named_and_explained(cli: Run) -> None:
+    fetch = ("wget", "-q", "-O", "-", "http://127.0.0.1:8006/cdh/resource/default/model/none")
+    options = ("--level", "simulated", "--resource", "default/model/none")
+    done = cli("run", *options, location(images.busybox_image()), *fetch)
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.decode().splitlines() if line.startswith(" no "))
+    assert "CLS-K-0010 default/model/none" in line and line.split()[-1].startswith("d-")
+    explained = cli("explain", line.split()[-1])
+    assert explained.returncode == 0
+    for words in (b"CLS-K-0010", b"default/model/none", b"authentic", b"bound", b"acceptable", b"fix"):
+        assert words in explained.stdout
+
+
+def test_explain(cli: Run) -> None:
+    by_number, by_code = cli("explain", "cls-p-0117"), cli("explain", "podpolicy.claim.env")
+    assert by_number.returncode == 0 and by_number.stdout == by_code.stdout
+    entry = json.loads(cli("explain", "CLS-P-0117", "--output", "json").stdout)
+    assert entry["schema"] == 1 and entry["title"] and entry["why"] and entry["fix"]
+    for unknown in ("CLS-X-0001", "no.such.code", "d-aaaaaaaaaa"):
+        refused = cli("explain", unknown)
+        assert refused.returncode == 1 and unknown in "".join(blocks(refused))
+
+
+@pytest.mark.tool
+def test_doctor(cli: Run) -> None:
+    done = cli("doctor", "--output", "json")
+    found = json.loads(done.stdout)
+    assert found["schema"] == 1 and done.returncode == (0 if found["levels"]["measured"]["ready"] else 3)
+    names = {line["name"] for line in found["lines"]}
+    assert {"kvm", "tool.qemu", "tool.swtpm", "firmware", "disk", "clock", "tee.snp-host", "tee.tdx-host"} <= names
+    assert all(line["fix"] for line in found["lines"] if not line["ok"])
+    text = cli("doctor").stdout.decode()
+    assert "level HARDWARE" in text and "level MEASURED" in text and text.splitlines()[-1].startswith(" next: ")
+
+
+def test_doctor_without_the_tools_says_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": "/nonexistent", "CLOISTER_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([*CLI, "doctor"], capture_output=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 3
+    assert b"level MEASURED: needs " in done.stdout and b"fix: " in done.stdout
 
 
 @pytest.mark.vm

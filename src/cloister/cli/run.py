@@ -130,7 +130,7 @@ def _run(request: RunRequest, *, quiet: bool, rm: bool) -> int:
         shutil.rmtree(directory, ignore_errors=True)
     if record.refusal is not None:
         print_error(record.refusal)
-    _conclude(record, page, step, kept=not rm)
+    _conclude(record, page, StepPrinter(quiet=quiet), kept=not rm)
     return EXIT_CLOISTER if record.refusal is not None or record.exit_status is None else record.exit_status
 
 

@@ -7,11 +7,12 @@ pod policy) may have which resource.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -168,7 +169,7 @@ class Owner:
         kek: ResourcePath,
         progress: Progress | None,
     ) -> tuple[Digest, bool]:
-        with self.admin() as admin:
+        with self._sealing(kek), self.admin() as admin:
             known = any(entry.path == kek for entry in admin.list_resources())
             stored = store.get_manifest(tag)
             if known and stored is not None and _holds_layers(store, stored.raw):
@@ -179,6 +180,16 @@ class Owner:
                 source, source_digest, store, tag=tag, kek_id=kek.uri, kek=key, platform=PLATFORM, progress=progress
             )
         return sealed.digest, True
+
+    @contextmanager
+    def _sealing(self, kek: ResourcePath) -> Iterator[None]:
+        """Let one process at a time seal an image: of two, each would replace the other's key or manifest."""
+        descriptor = os.open(self.home.signing_key.with_name(f"{kek.tag}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def trust_platform(self, roots: Iterable[TrustedRoot], references: Sequence[ReferenceEntry]) -> None:
         """Believe these roots and reference values, at the levels below `hardware` that they bring."""

@@ -22,7 +22,7 @@ from cloister.sdk.record import RunRecord
 
 FILE_NAME = "report.html"
 _ASKS: Final = {
-    Question.AUTHENTIC: "Authentic? Did a TEE that the owner trusts make it?",
+    Question.AUTHENTIC: "Authentic? Does a root that the owner trusts vouch for it?",
     Question.BOUND: "Bound? Was it made now, for this key and this init data?",
     Question.ACCEPTABLE: "Acceptable? Is what runs there what the owner approved?",
 }
@@ -84,7 +84,8 @@ def _question(question: Question, findings: Sequence[Mapping[str, Any]]) -> dict
     own = [{**fields, **finding} for finding in findings if finding["question"] == question.value]
     failed = sum(1 for finding in own if not finding["ok"])
     css, verdict = ("", "not answered") if not own else ("refused", "no") if failed else ("yes", "yes")
-    count = f"{failed} of {len(own)} checks failed" if failed else f"{len(own)} checks held" if own else "no check"
+    all_of = f"{len(own)} check{'s' if len(own) > 1 else ''}"
+    count = f"{failed} of {all_of} failed" if failed else f"{all_of} held" if own else "no check"
     name = question.value.capitalize()
     return {"name": name, "asks": _ASKS[question], "css": css, "verdict": verdict, "count": count, "findings": own}
 

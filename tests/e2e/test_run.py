@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import images
+from cloister.trust.admin import TrustAdmin
 from e2e.conftest import CLI
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -58,6 +59,24 @@ def test_signals_pass(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == b"caught\n"
         assert process.wait(30) == 9
+
+
+@pytest.mark.tool
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda item: item.name)
+def test_a_signal_before_the_workload_ends_the_run(tmp_path: Path, private_home: Path, number: signal.Signals) -> None:
+    command = [*CLI, "run", "--level", "simulated", location(images.busybox_image()), "sleep", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        while b"trust service" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(30) == 128 + number
+    assert b" !!  stopped by a signal" in rest and b"Traceback" not in rest
+    assert not list(tmp_path.iterdir())
+    with TrustAdmin(private_home / "trust") as admin:
+        policy = admin.release_policy()
+    assert policy is None or policy.rules == ()
 
 
 @pytest.mark.tool

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cloister.sdk.session import Terminal
 
 EXIT_CLOISTER: Final = 125  # Cloister itself refused or failed; lower numbers belong to the workload
+_EXIT_SIGNAL: Final = 128
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -123,8 +125,13 @@ def _run(request: RunRequest, *, quiet: bool, rm: bool) -> int:
     run_id = new_run_id()
     directory = Path(f"cloister-run-{run_id}").resolve()
     workload = request.workload
-    with _terminal(interactive=workload.stdin, tty_wanted=workload.terminal) as terminal:
-        record = run_pod(home, request, run_id=run_id, directory=directory, terminal=terminal, step=step)
+    try:
+        with _terminal(interactive=workload.stdin, tty_wanted=workload.terminal) as terminal:
+            record = run_pod(home, request, run_id=run_id, directory=directory, terminal=terminal, step=step)
+    except SystemExit:
+        step("!!", "stopped by a signal", "before the workload started; nothing is left running")
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     page = write_report(record, directory)
     if rm:
         shutil.rmtree(directory, ignore_errors=True)
@@ -171,18 +178,31 @@ def _terminal(*, interactive: bool, tty_wanted: bool) -> Iterator[Terminal]:
 
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     sizes: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    raw = tty_wanted and interactive and sys.stdin.isatty()
+    saved = termios.tcgetattr(0) if raw else None
+    running = threading.Event()
 
-    def note_size() -> None:
+    def note_size(*_: object) -> None:
         size = shutil.get_terminal_size()
         sizes.put((size.columns, size.lines))
 
-    previous = {number: signal.signal(number, lambda caught, _: signals.put(caught)) for number in _FORWARDED}
-    raw = tty_wanted and interactive and sys.stdin.isatty()
-    saved = termios.tcgetattr(0) if raw else None
-    if raw:
-        tty.setraw(0)
-        note_size()
-        previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: note_size())
+    def begin() -> None:
+        """From here on signals and keys are the workload's; before, lines are printed and Ctrl-C ends the run."""
+        running.set()
+        if raw:
+            tty.setraw(0)
+            note_size()
+            previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, note_size)
+
+    def take(number: int, _: object) -> None:
+        if running.is_set():
+            signals.put(number)
+            return
+        for other in _FORWARDED:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not cut the tidying up short
+        sys.exit(_EXIT_SIGNAL + number)  # by way of every `finally`
+
+    previous = {number: signal.signal(number, take) for number in _FORWARDED}
     try:
         yield Terminal(
             stdout=sys.stdout.buffer,
@@ -190,6 +210,7 @@ def _terminal(*, interactive: bool, tty_wanted: bool) -> Iterator[Terminal]:
             stdin=os.dup(0) if interactive else None,
             signals=signals,
             size=sizes if raw else None,
+            on_attend=begin,
         )
     finally:
         if saved is not None:

@@ -56,6 +56,7 @@ class Terminal:
         stdin: descriptor that standard input is read from; None for none.
         signals: numbers to deliver to the workload, put there by signal handlers.
         size: sizes (columns, rows) of the terminal, put there when it changes.
+        on_attend: called when the workload was started and streams and signals begin to pass.
     """
 
     stdout: BinaryIO
@@ -63,6 +64,7 @@ class Terminal:
     stdin: int | None = None
     signals: queue.SimpleQueue[int] | None = None
     size: queue.SimpleQueue[tuple[int, int]] | None = None
+    on_attend: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +183,8 @@ class PodSession:
             CloisterError: why the pod ended before its process.
         """
         done = threading.Event()
+        if terminal.on_attend is not None:
+            terminal.on_attend()
         errors: list[CloisterError] = []
         pumps = [
             self._pump(self._copy_out, errors, streams, "stdout", terminal.stdout),

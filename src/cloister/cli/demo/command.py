@@ -22,7 +22,7 @@ def demo_command(
     ] = "measured",
     accelerator: Annotated[str, typer.Option("--accel", help="auto, kvm or tcg.")] = "auto",
 ) -> None:
-    """Seal an app, boot a measured pod VM, release its secret model to it, then attack it in six ways.
+    """Seal an app, boot a measured pod VM, release its secret model to it, attack it in five ways, revoke it.
 
     Needs no account, no container engine and no special hardware. Everything shown is carried out.
     """

@@ -275,7 +275,7 @@ def test_doctor(cli: Run) -> None:
     assert "level HARDWARE" in text and "level MEASURED" in text and text.splitlines()[-1].startswith(" next: ")
 
 
-def test_doctor_without_the_tools_says_so(tmp_path: Path) -> None:
+def test_doctor_on_a_bare_machine_says_what_lacks(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": "/nonexistent", "CLOISTER_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([*CLI, "doctor"], capture_output=True, cwd=tmp_path, env=environment, timeout=60)
     assert done.returncode == 3

@@ -68,7 +68,9 @@ def encrypt_command(
     step = StepPrinter()
     step("ok", "image encrypted", f"{sealed.digest}")
     step("ok", "key-encryption key", f"{path.uri}  {'from ' + str(key_file) if key_file else 'in the trust service'}")
-    step.note(f"next: cloister image sign {destination}")
+    step("--", "not hidden", "the configuration: entrypoint, environment, user stay readable to the registry")
+    naming = "" if target.reference else " --repository REGISTRY/NAME"
+    step.note(f"next: cloister image sign {destination}{naming}")
 
 
 @app.command("sign")
@@ -106,6 +108,7 @@ def sign_command(
     step = StepPrinter()
     step("ok", "image signed", f"{digest}")
     step("ok", f"as {name}", f"key {short_digest(public.fingerprint)}")
+    step("--", "not proved", "who holds the key: give its public half to whoever verifies")
     step.note("next: cloister run " + image)
 
 

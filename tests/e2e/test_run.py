@@ -80,6 +80,34 @@ def test_a_signal_before_the_workload_ends_the_run(tmp_path: Path, private_home:
 
 
 @pytest.mark.tool
+def test_the_next_run_withdraws_what_a_killed_one_approved(cli: Run, tmp_path: Path, private_home: Path) -> None:
+    image = location(images.busybox_image())
+    command = [*CLI, "run", "--level", "simulated", "-e", "A=1", image, "sleep", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        while b"keys released" not in process.stderr.readline():
+            assert process.poll() is None
+        assert cli(*QUIET, image, "true").returncode == 0  # another run takes nothing from a living one
+        assert approved(private_home) == ["env", "image-kek", "stream-key"]
+        process.kill()
+    assert approved(private_home) == ["env", "image-kek", "stream-key"]
+    assert cli(*QUIET, "--keep", image, "true").returncode == 0
+    assert approved(private_home) == ["image-kek", "stream-key"]
+    assert cli(*QUIET, image, "true").returncode == 0
+    assert approved(private_home) == ["image-kek", "stream-key"]  # kept on purpose, so still there
+
+
+def approved(home: Path) -> list[str]:
+    """The types of the resources that some pod may have; all of them are stored, and nothing else is."""
+    with TrustAdmin(home / "trust") as admin:
+        policy = admin.release_policy()
+        stored = sorted(entry.path.type for entry in admin.list_resources())
+    rules = sorted(rule.path.split("/")[1] for rule in policy.rules) if policy else []
+    assert stored == sorted({*rules, "image-kek"})
+    return rules
+
+
+@pytest.mark.tool
 def test_every_run_leaves_its_record(cli: Run, tmp_path: Path) -> None:
     cli(*QUIET, location(images.busybox_image()), "true")
     (directory,) = tmp_path.glob("cloister-run-*")

@@ -27,9 +27,11 @@ from cloister.imagetool.podvm import PodVMBundle, Shape, reference_values
 from cloister.podpolicy.model import encode_pod_policy
 from cloister.protocol.initdata import BrokerAddress
 from cloister.protocol.launch import LaunchMeasurement
+from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
+from cloister.sdk.abandoned import ApprovalClaim, withdraw_abandoned
 from cloister.sdk.bundle import build_bundle, launch_files
 from cloister.sdk.home import Home
 from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_references
@@ -160,6 +162,7 @@ class Environment:
             self.registry: ServiceProcess = self._keep(registry)
             self.trust: ServiceProcess = self._keep(trust)
             roots, references = platform.result()
+        withdraw_abandoned(self.owner, self.home.root)
         self.owner.trust_platform(roots, references)
         self.step("ok", "trust service", f"127.0.0.1:{self.trust.port}")
 
@@ -190,6 +193,7 @@ class Pod:
         self.plan = plan
         self.stream_key = stream_key
         self.name = name
+        self._claim: ApprovalClaim | None = None
 
     @classmethod
     def plan_for(
@@ -222,7 +226,8 @@ class Pod:
         return cls(environment, plan, stream_key, name)
 
     def approve(self) -> None:
-        """Let this init data, and no other, have the pod's keys."""
+        """Let this init data, and no other, have the pod's keys, as long as this process lives and does not keep it."""
+        self._claim = ApprovalClaim(self.environment.home.root, self.plan.init_data.digest_text, self._own_keys())
         with self.environment.owner.admin() as admin:
             admin.approve(
                 self.plan.init_data.digest_text,
@@ -240,11 +245,20 @@ class Pod:
         """Remove the approval and the own keys of a pod that ended."""
         with self.environment.owner.admin() as admin:
             admin.forget(self.plan.init_data.digest_text)
-            policy = self.plan.policy
-            own = [policy.streams.key, *(container.env_resource for container in policy.containers)]
-            for path in filter(None, own):
+            for path in self._own_keys():
                 with contextlib.suppress(Refused):
                     admin.delete_resource(path)
+        self.keep()
+
+    def keep(self) -> None:
+        """Leave the approval in force, also when this process is gone."""
+        if self._claim is not None:
+            self._claim.release()
+
+    def _own_keys(self) -> tuple[ResourcePath, ...]:
+        policy = self.plan.policy
+        own = [policy.streams.key, *(container.env_resource for container in policy.containers)]
+        return tuple(path for path in own if path)
 
     @contextlib.contextmanager
     def launch(
@@ -363,7 +377,9 @@ def _run_in(
             clock.lap("workload")
     finally:
         _record_decisions(owner, record, pod.plan.init_data.digest_text)
-        if not request.keep_approval:
+        if request.keep_approval:
+            pod.keep()
+        else:
             pod.forget()
     _conclude(record, environment)
 

@@ -49,7 +49,7 @@ def render_report(record: RunRecord) -> str:
             name: summary[name] for name in ("id", "image", "level", "level_meaning", "started", "proved", "not_proved")
         },
         "version": summary["cloister"],
-        "outcome": "refused" if record.refusal else "ran",
+        "outcome": "no" if record.refusal else "ok" if record.exit_status == 0 else "",
         "outcome_text": _outcome(record),
     }
     return environment.get_template(FILE_NAME).render(

@@ -389,7 +389,9 @@ def _announce(environment: Environment, pod: Pod, step: Step) -> None:
     policy = pod.plan.policy.digest.partition(":")[2]
     booted = "pod started and attested" if environment.backend is Backend.PROCESS else "pod VM booted and attested"
     step("ok", booted, f"policy {policy[:8]}..  init data {init_data[:8]}..  nonce fresh")
-    step("ok", "keys released, image verified", f"{len(pod.plan.released)} keys, recorded before they left")
+    asked_later = pod.plan.policy.containers[0].resources
+    count = len(pod.plan.released) - len(asked_later)
+    step("ok", "keys released, image verified", f"{count} keys, recorded before they left")
 
 
 def _record_plan(record: RunRecord, image: SealedReference, pod: Pod) -> None:

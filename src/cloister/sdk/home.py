@@ -62,7 +62,8 @@ class Home:
 
 def separate_home(machine: Home, root: Path) -> Home:
     """Return a home whose owner has nothing yet, on the same machine: for demonstrations, which leave no trace."""
-    (root / "owner").mkdir(mode=_PRIVATE, parents=True)
+    for directory in (root, root / "owner"):  # `parents=True` would make only the innermost private
+        directory.mkdir(mode=_PRIVATE)
     return Home(root=root, cache=machine.cache, machine=machine.machine or machine.root)
 
 

@@ -70,7 +70,9 @@ class Scenes:
             app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
         if bundle is not None and not bundle.cached:
             self.step(
-                "ok", "pod-VM image built from Debian packages", f"root hash {bundle.reference.verity.root_hash[:12]}.."
+                "ok",
+                "pod-VM image built",
+                f"root hash {short_digest(bundle.reference.verity.root_hash)}  locked packages",
             )
         with Environment(self.home, self.work, self.backend, DEFAULT_SHAPE, _tell_nobody) as environment:
             with self._scene("app image encrypted and signed"):

@@ -38,7 +38,7 @@ class Platform(Protocol):
     in_vm: bool
 
     def open_control(self) -> ControlPort:
-        """Return the control port, making its driver ready first."""
+        """Return the control port."""
         ...
 
     def open_streams(self) -> int:
@@ -78,11 +78,7 @@ class VirtualMachine:
     in_vm = True
 
     def open_control(self) -> ControlPort:
-        """Return the control port, making its driver ready first."""
-        from cloister.guest.init import load_modules, read_ahead
-
-        read_ahead()
-        load_modules()
+        """Return the control port."""
         return ControlPort(open_virtio_port(CONTROL_PORT), absence_seconds=_ABSENCE_SECONDS)
 
     def open_streams(self) -> int:

@@ -15,7 +15,6 @@ import hashlib
 import tomllib
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import msgspec
@@ -39,8 +38,7 @@ class _InitDataWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     data: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InitData:
+class InitData(msgspec.Struct, frozen=True, kw_only=True):
     """Parsed init data.
 
     Attributes:
@@ -74,8 +72,7 @@ class InitData:
         return self.entries[name]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerAddress:
+class BrokerAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where the pod's key broker is and which CA its TLS certificate must chain to (PEM)."""
 
     url: str

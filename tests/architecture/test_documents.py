@@ -22,6 +22,7 @@ INLINE_CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 SHELL = re.compile(r"^ *```sh\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+MENTION = re.compile(r"(?<![\w/])(?:docs|spec)/[\w/-]+\.md\b")
 IMAGE = re.compile(r"IMAGE$|(docker|docker-archive|oci|oci-archive):|docker\.io/")
 CODE = re.compile(r"`([a-z0-9_]+(?:\.[a-z0-9_]+)+)`")
 
@@ -92,6 +93,30 @@ def test_broken_links_are_noticed() -> None:
     assert broken_links(
         "[a](../../elsewhere) [b](https://example.test/) `[c](gone)`\n```\n[d](gone)\n```\n", readme
     ) == ["../../elsewhere"]
+
+
+def mentioned(text: str) -> set[str]:
+    """Documents of this repository that a text names by their path."""
+    return set(MENTION.findall(text))
+
+
+def test_documents_that_code_names_exist() -> None:
+    texts = [file for place in ("src", "images", "tools", "bench") for file in (ROOT / place).rglob("*.*")]
+    gone = {
+        f"{name_of(file)}: {name}"
+        for file in texts
+        if file.suffix in {".py", ".toml", ".sh", ".html"}
+        for name in mentioned(file.read_text("utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert gone == set()
+
+
+def test_a_document_that_is_gone_is_noticed() -> None:
+    assert mentioned("see spec/gone.md, docs/levels/gone.md. But kbs/docs/initdata.md is another's") == {
+        "spec/gone.md",
+        "docs/levels/gone.md",
+    }
 
 
 @cache

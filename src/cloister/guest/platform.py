@@ -89,8 +89,9 @@ class VirtualMachine:
         """Return the init data device image; refuse a second one."""
         from cloister.guest.measure import read_device, require_single_device
 
+        image = read_device(INIT_DATA_DEVICE)
         require_single_device(INIT_DATA_DEVICE)
-        return read_device(INIT_DATA_DEVICE)
+        return image
 
     def open_attester(self) -> Attester:
         """Return the TPM."""

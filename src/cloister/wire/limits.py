@@ -28,6 +28,7 @@ SESSION_SECONDS: Final = 300  # the time a guest may take between /auth and its 
 # Init data: read by the agent before anything is verified, so small.
 INITDATA_BYTES: Final = 1 * MIB
 INITDATA_ENTRIES: Final = 32
+INITDATA_WAIT_SECONDS: Final = 600  # a booted pod VM without init data; sealing a large image takes minutes
 
 # Guest API: what the untrusted host may send.
 GUESTAPI_FRAME_BYTES: Final = 256 * KIB

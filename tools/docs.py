@@ -1,7 +1,8 @@
 """Keep generated parts of the documents true: `--write` rewrites them, `--check` fails when they differ.
 
-README.md holds the output of `cloister --help` between two marker lines; docs/reference/cli.md holds every verb's
-help; docs/reference/refusals.md lists every refusal with its reason and fix.
+Whole files: docs/reference/cli.md holds every verb's help, docs/reference/refusals.md every refusal with its reason and
+fix. Parts of files stand between two marker lines: README.md holds the output of `cloister --help`, and the reference
+pages hold tables taken from the code (`blocks.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import blocks
 import click
 import typer.main
 
@@ -19,7 +21,7 @@ from cloister.cli.app import app
 from cloister.cli.refusals import catalogue
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- cloister --help -->", "<!-- end -->"
+HELP, END = "<!-- cloister --help -->", "<!-- end -->"
 
 
 def help_of(*words: str) -> str:
@@ -40,11 +42,29 @@ def verbs(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str,
     return found
 
 
+def with_block(text: str, begin: str, content: str) -> str:
+    """Return `text` with what stands between the line `begin` and the next end marker replaced.
+
+    Raises:
+        ValueError: no such block.
+    """
+    head, found, rest = text.partition(f"{begin}\n")
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"no block {begin}")
+    return f"{head}{begin}\n{content}\n{END}{tail}"
+
+
 def readme(text: str) -> str:
     """Return README.md with the help block renewed."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n```text\n{help_of()}\n```\n{END}{tail}"
+    return with_block(text, HELP, f"```text\n{help_of()}\n```")
+
+
+def with_tables(text: str, tables: blocks.Tables) -> str:
+    """Return a reference page with its generated blocks renewed."""
+    for name, make in tables.items():
+        text = with_block(text, f"<!-- generated: {name} -->", make())
+    return text
 
 
 def cli_reference() -> str:
@@ -79,6 +99,9 @@ def main() -> int:
         ROOT / "docs/reference/cli.md": cli_reference(),
         ROOT / "docs/reference/refusals.md": refusals_reference(),
     }
+    for name, tables in blocks.PAGES.items():
+        page = ROOT / name
+        wanted[page] = with_tables(page.read_text("utf-8"), tables)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:
         if arguments.write:

@@ -35,6 +35,7 @@ LETTERS = {
 }  # fmt: skip
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 READER_SUFFIXES = ("truncated", "too_long", "trailing_bytes")
+FAMILY = "family"  # the name of a variable that holds one of several error classes
 CODE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+")
 FILE_NAMES = re.compile(
     r"\.(toml|json|py|img|lock|txt|pem|html|conf|efi|rom|bin|fd|sock|tar|gz|log|cfg|d|md|key|crt|der|sqlite|db|ko|so)\b"
@@ -76,7 +77,7 @@ def codes_in_calls() -> dict[str, str]:
             place = f"{path.relative_to(ROOT)}:{node.lineno}"
             name = name_of_call(node)
             keyword = next((item.value for item in node.keywords if item.arg == "code"), None)
-            code = text_of(keyword) or (text_of(node.args[0]) if name in ERRORS and node.args else "")
+            code = text_of(keyword) or (text_of(node.args[0]) if name in {*ERRORS, FAMILY} and node.args else "")
             if not code:
                 continue
             if name == "BinaryReader":

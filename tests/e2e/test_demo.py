@@ -126,5 +126,5 @@ def test_a_failed_scene_is_named(tmp_path: Path, private_home: Path) -> None:
     )
     lines = done.stderr.decode().splitlines()
     assert done.returncode == 3
-    assert lines[1].startswith(" !!  pod-VM image") and "could not be played" in lines[1]
+    assert lines[1].startswith(" !!  app image encrypted and signed") and "could not be played" in lines[1]
     assert lines[2].startswith("cloister: error: CLS-H-0031") and lines[3].startswith("cloister: hint: ")

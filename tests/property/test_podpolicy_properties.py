@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import string
-from dataclasses import replace
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cloister.errors import FormatRefused
 from cloister.podpolicy.enforce import decide_claim

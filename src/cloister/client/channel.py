@@ -1,45 +1,49 @@
-"""HTTPS to exactly one party: TLS 1.3 pinned to one CA, over `http.client`.
+"""HTTPS to exactly one party: TLS 1.3 pinned to one CA.
 
 RFC 8446, RFC 9110. The system's certificate store is not consulted, proxies and redirects do not exist, and answers
 are bounded. The channel authenticates the server to us; what authenticates us to the server is the evidence inside
 the messages, not the channel.
 
-Loaded inside the pod VM: `ssl` and `http.client` are imported when the channel is used.
+Loaded inside the pod VM: `socket` and `ssl` are imported when the channel is used.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from cloister.errors import FormatRefused, Refused, Unavailable
+from cloister.wire.http1 import Answer, encode_request
 from cloister.wire.limits import KBS_RESPONSE_BYTES
 
 if TYPE_CHECKING:
-    from http.client import HTTPSConnection
-    from ssl import SSLContext
+    from ssl import SSLContext, SSLSocket
 
 _HTTPS: Final = "https://"
 _PORT: Final = 443
+_READ_BYTES: Final = 64 * 1024
 _AUTHORITY: Final = re.compile(r"(?:\[(?P<ip6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9.-]+))(?::(?P<port>[0-9]{1,5}))?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Response:
+class Response(msgspec.Struct, frozen=True, kw_only=True):
     """One answer, read whole.
 
     Attributes:
         status: HTTP status.
-        headers: lower-case names; of repeated headers the last.
+        headers: lower-case names; values of a repeated name are joined by a comma.
         body: at most `KBS_RESPONSE_BYTES`.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def __repr__(self) -> str:
+        return f"Response(status={self.status})"  # the body may be a secret
 
 
 class PinnedChannel:
@@ -57,9 +61,12 @@ class PinnedChannel:
     def __init__(self, url: str, ca_pem: str, *, timeout: float = 30.0) -> None:
         host, port, self._base = _split(url)
         self._host, self._port = host, port
+        named = f"[{host}]" if ":" in host else host
+        self._authority = named if port == _PORT else f"{named}:{port}"
         self._ca_pem = ca_pem
         self._timeout = timeout
-        self._connection: HTTPSConnection | None = None
+        self._context: SSLContext | None = None
+        self._connection: SSLSocket | None = None
 
     def __enter__(self) -> PinnedChannel:
         return self
@@ -84,25 +91,17 @@ class PinnedChannel:
                 answer is too long (`client.answer_too_long`).
             Unavailable: no connection, a broken one, or silence (`client.unreachable`).
         """
-        from http.client import HTTPException
         from ssl import SSLCertVerificationError
 
+        request = encode_request(method, self._base + path, self._authority, headers or {}, body)
         try:
             connection = self._connected()
-            connection.request(method, self._base + path, body=body, headers=dict(headers or {}))
-            response = connection.getresponse()
-            try:
-                data = response.read(KBS_RESPONSE_BYTES + 1)
-            finally:
-                response.close()
-            if len(data) > KBS_RESPONSE_BYTES:
-                raise Refused(
-                    "client.answer_too_long", "the answer is too long", expected=f"at most {KBS_RESPONSE_BYTES} bytes"
-                )
-            if response.will_close:
+            connection.sendall(request)
+            answer = Answer(connection.recv, method)
+            data = _read_whole(answer)
+            if not answer.reusable:
                 self.close()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Response(status=response.status, headers=names, body=data)
+            return Response(status=answer.status, headers=answer.headers, body=data)
         except SSLCertVerificationError as err:
             self.close()
             raise Refused(
@@ -111,16 +110,13 @@ class PinnedChannel:
                 path=self.peer,
                 hint="something answers in the service's place, or the init data holds another CA",
             ) from err
-        except (OSError, HTTPException) as err:
+        except OSError as err:
             self.close()
-            raise Unavailable(
-                "client.unreachable",
-                f"no connection to the server: {getattr(err, 'strerror', None) or type(err).__name__}",
-                path=self.peer,
-                hint="check that the trust service runs and that its address is reachable from here",
-            ) from err
-        except Refused:
+            raise self._unreachable(err.strerror or type(err).__name__) from err
+        except Refused as err:
             self.close()
+            if err.code.startswith("wire.http1."):
+                raise self._unreachable(err.message) from err
             raise
 
     def close(self) -> None:
@@ -129,14 +125,39 @@ class PinnedChannel:
             self._connection.close()
             self._connection = None
 
-    def _connected(self) -> HTTPSConnection:
-        from http.client import HTTPSConnection
+    def _connected(self) -> SSLSocket:
+        import socket
 
         if self._connection is None:
-            self._connection = HTTPSConnection(
-                self._host, self._port, timeout=self._timeout, context=_pinned_context(self._ca_pem)
-            )
+            self._context = self._context or _pinned_context(self._ca_pem)
+            plain = socket.create_connection((self._host, self._port), self._timeout)
+            try:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._connection = self._context.wrap_socket(plain, server_hostname=self._host)
+            except BaseException:
+                plain.close()
+                raise
         return self._connection
+
+    def _unreachable(self, reason: str) -> Unavailable:
+        return Unavailable(
+            "client.unreachable",
+            f"no connection to the server: {reason}",
+            path=self.peer,
+            hint="check that the trust service runs and that its address is reachable from here",
+        )
+
+
+def _read_whole(answer: Answer) -> bytes:
+    parts, left = [], KBS_RESPONSE_BYTES
+    while data := answer.read(_READ_BYTES):
+        left -= len(data)
+        if left < 0:
+            raise Refused(
+                "client.answer_too_long", "the answer is too long", expected=f"at most {KBS_RESPONSE_BYTES} bytes"
+            )
+        parts.append(data)
+    return b"".join(parts)
 
 
 def _pinned_context(ca_pem: str) -> SSLContext:

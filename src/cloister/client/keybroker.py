@@ -8,7 +8,7 @@ Only connections are tried again, a bounded number of times. A refusal never is:
 again. A handshake whose connection broke begins anew with a fresh nonce, because the broker accepts a nonce once.
 
 Loaded early inside the pod VM. `cryptography` is imported by `prepare`, which a caller may run in a background thread
-while it does other things; `http.client` and `ssl` with the first request.
+while it does other things; `socket` and `ssl` with the first request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -101,11 +100,13 @@ class Channel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class _Session:
+class _Session(msgspec.Struct, frozen=True, kw_only=True):
     cookie: str
     nonce: str
     secret: bytes
+
+    def __repr__(self) -> str:
+        return "_Session()"
 
 
 class _Times(msgspec.Struct, frozen=True, kw_only=True):

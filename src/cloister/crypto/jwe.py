@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -53,8 +52,7 @@ _GUEST_CURVE: Final = "P-256"
 _KEY: Final = "crypto.jwe.key"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipient:
+class Recipient(msgspec.Struct, frozen=True, kw_only=True):
     """A checked public key to seal to, and the key-wrapping algorithm that goes with it."""
 
     algorithm: str

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-BROKER_LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl", "http.client")
+BROKER_LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl")
 IMAGE_LIBRARIES: Final = (
     "cloister.crypto.signer",
     "cloister.crypto.streamseal",

@@ -1,9 +1,9 @@
-"""What the kernel still lacks when the agent starts: drivers of the pod VM, and its network.
+"""What the kernel still lacks when the agent starts: its network.
 
-The first process has mounted `/proc`, `/sys`, `/dev`, `/run` and the control groups. Drivers come from the measured
-root and are loaded in the order the image builder computed. The network is QEMU's user network or a tap device; its
-addresses come from the host and prove nothing: every peer is authenticated by a key or a digest. Runs as root in the
-VM only; system calls go through `ctypes` and `ioctl`, because a program per step costs 0.1 s each under emulation.
+The initrd has loaded the drivers and mounted `/proc`, `/sys`, `/dev`, `/run` and the control groups. The network is
+QEMU's user network or a tap device; its addresses come from the host and prove nothing: every peer is authenticated by
+a key or a digest. Runs as root in the VM only; requests to the kernel go through `ioctl`, because a program per step
+costs 0.1 s each under emulation.
 """
 
 from __future__ import annotations
@@ -14,19 +14,6 @@ from typing import Final
 
 from cloister.errors import Unavailable
 
-MODULE_DIRECTORY: Final = "/usr/lib/cloister/modules"
-_LIBRARIES: Final = "/usr/lib/x86_64-linux-gnu"
-READ_AHEAD: Final = (  # in the order of use
-    f"{_LIBRARIES}/libcrypto.so.3",
-    "/usr/lib/python3/dist-packages/cryptography/hazmat/bindings/_rust.abi3.so",
-    f"{_LIBRARIES}/libssl.so.3",
-    "/usr/bin/crun",
-    f"{_LIBRARIES}/libseccomp.so.2",
-    f"{_LIBRARIES}/libsystemd.so.0",
-    f"{_LIBRARIES}/libyajl.so.2",
-)
-_SYS_FINIT_MODULE: Final = 313  # x86-64, include/uapi/asm/unistd_64.h
-_EEXIST: Final = 17
 _LINK_SECONDS: Final = 10.0
 _LINK_POLL_SECONDS: Final = 0.005
 
@@ -46,42 +33,6 @@ NETMASK: Final = "255.255.255.0"
 GATEWAY: Final = "10.0.2.2"
 NAMESERVER: Final = "10.0.2.3"
 INTERFACE: Final = "eth0"
-
-
-def read_ahead(paths: tuple[str, ...] = READ_AHEAD) -> None:
-    """Have the kernel read and verify large libraries while other work goes on; one that is missing is skipped."""
-    for path in paths:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-        os.close(fd)
-
-
-def load_modules(directory: str = MODULE_DIRECTORY) -> None:
-    """Load every module file of `directory`, in the order of their names.
-
-    Raises:
-        Unavailable: the kernel refuses one (`guest.init.module`).
-    """
-    try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".ko"))
-    except FileNotFoundError:
-        return
-    if not names:
-        return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    for name in names:
-        fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) and ctypes.get_errno() != _EEXIST:
-                error = os.strerror(ctypes.get_errno())
-                raise Unavailable("guest.init.module", f"kernel module does not load: {error}", path=name)
-        finally:
-            os.close(fd)
 
 
 def bring_network_up() -> None:

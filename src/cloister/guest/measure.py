@@ -10,17 +10,18 @@ Trusts the attester device. Does not judge the content: the verifier compares th
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
 from cloister.errors import Refused, Unavailable
-from cloister.protocol.initdata import MAGIC, SECTOR, InitData, unpack_device
-from cloister.wire.limits import INITDATA_BYTES
+from cloister.protocol.initdata import DEVICE_BYTES, MAGIC, SECTOR, InitData, device_bytes, unpack_device
+from cloister.wire.limits import INITDATA_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from cloister.tee.registry import Attester
 
 INIT_DATA_PCR: Final = 8
-_DEVICE_BYTES: Final = INITDATA_BYTES + 2 * SECTOR
+_POLL_SECONDS: Final = 0.01
 _DISK_PREFIXES: Final = ("vd", "sd", "nvme", "xvd", "sr", "hd")
 
 
@@ -60,18 +61,21 @@ class InitDataMeasurement:
         return init_data
 
 
-def read_device(path: str) -> bytes:
-    """Return the content of an init data device or file, up to the ceiling.
+def read_device(path: str, *, wait_seconds: float = INITDATA_WAIT_SECONDS) -> bytes:
+    """Return the init data device or file as far as it is used, waiting while it is empty.
+
+    The host may boot a pod VM before it has the init data; until then the device is zero.
 
     Raises:
-        Unavailable: it cannot be read (`guest.measure.no_device`).
+        Unavailable: it cannot be read (`guest.measure.no_device`), or stays empty (`guest.measure.no_initdata`).
     """
+    deadline = time.monotonic() + wait_seconds
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = b""
-            while len(data) < _DEVICE_BYTES and (chunk := file.read(_DEVICE_BYTES - len(data))):
-                data += chunk
-            return data
+        while (head := _read(path, SECTOR))[: len(MAGIC)] == bytes(len(MAGIC)):
+            if time.monotonic() > deadline:
+                raise Unavailable("guest.measure.no_initdata", "the host delivers no init data", path=path)
+            time.sleep(_POLL_SECONDS)
+        return head if len(head) < SECTOR else _read(path, min(device_bytes(head), DEVICE_BYTES))
     except OSError as err:
         raise Unavailable(
             "guest.measure.no_device",
@@ -79,6 +83,15 @@ def read_device(path: str) -> bytes:
             path=path,
             hint="start the pod VM with an init data device as its second disk",
         ) from err
+
+
+def _read(path: str, count: int) -> bytes:
+    """Read from a device opened anew: the kernel forgets what it held of a block device at its last close."""
+    with open(path, "rb", buffering=0) as file:
+        data = b""
+        while len(data) < count and (chunk := file.read(count - len(data))):
+            data += chunk
+        return data
 
 
 def require_single_device(path: str, *, sys_block: str = "/sys/block", dev: str = "/dev") -> None:

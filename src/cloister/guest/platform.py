@@ -38,7 +38,7 @@ class Platform(Protocol):
     in_vm: bool
 
     def open_control(self) -> ControlPort:
-        """Return the control port, making its driver ready first."""
+        """Return the control port."""
         ...
 
     def open_streams(self) -> int:
@@ -78,11 +78,7 @@ class VirtualMachine:
     in_vm = True
 
     def open_control(self) -> ControlPort:
-        """Return the control port, making its driver ready first."""
-        from cloister.guest.init import load_modules, read_ahead
-
-        read_ahead()
-        load_modules()
+        """Return the control port."""
         return ControlPort(open_virtio_port(CONTROL_PORT), absence_seconds=_ABSENCE_SECONDS)
 
     def open_streams(self) -> int:
@@ -93,8 +89,9 @@ class VirtualMachine:
         """Return the init data device image; refuse a second one."""
         from cloister.guest.measure import read_device, require_single_device
 
+        image = read_device(INIT_DATA_DEVICE)
         require_single_device(INIT_DATA_DEVICE)
-        return read_device(INIT_DATA_DEVICE)
+        return image
 
     def open_attester(self) -> Attester:
         """Return the TPM."""

@@ -1,8 +1,7 @@
-"""How registry requests reach a server: the interface, and its one implementation over `http.client` (RFC 9110,
-9112).
+"""How registry requests reach a server: the interface, and its one implementation over sockets.
 
 Synchronous and small, so that the guest and the owner's tools use the same one. No redirects, no retries, no
-cookies: `oci.distribution` decides about those. `http.client` and `ssl` are imported on first use. Trusts nobody: a
+cookies: `oci.distribution` decides about those. `socket` and `ssl` are imported on first use. Trusts nobody: a
 server can only send bytes.
 """
 
@@ -11,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cloister.errors import Unavailable
+from cloister.errors import FormatRefused, Unavailable
+from cloister.wire.http1 import Answer, encode_request
 from cloister.wire.limits import REGISTRY_SECONDS
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from http.client import HTTPConnection, HTTPResponse
 
-_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_LAST_PORT: Final = 65535
 
 
 class Response(Protocol):
@@ -77,43 +77,33 @@ class HTTPTransport:
         self._tls = tls
         self._timeout = timeout_seconds
         self._forbid_self = forbid_self
-        self._idle: dict[str, HTTPConnection] = {}
+        self._idle: dict[str, socket.socket] = {}
 
     def open(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """Send a request, see `Transport.open`."""
-        from http.client import HTTPException
-
         origin, path = split_origin(url)
-        kept = self._idle.pop(origin, None)
-        if kept is not None:
-            try:
-                return self._exchange(kept, origin, method, path, headers, body)
-            except (OSError, HTTPException):
-                kept.close()  # the server may have closed it meanwhile, so once more on a fresh one
-        connection = self._connect(origin)
         try:
-            if self._forbid_self:
-                connection.connect()
-                _require_elsewhere(connection.sock, origin)
-            return self._exchange(connection, origin, method, path, headers, body)
-        except (OSError, HTTPException, ValueError) as err:  # ValueError: bytes a request line cannot hold
-            connection.close()
+            request = encode_request(method, path, origin.partition("://")[2], headers, body)
+            kept = self._idle.pop(origin, None)
+            if kept is not None:
+                try:
+                    return self._exchange(kept, origin, method, request)
+                except (OSError, FormatRefused):
+                    kept.close()  # the server may have closed it meanwhile, so once more on a fresh one
+            connection = self._connect(origin)
+            try:
+                if self._forbid_self:
+                    _require_elsewhere(connection, origin)
+                return self._exchange(connection, origin, method, request)
+            except BaseException:
+                connection.close()
+                raise
+        except (OSError, FormatRefused, ValueError) as err:  # ValueError: a name that no address can have
             raise _unreachable(origin, err) from err
-        except Unavailable:
-            connection.close()
-            raise
 
-    def _exchange(
-        self,
-        connection: HTTPConnection,
-        origin: str,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-    ) -> Response:
-        connection.request(method, path, body=body, headers=dict(headers))
-        return _HTTPResponse(self, origin, connection, connection.getresponse())
+    def _exchange(self, connection: socket.socket, origin: str, method: str, request: bytes) -> Response:
+        connection.sendall(request)
+        return _HTTPResponse(self, origin, connection, Answer(connection.recv, method))
 
     def close(self) -> None:
         """Close kept connections."""
@@ -121,27 +111,31 @@ class HTTPTransport:
             connection.close()
         self._idle.clear()
 
-    def keep(self, origin: str, connection: HTTPConnection) -> None:
+    def keep(self, origin: str, connection: socket.socket) -> None:
         """Take back a connection whose answer was read to its end."""
         previous = self._idle.pop(origin, None)
         if previous is not None:
             previous.close()
         self._idle[origin] = connection
 
-    def _connect(self, origin: str) -> HTTPConnection:
-        from http.client import HTTPConnection, HTTPSConnection, InvalidURL
+    def _connect(self, origin: str) -> socket.socket:
+        import socket
 
         scheme, _, authority = origin.partition("://")
+        host, port = _split_authority(authority, _DEFAULT_PORTS[scheme])
+        plain = socket.create_connection((host, port), self._timeout)
         try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if scheme == "http":
-                return HTTPConnection(authority, timeout=self._timeout)
+                return plain
             import ssl
 
             if self._tls is None:
                 self._tls = ssl.create_default_context()
-            return HTTPSConnection(authority, timeout=self._timeout, context=self._tls)
-        except (InvalidURL, OSError) as err:
-            raise _unreachable(origin, err) from err
+            return self._tls.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
 
 
 class _HTTPResponse:
@@ -149,23 +143,21 @@ class _HTTPResponse:
 
     __slots__ = ("_answer", "_connection", "_origin", "_transport", "status")
 
-    def __init__(self, transport: HTTPTransport, origin: str, connection: HTTPConnection, answer: HTTPResponse) -> None:
+    def __init__(self, transport: HTTPTransport, origin: str, connection: socket.socket, answer: Answer) -> None:
         self._transport = transport
         self._origin = origin
-        self._connection: HTTPConnection | None = connection
+        self._connection: socket.socket | None = connection
         self._answer = answer
         self.status = answer.status
         self._release_if_done()
 
     def header(self, name: str) -> str:
-        return self._answer.getheader(name, "") or ""
+        return self._answer.headers.get(name.lower(), "")
 
     def read(self, count: int) -> bytes:
-        from http.client import HTTPException
-
         try:
             data = self._answer.read(count)
-        except (OSError, HTTPException, ValueError) as err:
+        except (OSError, FormatRefused) as err:
             self.close()
             raise Unavailable("oci.transport.interrupted", "registry broke off its answer", path=self._origin) from err
         self._release_if_done()
@@ -175,11 +167,13 @@ class _HTTPResponse:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        self._answer.close()
 
     def _release_if_done(self) -> None:
-        if self._connection is not None and self._answer.isclosed():
-            self._transport.keep(self._origin, self._connection)
+        if self._connection is not None and self._answer.ended:
+            if self._answer.reusable:
+                self._transport.keep(self._origin, self._connection)
+            else:
+                self._connection.close()
             self._connection = None
 
 
@@ -194,7 +188,23 @@ def split_origin(url: str) -> tuple[str, str]:
     if not mark or scheme.lower() not in _DEFAULT_PORTS or not authority or set(authority) & set("@?# \\"):
         raise Unavailable("oci.transport.bad_url", "not an HTTP address without user name", path=url[:200])
     scheme, authority = scheme.lower(), authority.lower()
-    return f"{scheme}://{authority.removesuffix(_DEFAULT_PORTS[scheme])}", f"{slash or '/'}{path}"
+    return f"{scheme}://{authority.removesuffix(f':{_DEFAULT_PORTS[scheme]}')}", f"{slash or '/'}{path}"
+
+
+def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
+    """Return host and port of `host`, `host:port`, `[v6]` or `[v6]:port`; ValueError where it is none of them."""
+    host, bracket, rest = authority.removeprefix("[").partition("]")
+    if not authority.startswith("["):
+        host, colon, rest = authority.partition(":")
+        rest = colon + rest
+    elif not bracket:
+        raise ValueError("an address without its closing bracket")
+    port = rest.removeprefix(":")
+    if not rest:
+        return host, default_port
+    if rest == port or not (port.isascii() and port.isdigit() and int(port) <= _LAST_PORT):
+        raise ValueError("not a port")
+    return host, int(port)
 
 
 def _require_elsewhere(connection: socket.socket, origin: str) -> None:

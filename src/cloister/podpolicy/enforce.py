@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from cloister.errors import PodPolicyRefused
 from cloister.podpolicy.model import ContainerPolicy, PodPolicy, ProcessSpec
@@ -33,23 +35,20 @@ class Life(enum.StrEnum):
     DELETED = "deleted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Create:
+class Create(msgspec.Struct, frozen=True, kw_only=True):
     """Bind the host's identifier `container` to the policy container `name`."""
 
     container: str
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Start the first process."""
 
     container: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exec:
+class Exec(msgspec.Struct, frozen=True, kw_only=True):
     """Run an additional process."""
 
     container: str
@@ -60,46 +59,40 @@ class Exec:
     terminal: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
     """Deliver a signal."""
 
     container: str
     signal: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resize:
+class Resize(msgspec.Struct, frozen=True, kw_only=True):
     """Resize the terminal."""
 
     container: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, kw_only=True):
     """Remove an exited container."""
 
     container: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspect:
+class Inspect(msgspec.Struct, frozen=True, kw_only=True):
     """Read state, pids or statistics, wait, pause, resume or close standard input: needs a known container, nothing
     more."""
 
     container: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchResource:
+class FetchResource(msgspec.Struct, frozen=True, kw_only=True):
     """A process of the policy container `name` asks the guest for a resource of the key broker."""
 
     name: str
     path: ResourcePath
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exited:
+class Exited(msgspec.Struct, frozen=True, kw_only=True):
     """Not a request: the guest saw the first process end. One that ends before it was started has no status, so an
     init container that never ran can never count as done."""
 
@@ -110,8 +103,7 @@ class Exited:
 PodRequest = Create | Start | Exec | Signal | Resize | Delete | Inspect | FetchResource | Exited
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One comparison of a decision.
 
     Attributes:
@@ -135,18 +127,16 @@ class Check:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodState:
+class PodState(msgspec.Struct, frozen=True, kw_only=True):
     """State of all containers. `bound` maps the host's identifiers to policy names; `life` and `status` are by
     policy name. Only a container that ran has a status."""
 
     life: Mapping[str, Life]
-    bound: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    status: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    bound: Mapping[str, str] = msgspec.field(default_factory=lambda: MappingProxyType({}))
+    status: Mapping[str, int] = msgspec.field(default_factory=lambda: MappingProxyType({}))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict, its whole explanation, and the state that follows."""
 
     checks: tuple[Check, ...]

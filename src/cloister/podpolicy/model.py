@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from cloister.errors import FormatRefused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
@@ -66,8 +66,7 @@ class _PolicyWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     lease_seconds: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerPolicy:
+class ContainerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """One container of the pod.
 
     Attributes:
@@ -96,7 +95,7 @@ class ContainerPolicy:
     signature_keys: tuple[str, ...]
     command: tuple[str, ...] | None = None
     args: tuple[str, ...] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     env_resource: ResourcePath | None = None
     cwd: str | None = None
     user: str | None = None
@@ -107,8 +106,7 @@ class ContainerPolicy:
     resources: tuple[ResourcePath, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamsPolicy:
+class StreamsPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Where standard streams may go.
 
     `sealed`: to whoever holds the stream key `key` (the owner), as ciphertext through the host; `host`: in clear;
@@ -119,8 +117,7 @@ class StreamsPolicy:
     key: ResourcePath | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodPolicy:
+class PodPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A whole pod policy; `digest` is `sha256:` over its canonical JSON.
 
     `lease_seconds` is how long the pod may run on one attestation: the guest renews with fresh evidence well within
@@ -142,8 +139,7 @@ class PodPolicy:
         return next((item for item in self.containers if item.name == name), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageDefaults:
+class ImageDefaults(msgspec.Struct, frozen=True, kw_only=True):
     """What a verified image config says about its process."""
 
     entrypoint: tuple[str, ...]
@@ -153,8 +149,7 @@ class ImageDefaults:
     user: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessSpec:
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The process that runs: complete, nothing left to a default of the host."""
 
     args: tuple[str, ...]

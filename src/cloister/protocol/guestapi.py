@@ -20,7 +20,6 @@ resize, close-io, state, pids, pause, resume, delete, shutdown.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -259,8 +258,7 @@ class EventEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A call whose parameters have the type its name asks for."""
 
     id: int
@@ -430,8 +428,7 @@ class StreamKind(enum.IntEnum):
     WINDOW = 2  # payload: u32 bytes of credit granted
 
 
-@dataclass(frozen=True, slots=True)
-class StreamFrame:
+class StreamFrame(msgspec.Struct, frozen=True):
     """One frame of the streams port."""
 
     stream: int

@@ -15,7 +15,6 @@ import hashlib
 import tomllib
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import msgspec
@@ -39,8 +38,7 @@ class _InitDataWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     data: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InitData:
+class InitData(msgspec.Struct, frozen=True, kw_only=True):
     """Parsed init data.
 
     Attributes:
@@ -74,8 +72,7 @@ class InitData:
         return self.entries[name]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerAddress:
+class BrokerAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where the pod's key broker is and which CA its TLS certificate must chain to (PEM)."""
 
     url: str
@@ -146,12 +143,20 @@ def parse_broker_entry(init_data: InitData) -> BrokerAddress:
     return BrokerAddress(url=kbs.url.rstrip("/"), ca_pem=kbs.cert)
 
 
+DEVICE_BYTES: Final = -(-(_HEADER_BYTES + INITDATA_BYTES) // SECTOR) * SECTOR  # room for the longest init data
+
+
 def pack_device(init_data: InitData) -> bytes:
     """Return the block device image that carries `init_data` (a multiple of 512 bytes)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     packed = packer.compress(init_data.text) + packer.flush()
     image = MAGIC + len(packed).to_bytes(8, "little") + packed
     return image + bytes(-len(image) % SECTOR)
+
+
+def device_bytes(head: bytes) -> int:
+    """Return how many bytes of a device its init data takes, by the header in `head`; nothing about it is checked."""
+    return _HEADER_BYTES + int.from_bytes(head[len(MAGIC) : _HEADER_BYTES], "little")
 
 
 def unpack_device(image: bytes) -> InitData:

@@ -7,8 +7,9 @@ data, never by an address inside an image that an untrusted registry serves.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cloister.errors import FormatRefused
 from cloister.wire.limits import RESOURCE_SEGMENT_CHARS
@@ -17,8 +18,7 @@ _SEGMENT: Final = re.compile(r"[a-zA-Z0-9_\-]+[a-zA-Z0-9_\-.]*")
 _SCHEME: Final = "kbs:///"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ResourcePath:
+class ResourcePath(msgspec.Struct, frozen=True, order=True):
     """Repository, type and tag of one resource."""
 
     repository: str

@@ -1,8 +1,8 @@
 """Run one pod from image to exit status: what `cloister run` does, as a library.
 
-The order: pod-VM image and services; seal; plan; the owner's approval; launch; attestation; create and start; the
-streams, opened by the owner's key; exit status; withdrawal of the approval. Each part is another module's; here is
-only who comes after whom, and the record.
+The order: pod-VM image; launch; services, seal, plan, and the owner's approval while the machine boots; its init data;
+attestation; create and start; the streams, opened by the owner's key; exit status; withdrawal of the approval. Each
+part is another module's; here is only who comes after whom, and the record.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,7 @@ import msgspec
 
 from cloister.errors import CloisterError, Refused
 from cloister.host.vmm.backends import Places, launcher_for
+from cloister.host.vmm.machine import RunningVM
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward, VMSpec
 from cloister.host.vtpm import VTPMAuthority
 from cloister.imagetool.podvm import PodVMBundle, Shape, reference_values
@@ -96,6 +98,7 @@ class Environment:
         self.owner = Owner(home)
         self.step = step
         self.bundle: PodVMBundle | None = None
+        self._preparing = threading.Lock()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Environment:
@@ -106,6 +109,63 @@ class Environment:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @contextlib.contextmanager
+    def booting(
+        self, name: str, *, ports: tuple[PortForward, ...] = (), accelerator: Accelerator = Accelerator.AUTO
+    ) -> Iterator[concurrent.futures.Future[RunningVM]]:
+        """Boot a pod that waits for its init data, in the background; it ends with the block.
+
+        Needs no service, so it may begin before the environment does: booting takes longer than anything else.
+        """
+        with concurrent.futures.ThreadPoolExecutor(1, "boot") as pool:
+            future = pool.submit(self._boot, name, None, ports, accelerator)
+            try:
+                yield future
+            finally:
+                if future.exception() is None:
+                    future.result().terminate()
+
+    def boot(
+        self,
+        name: str,
+        init_data: bytes,
+        *,
+        ports: tuple[PortForward, ...] = (),
+        accelerator: Accelerator = Accelerator.AUTO,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+    ) -> RunningVM:
+        """Boot a pod.
+
+        Args:
+            name: of the pod.
+            init_data: what it will measure.
+            ports: forwarded ports.
+            accelerator: how QEMU executes the guest.
+            change: alters what is launched: what a hostile host would do.
+        """
+        return self._boot(name, init_data, ports, accelerator, change)
+
+    def _boot(
+        self,
+        name: str,
+        init_data: bytes | None,
+        ports: tuple[PortForward, ...],
+        accelerator: Accelerator,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+    ) -> RunningVM:
+        bundle = self._prepared()
+        spec = VMSpec(
+            name=name,
+            work=self.work / name,
+            initdata=init_data,
+            bundle=launch_files(bundle) if bundle else None,
+            vcpus=self.shape.vcpus,
+            memory_mib=self.shape.memory_mib,
+            ports=ports,
+            accelerator=accelerator,
+        )
+        return launcher_for(self.backend, self.places).launch(change(spec) if change else spec)
 
     @property
     def level(self) -> Level:
@@ -176,9 +236,20 @@ class Environment:
         if self.backend is Backend.PROCESS:
             self.places.simulation_key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             return simulation_roots(self.places.simulation_key), simulation_references()
-        self.bundle = build_bundle(self.home)
-        VTPMAuthority(self.home.vtpm_ca).create()
-        return read_swtpm_roots(self.home.vtpm_ca), podvm_references(self.bundle, self.shape)
+        bundle = self._prepared()
+        if bundle is None:
+            raise RuntimeError("this back end boots no pod-VM image")
+        return read_swtpm_roots(self.home.vtpm_ca), podvm_references(bundle, self.shape)
+
+    def _prepared(self) -> PodVMBundle | None:
+        """Make or find, once, what a launch needs: pod-VM image and CA of the software TPMs."""
+        if self.backend is Backend.PROCESS:
+            return None
+        with self._preparing:
+            if self.bundle is None:
+                VTPMAuthority(self.home.vtpm_ca).create()
+                self.bundle = build_bundle(self.home)
+            return self.bundle
 
 
 def _differs(expected: LaunchMeasurement, launched: LaunchMeasurement, name: str) -> bool:
@@ -275,19 +346,17 @@ class Pod:
             accelerator: how QEMU executes the guest.
             change: alters what is launched: what a hostile host would do.
         """
-        environment = self.environment
-        spec = VMSpec(
-            name=self.name,
-            work=environment.work / self.name,
-            initdata=self.plan.init_data.text,
-            bundle=launch_files(environment.bundle) if environment.bundle else None,
-            vcpus=environment.shape.vcpus,
-            memory_mib=environment.shape.memory_mib,
-            ports=ports,
-            accelerator=accelerator,
+        machine = self.environment.boot(
+            self.name, self.plan.init_data.text, ports=ports, accelerator=accelerator, change=change
         )
-        launcher = launcher_for(environment.backend, environment.places)
-        with launcher.launch(change(spec) if change else spec) as machine, PodSession(machine) as session:
+        with machine, PodSession(machine) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def take_over(self, machine: RunningVM) -> Iterator[PodSession]:
+        """Give a booting machine this pod's init data; it ends with the block."""
+        with machine, PodSession(machine) as session:
+            machine.deliver_initdata(self.plan.init_data.text)
             yield session
 
 
@@ -330,10 +399,13 @@ def run_pod(
     work = Path(tempfile.mkdtemp(prefix="cloister-"))
     clock = _Clock(record)
     try:
-        with Environment(home, work, request.backend, request.shape, step) as environment:
+        environment = Environment(home, work, request.backend, request.shape, step)
+        name = request.name or f"run-{record.id}"
+        booting = environment.booting(name, ports=request.ports, accelerator=request.accelerator)
+        with booting as machine, environment:
             record.level = environment.level
             clock.lap("prepare")
-            _run_in(environment, request, record, terminal, clock)
+            _run_in(environment, request, name, machine, record, terminal, clock)
     except CloisterError as error:
         record.refusal = explain_denial(Owner(home), error)
     finally:
@@ -344,13 +416,18 @@ def run_pod(
 
 
 def _run_in(
-    environment: Environment, request: RunRequest, record: RunRecord, terminal: Terminal, clock: _Clock
+    environment: Environment,
+    request: RunRequest,
+    name: str,
+    machine: concurrent.futures.Future[RunningVM],
+    record: RunRecord,
+    terminal: Terminal,
+    clock: _Clock,
 ) -> None:
     owner, step = environment.owner, environment.step
     image = owner.seal(request.image, environment.registry.port)
     step("ok", "image sealed and signed" if image.fresh else "image was sealed before", str(image.digest)[:19] + "..")
     clock.lap("seal")
-    name = request.name or f"run-{record.id}"
     pod = Pod.plan_for(
         environment,
         image,
@@ -363,7 +440,7 @@ def _run_in(
     pod.approve()
     clock.lap("plan")
     try:
-        with pod.launch(ports=request.ports, accelerator=request.accelerator) as session:
+        with pod.take_over(machine.result()) as session:
             record.identity.append(("launched", " ".join(session.machine.command)))
             if session.machine.launch is not None:
                 record.documents["launch.json"] = session.machine.launch.blob()

@@ -12,6 +12,11 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
+# HTTP answers of registries and key brokers.
+HTTP_HEAD_BYTES: Final = 64 * KIB  # real heads stay under 4 KiB
+HTTP_HEADERS: Final = 100
+HTTP_INTERIM_ANSWERS: Final = 8  # 1xx answers before the final one
+
 # KBS protocol (trust plane). The request limit is the one CoCo's broker uses, so that the same guests fit.
 KBS_REQUEST_BYTES: Final = 2 * MIB
 KBS_RESPONSE_BYTES: Final = 4 * MIB
@@ -23,6 +28,7 @@ SESSION_SECONDS: Final = 300  # the time a guest may take between /auth and its 
 # Init data: read by the agent before anything is verified, so small.
 INITDATA_BYTES: Final = 1 * MIB
 INITDATA_ENTRIES: Final = 32
+INITDATA_WAIT_SECONDS: Final = 600  # a booted pod VM without init data; sealing a large image takes minutes
 
 # Guest API: what the untrusted host may send.
 GUESTAPI_FRAME_BYTES: Final = 256 * KIB

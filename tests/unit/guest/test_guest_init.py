@@ -1,12 +1,10 @@
-"""Bytes that go to the kernel: interface requests and routes as C lays them out, module files in order."""
+"""Bytes that go to the kernel: interface requests and routes as C lays them out."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
 import struct
-from pathlib import Path
 
 import pytest
 
@@ -40,28 +38,6 @@ def test_route_is_struct_rtentry() -> None:
     assert bytes(entry.dst.addr) == bytes(entry.genmask.addr) == bytes(4)
     assert entry.flags == 3  # RTF_UP | RTF_GATEWAY
     assert entry.dev is None
-
-
-def test_modules_load_in_the_order_of_their_names(tmp_path: Path) -> None:
-    """What is no module is refused by the kernel, and the refusal names the first of them."""
-    for name in ("02-b.ko", "01-a.ko", "notes.txt"):
-        (tmp_path / name).write_bytes(b"not a module")
-    with pytest.raises(Unavailable) as caught:
-        init.load_modules(str(tmp_path))
-    assert caught.value.code == "guest.init.module"
-    assert caught.value.path == "01-a.ko"
-
-
-def test_no_modules_is_fine(tmp_path: Path) -> None:
-    init.load_modules(str(tmp_path))
-    init.load_modules(str(tmp_path / "missing"))
-
-
-def test_read_ahead_skips_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "library").write_bytes(bytes(5000))
-    before = len(os.listdir("/proc/self/fd"))
-    init.read_ahead((str(tmp_path / "missing"), str(tmp_path / "library")))
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_missing_interface_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from cloister.errors import CloisterError, FormatRefused, Refused, Unavailable
 from cloister.guest.measure import INIT_DATA_PCR, InitDataMeasurement, read_device, require_single_device
-from cloister.protocol.initdata import build_initdata, pack_device
+from cloister.host.vmm.initdatafile import InitDataFile
+from cloister.protocol.initdata import DEVICE_BYTES, MAGIC, build_initdata, pack_device, unpack_device
 from cloister.tee.insecure.attester import SimulationAttester
 
 DATA = build_initdata({"a": "b"})
@@ -72,8 +74,34 @@ def test_device_is_read_up_to_a_ceiling(tmp_path: Path) -> None:
     path = tmp_path / "vdb"
     path.write_bytes(pack_device(DATA) + bytes(4 * 1024 * 1024))
     image = read_device(str(path))
-    assert len(image) < 2 * 1024 * 1024
-    assert image.startswith(pack_device(DATA))
+    assert unpack_device(image) == DATA
+    assert pack_device(DATA).startswith(image)
+
+
+def test_a_length_beyond_the_ceiling_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "vdb"
+    path.write_bytes(MAGIC + b"\xff" * 8 + bytes(DEVICE_BYTES * 2))
+    assert len(read_device(str(path))) == DEVICE_BYTES
+
+
+def test_an_empty_device_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "vdb"
+    file = InitDataFile(path, None)
+    assert path.stat().st_size == DEVICE_BYTES
+    later = threading.Timer(0.1, file.deliver, [DATA.text])
+    later.start()
+    assert unpack_device(read_device(str(path), wait_seconds=10)) == DATA
+    later.join()
+    with pytest.raises(Refused) as caught:
+        file.deliver(DATA.text)
+    assert caught.value.code == "host.vm.initdata_twice"
+
+
+def test_a_device_that_stays_empty_is_told(tmp_path: Path) -> None:
+    InitDataFile(tmp_path / "vdb", None)
+    with pytest.raises(Unavailable) as caught:
+        read_device(str(tmp_path / "vdb"), wait_seconds=0.02)
+    assert caught.value.code == "guest.measure.no_initdata"
 
 
 @pytest.mark.parametrize("name", ["missing", "."])

@@ -17,6 +17,7 @@ import pytest
 from cloister.errors import Unavailable
 from cloister.host.vmm.exit import ExitReason
 from cloister.host.vmm.hcrtm import Command, HCRTMProxy
+from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.machine import Pipes, RunningVM
 from cloister.host.vmm.spec import Backend
 from cloister.host.vmm.staging import Staging
@@ -68,6 +69,7 @@ def make(tmp_path: Path, cleaned: list[str]) -> Iterator[Maker]:
                 ),
                 console=tmp_path / "console.log",
                 launch=None,
+                initdata=InitDataFile(tmp_path / "initdata", None),
                 main=main,
                 main_output=output,
                 aside=aside,
@@ -262,6 +264,7 @@ LAUNCHER = """
 import sys, pathlib
 sys.path.insert(0, {here!r})
 from cloister.host.vmm.machine import *
+from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.machine import Pipes
 from cloister.host.vmm.spec import Backend
 from cloister.host.vmm.staging import Staging
@@ -270,6 +273,7 @@ with Staging() as staging:
     aside = {{"swtpm": staging.start("swtpm", ["/bin/sleep", "1000"])}}
     main, output = staging.start("qemu", ["/bin/sleep", "1000"])
     vm = RunningVM(name="x", backend=Backend.SEABIOS, level=Level.MEASURED, launch=None, main=main, main_output=output,
+        initdata=InitDataFile(pathlib.Path({console!r}).with_name("initdata"), None), 
         pipes=Pipes(control=control, streams=streams), console=pathlib.Path({console!r}), aside=aside,
         clean_up=staging.hand_over())
 print(*vm.pids.values(), flush=True)

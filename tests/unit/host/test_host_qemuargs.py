@@ -58,7 +58,7 @@ def test_seabios_profile(make_spec: Any, bundle: Bundle) -> None:
     assert options["-L"] == str(bundle.bios.parent)
     assert options["-smp"] == "4,sockets=1,cores=4,threads=1"
     assert options["-m"] == "1024"
-    assert options["-cpu"] == "max"
+    assert options["-cpu"] == "max,la57=off"
     assert options["-accel"] == "tcg,thread=multi,tb-size=256"
     assert options["-name"] == "cloister-pod-1,debug-threads=on"
     assert options["-global"] == "apic-common.vapic=off"

@@ -67,7 +67,6 @@ class Scenes:
         began = time.monotonic()
         with self._scene("pod-VM image"):
             bundle = prepare_bundle(self.home) if self.backend is not Backend.PROCESS else None
-            app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
         if bundle is not None and not bundle.cached:
             self.step(
                 "ok",
@@ -76,6 +75,7 @@ class Scenes:
             )
         with Environment(self.home, self.work, self.backend, DEFAULT_SHAPE, _tell_nobody) as environment:
             with self._scene("app image encrypted and signed"):
+                app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
                 with environment.owner.admin() as admin:
                     admin.put_resource(MODEL_PATH, model())
                 image = environment.owner.seal(app, environment.registry.port)

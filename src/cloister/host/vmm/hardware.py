@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from cloister.errors import Unavailable
+from cloister.errors import Refused, Unavailable
 from cloister.host.vmm.machine import RunningVM
 from cloister.host.vmm.qemu import start_qemu
 from cloister.host.vmm.qemuargs import Platform, Value, option, plain
@@ -137,12 +137,15 @@ def tdx_platform(spec: VMSpec, *, quote_socket: Path = QUOTE_SOCKET) -> Platform
     )
 
 
-def initdata_field(text: bytes, size: int) -> str:
+def initdata_field(text: bytes | None, size: int) -> str:
     """Return the digest of init data in a field of `size` bytes, in standard base64 as QEMU takes it.
 
     Raises:
         FormatRefused: not init data (`protocol.initdata.*`).
+        Refused: there is none yet (`host.spec.initdata`).
     """
+    if text is None:
+        raise Refused("host.spec.initdata", "the processor fixes the init data at launch, and there is none yet")
     return encode_b64(parse_initdata(text).digest[:size].ljust(size, b"\0"))
 
 

@@ -23,6 +23,7 @@ from cloister.host.process import Child
 from cloister.host.vmm.boundedlog import BoundedLog
 from cloister.host.vmm.exit import Observed, VMExit, judge_exit
 from cloister.host.vmm.hcrtm import HCRTMProxy
+from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.monitor import MonitorReader
 from cloister.host.vmm.spec import Backend, VMSpec
 from cloister.host.vmm.supervisor import Supervisor
@@ -89,6 +90,7 @@ class RunningVM:
         pipes: Pipes,
         console: Path,
         launch: LaunchMeasurement | None,
+        initdata: InitDataFile,
         main: Child,
         main_output: int,
         aside: Mapping[str, tuple[Child, int]],
@@ -97,6 +99,7 @@ class RunningVM:
         """Take over the processes: from here on they end with this object.
 
         Args:
+            initdata: the file behind the init data device.
             main_output: readable end of the main process' output.
             aside: other processes by role, each with the readable end of its output.
             clean_up: called once after all processes ended.
@@ -109,6 +112,7 @@ class RunningVM:
         self.streams = pipes.streams
         self.console = console
         self.launch = launch
+        self._initdata = initdata
         self._pipes = pipes
         self._main = main
         self._aside = {role: child for role, (child, _) in aside.items()}
@@ -136,6 +140,15 @@ class RunningVM:
     def pids(self) -> Mapping[str, int]:
         """Process ids by role: `qemu` or `sandbox`, and `swtpm`."""
         return {self._main.name: self._main.pid, **{role: child.pid for role, child in self._aside.items()}}
+
+    def deliver_initdata(self, text: bytes) -> None:
+        """Give the pod the init data that it was launched without.
+
+        Raises:
+            Refused: it has some already (`host.vm.initdata_twice`).
+            FormatRefused: not init data (`protocol.initdata.*`).
+        """
+        self._initdata.deliver(text)
 
     def require_measured(self, seconds: float = MEASURE_SECONDS) -> None:
         """Wait until the launch was measured; returns at once where there is nothing to measure.

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import socket
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from cloister.errors import Unavailable
 from cloister.host.process import Child, find_program
 from cloister.host.vmm.hcrtm import HCRTMProxy
+from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.machine import Pipes, RunningVM
 from cloister.host.vmm.ports import require_free
 from cloister.host.vmm.qemuargs import Channels, Platform, qemu_arguments
 from cloister.host.vmm.spec import Backend, VMSpec
 from cloister.host.vmm.staging import Staging
 from cloister.host.vtpm import VTPM
-from cloister.protocol.initdata import pack_device, parse_initdata
 from cloister.protocol.launch import LaunchMeasurement
 from cloister.rats.claims import Level
 
@@ -79,7 +78,9 @@ def start_qemu(
         monitor=monitor_end.fileno(),
         tpm=ends[4].fileno() if measured else None,
     )
-    arguments = qemu_arguments(spec, platform, channels, _write_initdata(staging, spec), spec.require_bundle().root)
+    prepare_work(staging, spec, INITDATA_FILE)
+    initdata = InitDataFile(spec.work / INITDATA_FILE, spec.initdata)
+    arguments = qemu_arguments(spec, platform, channels, initdata.path, spec.require_bundle().root)
     main, output = staging.start("qemu", [str(find_program(PROGRAM)), *arguments], ends)
     vm = RunningVM(
         name=spec.name,
@@ -88,6 +89,7 @@ def start_qemu(
         pipes=Pipes(control=control, streams=streams, console=console, monitor=monitor, proxy=proxy),
         console=spec.work / CONSOLE_FILE,
         launch=measured[0] if measured else None,
+        initdata=initdata,
         main=main,
         main_output=output,
         aside=aside,
@@ -113,13 +115,6 @@ def prepare_work(staging: Staging, spec: VMSpec, *files: str) -> None:
         raise Unavailable("host.work", f"no directory for the run: {err.strerror}", path=str(spec.work)) from err
     for name in files:
         staging.leftover(partial((spec.work / name).unlink, missing_ok=True))
-
-
-def _write_initdata(staging: Staging, spec: VMSpec) -> Path:
-    prepare_work(staging, spec, INITDATA_FILE)
-    file = spec.work / INITDATA_FILE
-    file.write_bytes(pack_device(parse_initdata(spec.initdata)))
-    return file
 
 
 def _swtpm_command(control: socket.socket) -> list[str]:

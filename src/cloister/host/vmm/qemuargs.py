@@ -40,6 +40,10 @@ class Channels:
     tpm: int | None = None
 
 
+# Under emulation every miss of the translation cache walks the page tables: four levels are a tenth faster than five.
+_CPU: Final[Mapping[Accelerator, str]] = {Accelerator.KVM: "max", Accelerator.TCG: "max,la57=off"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
     """What differs between the profiles.
@@ -47,14 +51,14 @@ class Platform:
     Attributes:
         machine: properties of the machine beside the common ones.
         accelerator: `kvm` or `tcg`, never `auto`.
-        cpu: CPU model.
+        cpu: CPU model; empty for the common one.
         boot: firmware, kernel, and what they need.
     """
 
     accelerator: Accelerator
     boot: tuple[str, ...]
     machine: Mapping[str, Value]
-    cpu: str = "max"
+    cpu: str = ""
 
 
 def option(first: str, properties: Mapping[str, Value]) -> str:
@@ -111,7 +115,7 @@ def qemu_arguments(spec: VMSpec, platform: Platform, channels: Channels, initdat
         *("-sandbox", _SECCOMP),
         *("-machine", option("q35", machine)),
         *("-accel", _accelerator(platform.accelerator)),
-        *("-cpu", platform.cpu),
+        *("-cpu", platform.cpu or _CPU[platform.accelerator]),
         *("-smp", smp),
         *("-m", str(spec.memory_mib)),
         *("-global", "apic-common.vapic=off"),  # else QEMU adds kvmvapic.bin, an option ROM, also under TCG

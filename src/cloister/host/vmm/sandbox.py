@@ -26,12 +26,12 @@ from typing import Final
 import cloister
 from cloister.errors import Unavailable
 from cloister.host.process import Child, find_program
+from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.machine import Pipes, RunningVM
 from cloister.host.vmm.ports import Forwarder, copy_both_ways, require_free
 from cloister.host.vmm.qemu import CONSOLE_FILE, prepare_work
 from cloister.host.vmm.spec import Backend, VMSpec
 from cloister.host.vmm.staging import Staging
-from cloister.protocol.initdata import pack_device, parse_initdata
 from cloister.rats.claims import Level
 
 AGENT: Final = "cloister.guest.agent"  # by name: host and guest code never import one another
@@ -72,7 +72,7 @@ class ProcessLauncher:
             prepare_work(staging, spec)
             runtime = _runtime_directory(staging)
             listeners = [_listen(staging, runtime / name) for name in _FILES[:2]]
-            (runtime / "initdata").write_bytes(pack_device(parse_initdata(spec.initdata)))
+            initdata = InitDataFile(runtime / "initdata", spec.initdata)
             _copy_key(self._simulation_key, runtime / "simulation-key")
             _give_away(runtime)
             for port in spec.ports:
@@ -89,6 +89,7 @@ class ProcessLauncher:
                 pipes=Pipes(control=control, streams=streams),
                 console=spec.work / CONSOLE_FILE,
                 launch=None,
+                initdata=initdata,
                 main=child,
                 main_output=output,
                 aside={},

@@ -115,7 +115,8 @@ class VMSpec:
     Attributes:
         name: short name, appears in process listings.
         work: directory of this run, for the console log and files that live as long as the pod; made when absent.
-        initdata: init data text (TOML), as it will be measured.
+        initdata: init data text (TOML), as it will be measured; None: `RunningVM.deliver_initdata` brings it while
+            the machine boots.
         bundle: the pod-VM image; not used by the process back end.
         vcpus: virtual processors.
         memory_mib: main memory.
@@ -125,7 +126,7 @@ class VMSpec:
 
     name: str
     work: Path
-    initdata: bytes
+    initdata: bytes | None
     bundle: Bundle | None = None
     vcpus: int = 2
     memory_mib: int = 512

@@ -27,7 +27,7 @@ from cloister.imagetool.podvm import bundle as names
 from cloister.imagetool.podvm.archive import PackageArchive
 from cloister.imagetool.podvm.bundle import Manifest, PackageRecord, PodVMBundle, load_bundle
 from cloister.imagetool.podvm.bytecode import compile_tree
-from cloister.imagetool.podvm.contents import PACKAGE, collect_contents, rule_packages
+from cloister.imagetool.podvm.contents import PACKAGE, check_read_ahead, collect_contents, rule_packages
 from cloister.imagetool.podvm.definition import DEFINITION_BYTES, Definition, lock_of, parse_definition
 from cloister.imagetool.podvm.erofs import build_erofs
 from cloister.imagetool.podvm.guestcode import GuestSource, read_guest_source
@@ -140,12 +140,19 @@ def _build_into(stage: Path, request: BuildRequest, inputs: _Inputs, clock: _Pha
     contents = collect_contents(definition, request.definition.parent, packages, inputs.guest, clock.progress)
     clock.begin("compile")
     root = compile_tree(contents.root, definition.python, own=f"{definition.guest.directory}/{PACKAGE}")
+    check_read_ahead(root, definition)
     clock.begin("root")
     image = build_erofs(root, definition, contents.tools)
     verity = build_verity_tree(image, salt=bytes.fromhex(definition.verity_salt))
     cmdline = f"{definition.kernel.cmdline} cloister.verity={verity.kernel_argument()}"
     clock.begin("initrd")
-    initrd = build_initrd(contents.initrd, contents.initrd_modules, mtime=definition.source_date_epoch)
+    initrd = build_initrd(
+        contents.initrd,
+        contents.release,
+        contents.early_modules,
+        contents.late_modules,
+        mtime=definition.source_date_epoch,
+    )
     clock.begin("uki")
     uki = build_uki(
         UKIParts(
@@ -175,7 +182,8 @@ def _read_inputs(request: BuildRequest) -> _Inputs:
     text = _read(request.definition)
     definition = parse_definition(text)
     lock_text = _read(lock_of(request.definition))
-    rules = (*definition.root.files, *definition.initrd.files, definition.guest.start)
+    guest = definition.guest
+    rules = (*definition.root.files, *definition.initrd.files, guest.start, guest.read_ahead)
     own_files = {rule.source: _digest(_read(folder / rule.source)) for rule in rules if rule.source}
     return _Inputs(
         definition=definition,

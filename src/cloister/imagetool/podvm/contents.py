@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cloister.errors import Refused
@@ -41,7 +41,9 @@ class Contents:
     Attributes:
         root: the root file system, Python still as source.
         initrd: the initrd without its modules.
-        initrd_modules: in load order.
+        release: of the kernel.
+        early_modules: what mounting the root needs, in load order.
+        late_modules: what the agent needs, in load order, without those before.
         tools: what the builder runs.
         bundle: bundle file name to content.
         stub: the UEFI stub.
@@ -49,7 +51,9 @@ class Contents:
 
     root: Tree = field(default_factory=Tree)
     initrd: Tree = field(default_factory=Tree)
-    initrd_modules: list[Module] = field(default_factory=list)
+    release: str = ""
+    early_modules: list[Module] = field(default_factory=list)
+    late_modules: list[Module] = field(default_factory=list)
     tools: Tree = field(default_factory=Tree)
     bundle: dict[str, bytes] = field(default_factory=dict)
     stub: bytes = b""
@@ -119,6 +123,24 @@ def check_libraries(name: str, tree: Tree) -> None:
                 )
 
 
+def check_read_ahead(root: Tree, definition: Definition) -> None:
+    """Check that every path of the read-ahead list is a file of the finished root.
+
+    Raises:
+        Refused: one is not (`imagetool.contents.read_ahead`).
+    """
+    text = root.nodes[definition.guest.read_ahead.path].data.decode()
+    for line in text.splitlines():
+        node = root.nodes.get(line.removeprefix("/"))
+        if node is None or node.kind not in {Kind.FILE, Kind.LINK}:
+            raise Refused(
+                "imagetool.contents.read_ahead",
+                "the read-ahead list names a file that the image does not hold",
+                path=line[:200],
+                hint="correct images/podvm/read-ahead",
+            )
+
+
 def _sort_package(contents: Contents, definition: Definition, rule: PackageRule, found: dict[str, Node]) -> None:
     kept = without_excluded(found, definition.python)
     for patterns, tree in ((rule.root, contents.root), (rule.initrd, contents.initrd), (rule.tools, contents.tools)):
@@ -137,11 +159,11 @@ def _sort_modules(contents: Contents, definition: Definition, found: dict[str, N
     kernel = definition.kernel
     builtin = found[select_one(found, kernel.builtin)].data.decode("utf-8", "replace").splitlines()
     modules = ModuleSet({path: found[path].data for path in select(found, kernel.modules)}, builtin)
-    contents.initrd_modules = modules.in_load_order(kernel.initrd_modules)
-    at_start = _without(modules.in_load_order(kernel.agent_modules), contents.initrd_modules)
-    for number, module in enumerate(at_start, 10):
-        contents.root.add_file(f"{kernel.agent_folder}/{number}-{module.name}.ko", module.data)
-    later = _without(modules.in_load_order(kernel.root_modules), [*contents.initrd_modules, *at_start])
+    contents.release = PurePosixPath(select_one(found, kernel.builtin)).parent.name
+    contents.early_modules = modules.in_load_order(kernel.early_modules)
+    contents.late_modules = _without(modules.in_load_order(kernel.late_modules), contents.early_modules)
+    loaded = [*contents.early_modules, *contents.late_modules]
+    later = _without(modules.in_load_order(kernel.root_modules), loaded)
     for module in later:
         contents.root.add_file(f"{_MODULE_FOLDER}/{module.name}.ko", module.data)
     order = "".join(f"{module.name}\n" for module in later)
@@ -157,6 +179,7 @@ def _add_guest(root: Tree, definition: Definition, folder: Path, guest: GuestSou
     for path, data in guest.files.items():
         root.add_file(f"{definition.guest.directory}/{PACKAGE}/{path}", data)
     _add_own_file(root, definition.guest.start, folder)
+    _add_own_file(root, definition.guest.read_ahead, folder)
 
 
 def _add_layout(tree: Tree, layout: LayoutRule, folder: Path) -> None:

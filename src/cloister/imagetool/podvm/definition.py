@@ -51,9 +51,8 @@ class KernelRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         modules: pattern of its module files.
         builtin: its list of what is built in.
         cmdline: kernel command line without the root hash.
-        initrd_modules: loaded by the initrd.
-        agent_modules: loaded by the agent at start, in the order of their file names in `agent_folder`.
-        agent_folder: where in the root these are.
+        early_modules: what mounting the root needs; loaded first by the initrd.
+        late_modules: what the agent needs; loaded by the initrd while it mounts the root.
         root_modules: in the root, for when they are needed; `order` beside them says in which order.
     """
 
@@ -61,9 +60,8 @@ class KernelRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     modules: str
     builtin: str
     cmdline: str
-    initrd_modules: tuple[str, ...]
-    agent_modules: tuple[str, ...]
-    agent_folder: str
+    early_modules: tuple[str, ...]
+    late_modules: tuple[str, ...]
     root_modules: tuple[str, ...]
 
 
@@ -91,6 +89,7 @@ class GuestRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     start: FileRule
+    read_ahead: FileRule
 
 
 class PythonRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -273,7 +273,7 @@ with Staging() as staging:
     aside = {{"swtpm": staging.start("swtpm", ["/bin/sleep", "1000"])}}
     main, output = staging.start("qemu", ["/bin/sleep", "1000"])
     vm = RunningVM(name="x", backend=Backend.SEABIOS, level=Level.MEASURED, launch=None, main=main, main_output=output,
-        initdata=InitDataFile(pathlib.Path({console!r}).with_name("initdata"), None), 
+        initdata=InitDataFile(pathlib.Path({console!r}).with_name("initdata"), None),
         pipes=Pipes(control=control, streams=streams), console=pathlib.Path({console!r}), aside=aside,
         clean_up=staging.hand_over())
 print(*vm.pids.values(), flush=True)

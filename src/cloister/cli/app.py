@@ -46,9 +46,12 @@ def _root(
     pass
 
 
-app.command("run", short_help="Run an unchanged image in a measured pod VM.", context_settings=_ARGUMENTS_END_OPTIONS)(
-    run.run_command
-)
+app.command(
+    "run",
+    cls=run.RunCommand,
+    short_help="Run an unchanged image in a measured pod VM.",
+    context_settings=_ARGUMENTS_END_OPTIONS,
+)(run.run_command)
 app.command("demo", short_help="Play the whole flow on this machine, then attack it.")(demo.demo_command)
 app.command("doctor", short_help="List what this machine can do, each line with its fix.")(doctor.doctor_command)
 app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)

@@ -13,9 +13,11 @@ import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+import typer.core
+import typer.exceptions
 
 from cloister import __version__
 from cloister.cli.options import (
@@ -26,7 +28,7 @@ from cloister.cli.options import (
     parse_name,
     parse_publish,
 )
-from cloister.cli.output import StepPrinter, print_error
+from cloister.cli.output import EXIT_USAGE, StepPrinter, print_error
 from cloister.cli.podvm import prepare_bundle
 from cloister.cli.refusals import refusal_number
 from cloister.cli.report import write_report
@@ -44,6 +46,19 @@ if TYPE_CHECKING:
 EXIT_CLOISTER: Final = 125  # Cloister itself refused or failed; lower numbers belong to the workload
 _EXIT_SIGNAL: Final = 128
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class RunCommand(typer.core.TyperCommand):
+    """A verb whose usage errors leave with 125 too: 2 may be the workload's own status."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:  # Any: passed on as it comes
+        """Parse the command line."""
+        try:
+            return super().make_context(*args, **extra)
+        except typer.exceptions.TyperException as error:
+            if getattr(error, "exit_code", 0) == EXIT_USAGE:
+                error.exit_code = EXIT_CLOISTER
+            raise
 
 
 def run_command(

@@ -265,7 +265,6 @@ import sys, pathlib
 sys.path.insert(0, {here!r})
 from cloister.host.vmm.machine import *
 from cloister.host.vmm.initdatafile import InitDataFile
-from cloister.host.vmm.machine import Pipes
 from cloister.host.vmm.spec import Backend
 from cloister.host.vmm.staging import Staging
 with Staging() as staging:
@@ -273,7 +272,8 @@ with Staging() as staging:
     aside = {{"swtpm": staging.start("swtpm", ["/bin/sleep", "1000"])}}
     main, output = staging.start("qemu", ["/bin/sleep", "1000"])
     vm = RunningVM(name="x", backend=Backend.SEABIOS, level=Level.MEASURED, launch=None, main=main, main_output=output,
-        initdata=InitDataFile(pathlib.Path({console!r}).with_name("initdata"), None), pipes=Pipes(control=control, streams=streams), console=pathlib.Path({console!r}), aside=aside,
+        initdata=InitDataFile(pathlib.Path({console!r}).with_name("initdata"), None),
+        pipes=Pipes(control=control, streams=streams), console=pathlib.Path({console!r}), aside=aside,
         clean_up=staging.hand_over())
 print(*vm.pids.values(), flush=True)
 sys.stdin.read()

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from cloister.errors import CloisterError, Refused
+from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.host.vmm.backends import Places, launcher_for
 from cloister.host.vmm.machine import RunningVM
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward, VMSpec
@@ -48,6 +48,8 @@ from cloister.trust.store.records import DenialRecord
 CONTAINER: Final = "app"
 DEFAULT_SHAPE: Final = Shape(vcpus=2, memory_mib=512)
 _DENIAL_PREFIX: Final = "d-"
+_BOOTS: Final = 3
+_KERNEL_PANIC: Final = "host.vm.kernel_panic"
 
 Step = Callable[[str, str, str], None]
 
@@ -338,26 +340,38 @@ class Pod:
         ports: tuple[PortForward, ...] = (),
         accelerator: Accelerator = Accelerator.AUTO,
         change: Callable[[VMSpec], VMSpec] | None = None,
+        booting: concurrent.futures.Future[RunningVM] | None = None,
     ) -> Iterator[PodSession]:
-        """Launch the pod; it ends with the block.
+        """Launch the pod and give it once its agent has spoken; it ends with the block.
+
+        A guest kernel that panics before that is booted again, twice at most: emulation by QEMU before 8.1 crashes one
+        boot in some dozens while several processors patch the kernel's code. Nothing has been attested by then.
 
         Args:
             ports: forwarded ports.
             accelerator: how QEMU executes the guest.
             change: alters what is launched: what a hostile host would do.
+            booting: a machine that `Environment.booting` launched already.
         """
-        machine = self.environment.boot(
-            self.name, self.plan.init_data.text, ports=ports, accelerator=accelerator, change=change
-        )
-        with machine, PodSession(machine) as session:
-            yield session
-
-    @contextlib.contextmanager
-    def take_over(self, machine: RunningVM) -> Iterator[PodSession]:
-        """Give a booting machine this pod's init data; it ends with the block."""
-        with machine, PodSession(machine) as session:
-            machine.deliver_initdata(self.plan.init_data.text)
-            yield session
+        init_data = self.plan.init_data.text
+        for left in reversed(range(_BOOTS)):
+            if booting is not None:
+                machine, booting = booting.result(), None
+                machine.deliver_initdata(init_data)
+            else:
+                machine = self.environment.boot(
+                    self.name, init_data, ports=ports, accelerator=accelerator, change=change
+                )
+            with machine, PodSession(machine) as session:
+                try:
+                    session.hello()
+                except Unavailable as error:
+                    if error.code != _KERNEL_PANIC or not left:
+                        raise
+                    self.environment.step("--", "guest kernel crashed at its start", "booted again")
+                    continue
+                yield session
+                return
 
 
 def explain_denial(owner: Owner, error: CloisterError) -> CloisterError:
@@ -440,7 +454,7 @@ def _run_in(
     pod.approve()
     clock.lap("plan")
     try:
-        with pod.take_over(machine.result()) as session:
+        with pod.launch(ports=request.ports, accelerator=request.accelerator, booting=machine) as session:
             record.identity.append(("launched", " ".join(session.machine.command)))
             if session.machine.launch is not None:
                 record.documents["launch.json"] = session.machine.launch.blob()

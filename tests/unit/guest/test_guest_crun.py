@@ -230,7 +230,7 @@ def test_process_that_is_gone_is_nobodys(place: Path) -> None:
 def test_exit_status_arrives_once(place: Path) -> None:
     """The stand-in's process is its own child here, so its status is not ours to see: gone is all that is known."""
     told: list[int] = []
-    runtime(place, "exit 3").start("app", ProcessIO(), told.append)
+    runtime(place, "sleep 0.2; exit 3").start("app", ProcessIO(), told.append)
     deadline = time.monotonic() + 20
     while not told:
         assert time.monotonic() < deadline

@@ -265,7 +265,6 @@ import sys, pathlib
 sys.path.insert(0, {here!r})
 from cloister.host.vmm.machine import *
 from cloister.host.vmm.initdatafile import InitDataFile
-from cloister.host.vmm.machine import Pipes
 from cloister.host.vmm.spec import Backend
 from cloister.host.vmm.staging import Staging
 with Staging() as staging:

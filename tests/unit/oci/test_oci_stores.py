@@ -238,6 +238,23 @@ def test_docker_save_becomes_an_oci_image(tmp_path: Path) -> None:
     source.close()
 
 
+@pytest.mark.parametrize(
+    ("saved", "asked"),
+    [
+        ("docker.io/library/app:1", "app:1"),  # as skopeo writes it
+        ("app:1", "docker.io/library/app:1"),
+        ("team/app:latest", "docker.io/team/app"),
+        ("not a reference", "not a reference"),
+    ],
+)
+def test_docker_names_are_compared_as_references(tmp_path: Path, saved: str, asked: str) -> None:
+    source = DockerArchive(pack(tmp_path / "d.tar", docker_members(LAYER, tags=[saved])))
+    assert read_manifest(source, asked)
+    for other in ("example.org/library/app:1", "team/app:1", "app", "Not A Reference"):
+        assert refused(lambda other=other: read_manifest(source, other)) == "oci.archive.manifest_missing"
+    source.close()
+
+
 def test_docker_saves_equal_layers_as_links(tmp_path: Path) -> None:
     members = docker_members(LAYER, LAYER)
     del members["1/layer.tar"]

@@ -154,6 +154,7 @@ class DockerArchive:
             self._archive.close()
             raise
         self._blobs: dict[Digest, str] = {}
+        self._made: dict[str, StoredManifest] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -162,11 +163,15 @@ class DockerArchive:
     def get_manifest(self, selector: str) -> StoredManifest | None:
         """Return a manifest for the image with that `repository:tag`; an empty selector means the only image.
 
+        The digest of a manifest that was returned before is a selector, too: the archive itself holds none.
+
         Names are compared as references: `docker save` writes `app:1` where skopeo writes `docker.io/library/app:1`.
 
         Raises:
             ImageRefused: `oci.archive.ambiguous`, `oci.archive.layer_count`, `oci.archive.*`, `oci.config.*`.
         """
+        if selector in self._made:
+            return self._made[selector]
         found = [
             image
             for image in self._images
@@ -176,7 +181,11 @@ class DockerArchive:
             raise ImageRefused(
                 f"{_CODE}.ambiguous", "archive holds several such images", expected="one", actual=str(len(found))
             )
-        return StoredManifest(self._make_manifest(found[0]), OCI_MANIFEST) if found else None
+        if not found:
+            return None
+        made = StoredManifest(self._make_manifest(found[0]), OCI_MANIFEST)
+        self._made[str(Digest.of(made.raw))] = made
+        return made
 
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob of a manifest that `get_manifest` returned, unchecked."""

@@ -234,6 +234,8 @@ def test_docker_save_becomes_an_oci_image(tmp_path: Path) -> None:
         assert kinds == ["", "+gzip"]
         assert [b"".join(checked_blob(source, layer)) for layer in manifest.layers] == [LAYER, packed]
         assert read_blob(source, manifest.config, ceiling=10_000)
+        assert read_manifest(source, str(manifest.digest)).raw == manifest.raw
+    assert refused(lambda: read_manifest(source, "sha256:" + "0" * 64)) == "oci.archive.manifest_missing"
     assert refused(lambda: read_manifest(source, "app:2")) == "oci.archive.manifest_missing"
     source.close()
 

@@ -26,7 +26,7 @@ import tarfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,10 +45,11 @@ from cloister.sdk.run import CONTAINER, DEFAULT_SHAPE, Environment, Pod
 from cloister.sdk.session import PodSession, Terminal
 from conformance.tools import require_tool
 
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Finding = tuple[str, str]  # name of the canary, where it was
 
 CANARIES = {
-    "image": b"BusyBox v1.",  # a text inside the image's only program
+    "image": b"changed by the third layer",  # a file of the image
     "env": b"canary-of-the-environment-6153",
     "secret": b"canary-of-the-resource-8810",
     "data": b"canary-of-the-data-2274",
@@ -57,7 +58,7 @@ REDIS_CANARIES = {**CANARIES, "image": b"Server can't set maximum open files to"
 SECRET = ResourcePath("default", "secret", "canary")
 SCRIPT = (
     'read line; echo "got $line and $WORD"; '
-    "busybox wget -q -O - http://127.0.0.1:8006/cdh/resource/default/secret/canary; busybox | head -1"
+    "busybox wget -q -O - http://127.0.0.1:8006/cdh/resource/default/secret/canary; cat /app/data/greeting.txt"
 )
 # Debian's essential packages fetch with what they have; then the image's own program, as its config starts it.
 REDIS_SCRIPT = (
@@ -221,10 +222,10 @@ def test_no_canary_on_the_host_side(tmp_path: Path, backend: Backend) -> None:
     reading, writing = socket.socketpair()
     writing.sendall(CANARIES["data"] + b"\n")
     workload = WorkloadRequest(
-        args=("sh", "-c", SCRIPT), env={"WORD": CANARIES["env"].decode()}, stdin=True, resources=(SECRET,)
+        entrypoint=("sh", "-c", SCRIPT), env={"WORD": CANARIES["env"].decode()}, stdin=True, resources=(SECRET,)
     )
     view = HostView(CANARIES)
-    with stage(tmp_path, backend, images.busybox_image(), workload) as run:
+    with stage(tmp_path, backend, images.layered_image(), workload) as run:
         key = run.pod.stream_key
         streams = run.session.create(CONTAINER, registry=run.environment.registry_url, stream_key=key)
         run.session.start(CONTAINER)
@@ -283,6 +284,22 @@ def test_no_canary_of_a_serving_redis_on_the_host_side(tmp_path: Path, free_port
     view.files(home.root, tmp_path)
     assert all(CANARIES[name] in output.getvalue() for name in ("env", "secret")), output.getvalue()
     assert b"Ready to accept connections" in output.getvalue()
+    assert view.found == []
+
+
+@pytest.mark.tool
+def test_no_canary_in_the_record_of_a_run(cli: Run, tmp_path: Path) -> None:
+    """What `cloister run` leaves behind is meant to be shown to others."""
+    image = f"oci:{images.layered_image()}:{images.TAG}"
+    word = f"WORD={CANARIES['env'].decode()}"
+    options = ["-i", "-e", word, "--level", "simulated", "--entrypoint", "/bin/sh"]
+    script = 'read line; echo "$line and $WORD"; cat greeting.txt'
+    done = cli("run", *options, image, "-c", script, stdin=CANARIES["data"] + b"\n")
+    assert all(CANARIES[name] in done.stdout for name in ("image", "env", "data")), done.stderr
+    view = HostView(CANARIES)
+    view.files(*tmp_path.glob("cloister-run-*"), home_from_environment().root)
+    view.look("standard error", done.stderr)
+    assert view.seen > 20
     assert view.found == []
 
 
@@ -349,7 +366,7 @@ def test_the_scan_finds_a_canary_of_a_process(tmp_path: Path) -> None:
 @pytest.mark.tool
 def test_the_scan_finds_what_a_plain_registry_and_plain_streams_show(tmp_path: Path) -> None:
     """The same pod as above with its image unsealed and its streams in clear is seen through at once."""
-    assert in_layers(images.busybox_image(), CANARIES) == {"image"}
+    assert in_layers(images.layered_image(), CANARIES) == {"image"}
     ours, theirs = socket.socketpair()
     tap = Wiretap(ours)
     theirs.sendall(CANARIES["env"])

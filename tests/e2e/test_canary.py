@@ -41,7 +41,7 @@ from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.bundle import launch_files
 from cloister.sdk.home import Home, home_from_environment
 from cloister.sdk.plan import WorkloadRequest
-from cloister.sdk.run import CONTAINER, DEFAULT_SHAPE, Environment, Pod
+from cloister.sdk.run import CONTAINER, Environment, Pod
 from cloister.sdk.session import PodSession, Terminal
 from conformance.tools import require_tool
 
@@ -104,8 +104,9 @@ class HostView:
         """Look into every regular file below `places`."""
         for place in places:
             for file in place.rglob("*"):
-                if file.is_file() and not file.is_symlink():
-                    self.look(str(file), file.read_bytes())
+                with contextlib.suppress(FileNotFoundError):  # the run goes on meanwhile
+                    if file.is_file() and not file.is_symlink():
+                        self.look(str(file), file.read_bytes())
 
     def processes(self) -> None:
         """Look at command line and environment of every process of the machine."""
@@ -181,11 +182,12 @@ def stage(
     layout: Path,
     workload: WorkloadRequest,
     *,
-    shape: Shape = DEFAULT_SHAPE,
+    memory_mib: int = 512,
     ports: tuple[PortForward, ...] = (),
 ) -> Iterator[Stage]:
     """Seal, plan, approve and launch with a wiretap on both ports."""
     home = home_from_environment()
+    shape = Shape(vcpus=1, memory_mib=memory_mib)
     with Environment(home, work, backend, shape, lambda *_: None) as environment:
         with environment.owner.admin() as admin:
             admin.put_resource(SECRET, CANARIES["secret"] + b"\n")
@@ -220,12 +222,12 @@ def test_no_canary_on_the_host_side(tmp_path: Path, backend: Backend) -> None:
     home = home_from_environment()
     output = io.BytesIO()
     reading, writing = socket.socketpair()
-    writing.sendall(CANARIES["data"] + b"\n")
     workload = WorkloadRequest(
         entrypoint=("sh", "-c", SCRIPT), env={"WORD": CANARIES["env"].decode()}, stdin=True, resources=(SECRET,)
     )
     view = HostView(CANARIES)
-    with stage(tmp_path, backend, images.layered_image(), workload) as run:
+    with reading, writing, stage(tmp_path, backend, images.layered_image(), workload) as run:
+        writing.sendall(CANARIES["data"] + b"\n")
         key = run.pod.stream_key
         streams = run.session.create(CONTAINER, registry=run.environment.registry_url, stream_key=key)
         run.session.start(CONTAINER)
@@ -234,8 +236,6 @@ def test_no_canary_on_the_host_side(tmp_path: Path, backend: Backend) -> None:
         run.look(view, home, tmp_path)
         assert sum(len(tap.heard) for tap in run.taps) > 500
     view.files(home.root, tmp_path)
-    reading.close()
-    writing.close()
     text = output.getvalue()
     assert all(canary in text for canary in CANARIES.values()), text  # the workload had them all
     assert view.seen > 50
@@ -256,8 +256,7 @@ def test_no_canary_of_a_serving_redis_on_the_host_side(tmp_path: Path, free_port
     view = HostView(REDIS_CANARIES)
     layout = images.redis_image()
     assert "image" in in_layers(layout, REDIS_CANARIES)  # the canary is one
-    shape = Shape(vcpus=2, memory_mib=1024)
-    with stage(tmp_path, Backend.SEABIOS, layout, workload, shape=shape, ports=(port,)) as run:
+    with stage(tmp_path, Backend.SEABIOS, layout, workload, memory_mib=1024, ports=(port,)) as run:
         key = run.pod.stream_key
         streams = run.session.create(CONTAINER, registry=run.environment.registry_url, stream_key=key)
         run.session.start(CONTAINER)

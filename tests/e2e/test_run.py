@@ -21,6 +21,7 @@ from e2e.conftest import CLI
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 QUIET = ("run", "-q", "--level", "simulated")
+ONE_CPU = ("--vcpus", "1")  # QEMU before 8.1 crashes a guest kernel with several processors now and then
 SKOPEO = (1, 18)
 AS_THE_CONFIG_SAYS = b"uid=1000 gid=1000 cwd=/app/data mode=layered args=hello world\nchanged by the third layer\n"
 
@@ -190,7 +191,7 @@ def test_usage_errors(cli: Run) -> None:
 @pytest.mark.vm
 @pytest.mark.tool
 def test_a_measured_pod_runs_as_the_image_config_says(cli: Run) -> None:
-    done = cli("run", "-q", location(images.layered_image()))
+    done = cli("run", "-q", *ONE_CPU, location(images.layered_image()))
     assert (done.returncode, done.stdout) == (0, AS_THE_CONFIG_SAYS), done.stderr
 
 
@@ -202,7 +203,7 @@ def test_options_streams_signals_and_status_of_a_measured_pod(tmp_path: Path) ->
         "while :; do sleep 0.1; done"
     )
     options = ["-i", "-e", "WORD=of the broker", "-w", "/tmp", "-u", "12:34", "--name", "mine", "--level", "measured"]
-    words = ["run", "-q", *options, "--entrypoint", "/bin/sh", location(images.busybox_image()), "-c", script]
+    words = ["run", "-q", *ONE_CPU, *options, "--entrypoint", "/bin/sh", location(images.busybox_image()), "-c", script]
     with running(*words, cwd=tmp_path) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"12:34 /tmp of the broker\n"
@@ -222,7 +223,7 @@ def test_options_streams_signals_and_status_of_a_measured_pod(tmp_path: Path) ->
 def test_debian_redis_serves_and_ends(tmp_path: Path, free_port: int) -> None:
     """The acceptance image: Debian's own redis-server, made by tools that know nothing of Cloister, unchanged."""
     client, benchmark = require_tool("redis-cli"), require_tool("redis-benchmark")
-    words = ["run", "--memory", "1024", "-p", f"{free_port}:6379", location(images.redis_image())]
+    words = ["run", *ONE_CPU, "--memory", "1024", "-p", f"{free_port}:6379", location(images.redis_image())]
     with running(*words, cwd=tmp_path) as process:
 
         def redis(*words: str) -> bytes:

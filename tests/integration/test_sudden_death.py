@@ -29,9 +29,10 @@ import pytest
 import images
 from cloister.errors import CloisterError
 from cloister.host.vmm.spec import Accelerator, Backend
+from cloister.imagetool.podvm import Shape
 from cloister.sdk.home import Home, home_from_environment
 from cloister.sdk.plan import WorkloadRequest
-from cloister.sdk.run import CONTAINER, DEFAULT_SHAPE, Environment, Pod
+from cloister.sdk.run import CONTAINER, Environment, Pod
 from cloister.sdk.services import ServiceProcess
 from cloister.sdk.session import Terminal
 
@@ -43,6 +44,7 @@ NO_BROKER = "client."
 UNHARMED = ""  # the part is not needed any more: the run goes on to its end
 ESTABLISHED = b"01"
 SECONDS = 60.0
+SHAPE = Shape(vcpus=1, memory_mib=512)  # QEMU before 8.1 crashes a guest kernel with several processors now and then
 
 # What a run ends with when a part dies in the middle of a step, by the start of its code.
 OUTCOMES = {
@@ -176,7 +178,7 @@ class Run:
         """Run to the end; return the error it ended with."""
         self.work.mkdir(parents=True, exist_ok=True)
         try:
-            with Environment(self.home, self.work, self.backend, DEFAULT_SHAPE, lambda *_: None) as self.environment:
+            with Environment(self.home, self.work, self.backend, SHAPE, lambda *_: None) as self.environment:
                 self._steps()
         except CloisterError as error:
             return error
@@ -308,7 +310,7 @@ def test_the_search_for_keys_finds_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", ["simulated", pytest.param("measured", marks=pytest.mark.vm)])
 def test_the_command_itself_is_killed(tmp_path: Path, level: str) -> None:
     """SIGKILL of `cloister run` takes services, launcher, swtpm, QEMU or sandbox with it."""
-    command = [sys.executable, "-m", "cloister", "run", "-q", "--level", level, location(), *STAY]
+    command = [sys.executable, "-m", "cloister", "run", "-q", "--vcpus", "1", "--level", level, location(), *STAY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"

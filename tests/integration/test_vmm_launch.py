@@ -40,6 +40,7 @@ from conformance.tools import cache_directory, skip_or_fail
 pytestmark = pytest.mark.vm
 
 BOOT_SECONDS = 120.0
+BOOTS = 3  # QEMU before 8.1 crashes a guest kernel with several processors in one of 25 boots
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -117,6 +118,15 @@ def ended(vm: RunningVM) -> ExitReason:
     return end.reason
 
 
+def boot(launch: Launch, do: str = "pcrs", **changes: Any) -> RunningVM:
+    """Launch and wait for the power-off, again when the kernel crashed: see `BOOTS`."""
+    for _ in range(BOOTS):
+        vm = launch(do, **changes)
+        if ended(vm) is ExitReason.POWERED_OFF:
+            break
+    return vm
+
+
 def output(vm: RunningVM) -> str:
     """The console without terminal codes; the firmware's last words are some, without a line end."""
     text = vm.console.read_text(errors="replace").replace("\r", "")
@@ -147,7 +157,7 @@ def predicted(bundle: Bundle, vcpus: int, memory_mib: int) -> str:
 @pytest.mark.parametrize("memory_mib", [512, 1024])
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
 def test_pcr_0_is_the_predicted_one(launch: Launch, tiny: Bundle, vcpus: int, memory_mib: int) -> None:
-    vm = launch(vcpus=vcpus, memory_mib=memory_mib)
+    vm = boot(launch, vcpus=vcpus, memory_mib=memory_mib)
     assert vm.launch is not None
     assert ended(vm) is ExitReason.POWERED_OFF
     [quoted] = said(vm, "PCR0")
@@ -164,7 +174,7 @@ def test_another_command_line_is_seen_in_pcr_0(launch: Launch, tiny: Bundle) -> 
 
 
 def test_what_the_guest_sees(launch: Launch) -> None:
-    vm = launch("devices", vcpus=2)
+    vm = boot(launch, "devices", vcpus=2)
     assert ended(vm) is ExitReason.POWERED_OFF
     assert sorted(re.findall(r"^PCI=(0x\w+)\n(0x\w+)$", output(vm), re.MULTILINE)) == [
         ("0x1af4", "0x1041"),  # network
@@ -193,7 +203,7 @@ def test_corrupt_root(launch: Launch, built: Bundle, tmp_path: Path) -> None:
         root[place] ^= 1
     hostile = tmp_path / "root.img"
     hostile.write_bytes(root)
-    vm = launch(bundle=replace(built, root=hostile))
+    vm = launch(bundle=replace(built, root=hostile), vcpus=1)
     assert ended(vm) is ExitReason.VERITY_PANIC, output(vm)
     with pytest.raises(Refused, match=r"host\.vm\.verity_panic"):
         vm.terminate().require_clean()
@@ -201,7 +211,7 @@ def test_corrupt_root(launch: Launch, built: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", [Backend.SEABIOS, Backend.OVMF])
 def test_the_image_says_hello(launch: Launch, built: Bundle, backend: Backend) -> None:
-    vm = launch(backend=backend, bundle=built)
+    vm = launch(backend=backend, bundle=built, vcpus=1)
     assert vm.launch is not None
     assert vm.launch.profile is (LaunchProfile.UKI if backend is Backend.OVMF else LaunchProfile.SEABIOS)
     with GuestLink(vm.control, vm.streams) as link:

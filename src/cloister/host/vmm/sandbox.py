@@ -156,8 +156,8 @@ def _runtime_directory(staging: Staging) -> Path:
     Raises:
         Unavailable: the place the environment names has too long a path (`host.sandbox.path`).
     """
-    place = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = os.geteuid() != 0 and Path(place).is_dir()  # root's own is closed to its stand-in
+    place = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    usable = os.geteuid() != 0 and place.is_absolute() and place.is_dir()  # root's own is closed to its stand-in
     directory = Path(tempfile.mkdtemp(prefix="cloister-", dir=place if usable else None))
     staging.leftover(lambda: _remove_flat(directory))
     if len(os.fsencode(directory / "control")) > SOCKET_PATH_BYTES:

@@ -36,7 +36,7 @@ class BytesBar:
 
 
 class PhaseBar:
-    """A bar over the phases of a build; call it with the phase's name and the done fraction of the whole."""
+    """A bar over the phases of a build; call it with the phase's name and how much of that phase is done."""
 
     def __init__(self, text: str) -> None:
         columns = (TextColumn(" ..  {task.description}"), BarColumn(), TimeElapsedColumn())

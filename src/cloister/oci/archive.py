@@ -20,6 +20,7 @@ from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import Members, encode_document, parse_document
 from cloister.oci.layout import check_layout_marker, select_entry
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerType, parse_config, parse_index
+from cloister.oci.reference import parse_reference
 from cloister.oci.store import StoredManifest
 from cloister.oci.tar import EntryKind, TarReader
 from cloister.wire.limits import IMAGE_CONFIG_BYTES, INDEX_ENTRIES, KIB, LAYERS, MANIFEST_BYTES, MIB
@@ -153,6 +154,7 @@ class DockerArchive:
             self._archive.close()
             raise
         self._blobs: dict[Digest, str] = {}
+        self._made: dict[str, StoredManifest] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -161,19 +163,29 @@ class DockerArchive:
     def get_manifest(self, selector: str) -> StoredManifest | None:
         """Return a manifest for the image with that `repository:tag`; an empty selector means the only image.
 
+        The digest of a manifest that was returned before is a selector, too: the archive itself holds none.
+
+        Names are compared as references: `docker save` writes `app:1` where skopeo writes `docker.io/library/app:1`.
+
         Raises:
             ImageRefused: `oci.archive.ambiguous`, `oci.archive.layer_count`, `oci.archive.*`, `oci.config.*`.
         """
+        if selector in self._made:
+            return self._made[selector]
         found = [
             image
             for image in self._images
-            if not selector or selector in image.texts("RepoTags", ceiling=INDEX_ENTRIES)
+            if not selector or any(_same(selector, name) for name in image.texts("RepoTags", ceiling=INDEX_ENTRIES))
         ]
         if len(found) > 1:
             raise ImageRefused(
                 f"{_CODE}.ambiguous", "archive holds several such images", expected="one", actual=str(len(found))
             )
-        return StoredManifest(self._make_manifest(found[0]), OCI_MANIFEST) if found else None
+        if not found:
+            return None
+        made = StoredManifest(self._make_manifest(found[0]), OCI_MANIFEST)
+        self._made[str(Digest.of(made.raw))] = made
+        return made
 
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob of a manifest that `get_manifest` returned, unchecked."""
@@ -227,3 +239,14 @@ class DockerArchive:
 
 def _blob_name(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _same(asked: str, name: str) -> bool:
+    """Tell whether two texts name the same image; what is no reference names only itself."""
+    if asked == name:
+        return True
+    try:
+        first, second = parse_reference(asked), parse_reference(name)
+    except ImageRefused:
+        return False
+    return (first.name, first.selector) == (second.name, second.selector)

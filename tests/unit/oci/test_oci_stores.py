@@ -234,7 +234,26 @@ def test_docker_save_becomes_an_oci_image(tmp_path: Path) -> None:
         assert kinds == ["", "+gzip"]
         assert [b"".join(checked_blob(source, layer)) for layer in manifest.layers] == [LAYER, packed]
         assert read_blob(source, manifest.config, ceiling=10_000)
+        assert read_manifest(source, str(manifest.digest)).raw == manifest.raw
+    assert refused(lambda: read_manifest(source, "sha256:" + "0" * 64)) == "oci.archive.manifest_missing"
     assert refused(lambda: read_manifest(source, "app:2")) == "oci.archive.manifest_missing"
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked"),
+    [
+        ("docker.io/library/app:1", "app:1"),  # as skopeo writes it
+        ("app:1", "docker.io/library/app:1"),
+        ("team/app:latest", "docker.io/team/app"),
+        ("not a reference", "not a reference"),
+    ],
+)
+def test_docker_names_are_compared_as_references(tmp_path: Path, saved: str, asked: str) -> None:
+    source = DockerArchive(pack(tmp_path / "d.tar", docker_members(LAYER, tags=[saved])))
+    assert read_manifest(source, asked)
+    for other in ("example.org/library/app:1", "team/app:1", "app", "Not A Reference"):
+        assert refused(lambda other=other: read_manifest(source, other)) == "oci.archive.manifest_missing"
     source.close()
 
 

@@ -18,6 +18,7 @@ from cloister.host.process import Child, find_program
 from cloister.host.vmm.hcrtm import HCRTMProxy
 from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.machine import Pipes, RunningVM
+from cloister.host.vmm.monitor import GREETING
 from cloister.host.vmm.ports import require_free
 from cloister.host.vmm.qemuargs import Channels, Platform, qemu_arguments
 from cloister.host.vmm.spec import Backend, VMSpec
@@ -61,6 +62,7 @@ def start_qemu(
     streams, streams_end = staging.channel()
     console, console_end = staging.channel()
     monitor, monitor_end = staging.channel()
+    monitor.sendall(GREETING)  # before QEMU lives: it sends no event to a client that did not greet
     ends = [control_end, streams_end, console_end, monitor_end]
     proxy: HCRTMProxy | None = None
     aside: dict[str, tuple[Child, int]] = {}

@@ -158,10 +158,9 @@ def _runtime_directory(staging: Staging) -> Path:
     Raises:
         Unavailable: the place the environment names has too long a path (`host.sandbox.path`).
     """
-    place = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.geteuid() == 0:
-        place = _OPEN_TO_ALL  # the stand-in must reach it, and root's own directories are closed to it
-    directory = Path(tempfile.mkdtemp(prefix="cloister-", dir=place if place and Path(place).is_dir() else None))
+    place = Path(_OPEN_TO_ALL if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", ""))
+    usable = place.is_absolute() and place.is_dir()  # root's own is closed to its stand-in
+    directory = Path(tempfile.mkdtemp(prefix="cloister-", dir=place if usable else None))
     staging.leftover(lambda: _remove_flat(directory))
     if len(os.fsencode(directory / "control")) > SOCKET_PATH_BYTES:
         raise Unavailable(

@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -428,26 +428,51 @@ class World:
         self.pods.append(pod)
         return pod
 
-    def vm_pod(self, init_data: InitData, bundle: PodVMBundle, *, memory_mib: int = 512) -> VMPod:
-        """Boot a measured pod VM whose launch the owner approves.
+    def vm_pod(
+        self,
+        init_data: InitData,
+        bundle: PodVMBundle,
+        *,
+        memory_mib: int = 512,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+        vtpms: VTPMPool | None = None,
+    ) -> VMPod:
+        """Boot a measured pod VM, from the files that the owner expects unless they are changed.
 
         QEMU before 8.1 crashes a guest kernel with several processors in one of 25 boots, before anything runs.
+
+        Args:
+            init_data: of the pod.
+            bundle: the pod-VM image.
+            memory_mib: main memory.
+            change: what a hostile host launches instead.
+            vtpms: where a hostile host takes the TPM from.
         """
         for _ in range(_BOOTS):
-            pod = self._boot(init_data, bundle, memory_mib)
+            pod = self.boot(init_data, bundle, memory_mib=memory_mib, change=change, vtpms=vtpms)
             if pod.host.arrived(HelloEvent):
                 break
             pod.end()
         return pod
 
-    def _boot(self, init_data: InitData, bundle: PodVMBundle, memory_mib: int) -> VMPod:
+    def boot(
+        self,
+        init_data: InitData,
+        bundle: PodVMBundle,
+        *,
+        memory_mib: int = 512,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+        vtpms: VTPMPool | None = None,
+    ) -> VMPod:
+        """Do it once, and do not wait for the guest's first word."""
         home = self.owner.home
         authority = VTPMAuthority(home.vtpm_ca)
         authority.create()
         shape = Shape(vcpus=2, memory_mib=memory_mib)
         if not self.vm_approved:
             self.vm_approved = True
-            self.owner.trust_platform(read_swtpm_roots(home.vtpm_ca), podvm_references(bundle, shape))
+            roots = (*read_swtpm_roots(home.vtpm_ca), read_machine_root(self.key_file))
+            self.owner.trust_platform(roots, podvm_references(bundle, shape))
         spec = VMSpec(
             name="test-pod",
             work=Path(tempfile.mkdtemp(dir=self.directory)),
@@ -458,7 +483,8 @@ class World:
         )
         key = self.stream_key()
         started = time.monotonic()
-        vm = SeaBIOSLauncher(VTPMPool(authority, home.vtpm_pool), home.cache).launch(spec)
+        launcher = SeaBIOSLauncher(vtpms or VTPMPool(authority, home.vtpm_pool), home.cache)
+        vm = launcher.launch(change(spec) if change else spec)
         pod = VMPod(
             host=HostDouble(vm.control, vm.streams, started=started),
             vm=vm,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pods import create, nothing_unpacked, running, started
+from adversary.pods import approved, create, nothing_unpacked, running, started
 from cloister.podpolicy.model import PodPolicy
 from cloister.protocol import guestapi
 from cloister.protocol.resourceuri import ResourcePath
@@ -313,6 +313,7 @@ def test_a_container_reads_its_own_resources_only(world: World, busybox: SealedR
 
 
 def test_init_data_the_owner_did_not_approve_gets_no_key(world: World, busybox: SealedReference) -> None:
+    approved(world, shell(world, busybox), busybox)  # so that there are rules, for somebody else
     policy = shell(world, busybox, f"echo {time.time()}")
     with started(world, world.init_data(policy)) as pod:
         failed = pod.host.event(guestapi.FailedEvent).error

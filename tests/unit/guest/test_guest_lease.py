@@ -46,10 +46,6 @@ def leased(answer: Callable[[int], None]) -> tuple[Lease, Broker, KeySource]:
     return Lease(keys, PATH, SECONDS), broker, keys
 
 
-def waits(event: threading.Event) -> None:
-    event.wait(60)
-
-
 def end_of(lease: Lease) -> tuple[CloisterError, float]:
     """Keep the lease; return why it ended and after how long."""
     begun = time.monotonic()
@@ -88,7 +84,12 @@ def test_a_broker_that_cannot_be_reached_ends_it_with_its_time() -> None:
 def test_a_broker_that_is_silent_ends_it_with_its_time() -> None:
     """Whoever holds the network back can keep a renewal waiting, not the lease alive."""
     silent = threading.Event()
-    lease, broker, keys = leased(lambda number: waits(silent))
+
+    def wait(number: int) -> None:
+        silent.wait(10)
+        lease.stop()
+
+    lease, broker, keys = leased(wait)
     try:
         error, seconds = end_of(lease)
         assert (error.code, error.actual) == ("guest.lease.expired", "no answer")

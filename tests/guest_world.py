@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.tee.tpm.endorsements import read_swtpm_roots
 from cloister.trust.keybroker.policy import ReleaseRule
 from cloister.wire.base64 import decode_b64
+from conformance.tools import skip_or_fail
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 STREAM_KEY = ResourcePath("default", "stream-key", "test")
@@ -82,8 +83,11 @@ class HostDouble:
         self.closed = threading.Event()
         self.streams_closed = threading.Event()
         self._credit: dict[int, int] = {}
-        for target in (self._read_control, self._read_streams):
-            threading.Thread(target=target, daemon=True).start()
+        self._readers = [
+            threading.Thread(target=target, daemon=True) for target in (self._read_control, self._read_streams)
+        ]
+        for reader in self._readers:
+            reader.start()
 
     # -- control
 
@@ -156,6 +160,24 @@ class HostDouble:
     def send_raw(self, data: bytes) -> None:
         self.streams.sendall(data)
 
+    def wait_output(self, stream: int, count: int = 1) -> bytes:
+        """Return what came of a stream once it is `count` bytes or more, records as they are."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: sum(map(len, self.output.get(stream, []))) >= count, SECONDS), (
+                stream,
+                self.output,
+                self.events,
+            )
+            return b"".join(self.output[stream])
+
+    def wait_credit(self, stream: int, count: int) -> None:
+        """Wait until the guest has given back `count` bytes of a stream's window: so many reached the process.
+
+        The two ports are not ordered: a call sent after a frame may well arrive before it.
+        """
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: self._credit.get(stream, 0) >= count, SECONDS), self._credit
+
     def read(self, stream: int) -> list[bytes]:
         """Return the payloads of a stream up to its end."""
         assert self.ended.setdefault(stream, threading.Event()).wait(SECONDS), (stream, self.output, self.events)
@@ -171,19 +193,28 @@ class HostDouble:
 
     def _take_frame(self, frame: guestapi.StreamFrame) -> None:
         if frame.kind is guestapi.StreamKind.DATA:
-            self.output.setdefault(frame.stream, []).append(frame.payload)
-            self.times.append((time.monotonic() - self.started, f"output {frame.stream}"))
+            with self._arrived:
+                self.output.setdefault(frame.stream, []).append(frame.payload)
+                self.times.append((time.monotonic() - self.started, f"output {frame.stream}"))
+                self._arrived.notify_all()
             if self.grant:
                 self.send_frame(frame.stream, guestapi.StreamKind.WINDOW, len(frame.payload).to_bytes(4, "big"))
         elif frame.kind is guestapi.StreamKind.EOF:
             self.ended.setdefault(frame.stream, threading.Event()).set()
         else:
-            self._credit[frame.stream] = self._credit.get(frame.stream, 0) + int.from_bytes(frame.payload, "big")
+            with self._arrived:
+                given = int.from_bytes(frame.payload, "big")
+                self._credit[frame.stream] = self._credit.get(frame.stream, 0) + given
+                self._arrived.notify_all()
 
     def close(self) -> None:
+        """Close both ports, and leave nobody who reads them. Further calls do nothing more."""
         for connection in (self.control, self.streams):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        for reader in self._readers:
+            reader.join(SECONDS)
+        for connection in (self.control, self.streams):
             connection.close()
 
 
@@ -262,7 +293,10 @@ class VMPod(RunningPod):
     vm: RunningVM
 
     def end(self) -> int:
-        self.vm.terminate()
+        try:
+            self.vm.terminate()
+        finally:
+            self.host.close()
         return 0
 
 
@@ -371,51 +405,74 @@ class World:
 
     def pod(self, init_data: InitData) -> ProcessPod:
         """Start an agent at the simulated level."""
+        key = self.stream_key()
         place = Path(tempfile.mkdtemp(dir=self.directory))
         (place / "initdata").write_bytes(pack_device(init_data))
-        listeners = [_listen(place / name) for name in ("control", "streams")]
-        process = start_agent(place, self.key_file)
-        control, _ = listeners[0].accept()
-        accepted: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                accepted.put(listeners[1].accept()[0])
-            for listener in listeners:
-                listener.close()
-
-        threading.Thread(target=accept, daemon=True).start()
+        with contextlib.ExitStack() as undone:
+            streams = _LazySocket(_listen(place / "streams"))
+            undone.callback(streams.close)
+            with _listen(place / "control") as listener:
+                process = start_agent(place, self.key_file)
+                undone.callback(process.wait)
+                undone.callback(process.kill)
+                control, _ = listener.accept()
+            undone.pop_all()
         pod = ProcessPod(
-            host=HostDouble(control, _LazySocket(accepted)),
+            host=HostDouble(control, streams),
             process=process,
             init_data=init_data,
             registry=f"http://127.0.0.1:{self.registry.port}",
-            stream_key=self.stream_key(),
+            stream_key=key,
             place=place,
         )
         self.pods.append(pod)
         return pod
 
-    def vm_pod(self, init_data: InitData, bundle: PodVMBundle, *, memory_mib: int = 512) -> VMPod:
-        """Boot a measured pod VM whose launch the owner approves.
+    def vm_pod(
+        self,
+        init_data: InitData,
+        bundle: PodVMBundle,
+        *,
+        memory_mib: int = 512,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+        vtpms: VTPMPool | None = None,
+    ) -> VMPod:
+        """Boot a measured pod VM, from the files that the owner expects unless they are changed.
 
         QEMU before 8.1 crashes a guest kernel with several processors in one of 25 boots, before anything runs.
+
+        Args:
+            init_data: of the pod.
+            bundle: the pod-VM image.
+            memory_mib: main memory.
+            change: what a hostile host launches instead.
+            vtpms: where a hostile host takes the TPM from.
         """
         for _ in range(_BOOTS):
-            pod = self._boot(init_data, bundle, memory_mib)
+            pod = self.boot(init_data, bundle, memory_mib=memory_mib, change=change, vtpms=vtpms)
             if pod.host.arrived(HelloEvent):
                 break
             pod.end()
         return pod
 
-    def _boot(self, init_data: InitData, bundle: PodVMBundle, memory_mib: int) -> VMPod:
+    def boot(
+        self,
+        init_data: InitData,
+        bundle: PodVMBundle,
+        *,
+        memory_mib: int = 512,
+        change: Callable[[VMSpec], VMSpec] | None = None,
+        vtpms: VTPMPool | None = None,
+    ) -> VMPod:
+        """Do it once, and do not wait for the guest's first word."""
         home = self.owner.home
         authority = VTPMAuthority(home.vtpm_ca)
         authority.create()
         shape = Shape(vcpus=2, memory_mib=memory_mib)
         if not self.vm_approved:
             self.vm_approved = True
-            self.owner.trust_platform(read_swtpm_roots(home.vtpm_ca), podvm_references(bundle, shape))
+            roots = (*read_swtpm_roots(home.vtpm_ca), read_machine_root(self.key_file))
+            self.owner.trust_platform(roots, podvm_references(bundle, shape))
         spec = VMSpec(
             name="test-pod",
             work=Path(tempfile.mkdtemp(dir=self.directory)),
@@ -424,14 +481,16 @@ class World:
             memory_mib=memory_mib,
             accelerator=Accelerator.TCG,
         )
+        key = self.stream_key()
         started = time.monotonic()
-        vm = SeaBIOSLauncher(VTPMPool(authority, home.vtpm_pool), home.cache).launch(spec)
+        launcher = SeaBIOSLauncher(vtpms or VTPMPool(authority, home.vtpm_pool), home.cache)
+        vm = launcher.launch(change(spec) if change else spec)
         pod = VMPod(
             host=HostDouble(vm.control, vm.streams, started=started),
             vm=vm,
             init_data=init_data,
             registry=f"http://10.0.2.2:{self.registry.port}",
-            stream_key=self.stream_key(),
+            stream_key=key,
         )
         self.pods.append(pod)
         return pod
@@ -446,26 +505,34 @@ class World:
             pod.end()
 
     def close(self) -> None:
-        for pod in self.pods:
-            pod.end()
-        self.trust.stop()
-        self.registry.stop()
+        with contextlib.ExitStack() as last:  # each is tried, whatever the others do
+            last.callback(self.registry.stop)
+            last.callback(self.trust.stop)
+            for pod in self.pods:
+                last.callback(pod.end)
 
 
 class _LazySocket:
-    """A socket that the agent connects only after attestation: waits for it on first use."""
+    """A socket that the agent connects only after attestation: waits for it on first use.
 
-    def __init__(self, accepted: queue.SimpleQueue[socket.socket | None]) -> None:
-        self._accepted = accepted
+    Owns the listener. Whoever waits when it is closed gets `OSError`.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._listener.settimeout(0.02)  # not every kernel wakes an accept when its socket is shut down
         self._socket: socket.socket | None = None
+        self._closed = threading.Event()
         self._lock = threading.Lock()
 
     def _get(self) -> socket.socket:
         with self._lock:
-            if self._socket is None:
-                self._socket = self._accepted.get(timeout=3 * SECONDS)
-            if self._socket is None:
-                raise OSError("closed before anybody connected")
+            deadline = time.monotonic() + 3 * SECONDS
+            while self._socket is None:
+                if self._closed.is_set() or time.monotonic() > deadline:
+                    raise OSError("nobody connected")
+                with contextlib.suppress(TimeoutError):
+                    self._socket, _ = self._listener.accept()
             return self._socket
 
     def recv(self, count: int) -> bytes:
@@ -475,13 +542,18 @@ class _LazySocket:
         self._get().sendall(data)
 
     def shutdown(self, how: int) -> None:
-        if self._socket is not None:
-            self._socket.shutdown(how)
+        self._closed.set()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.shutdown(how)
 
     def close(self) -> None:
-        self._accepted.put(None)
-        if self._socket is not None:
-            self._socket.close()
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._listener.close()
+            if self._socket is not None:
+                self._socket.close()
 
 
 def start_agent(place: Path, key: Path) -> subprocess.Popen[bytes]:
@@ -527,12 +599,31 @@ def make_world(directory: Path) -> Iterator[World]:
     )
     owner.trust_platform([read_machine_root(key_file)], [reference])
     registry = start_registry(home.registry, directory / "registry.log")
-    trust = start_trust_service(home.trust, directory / "trust.log")
+    try:
+        trust = start_trust_service(home.trust, directory / "trust.log")
+    except BaseException:
+        registry.stop()
+        raise
     world = World(directory=directory, owner=owner, registry=registry, trust=trust)
     try:
         yield world
     finally:
         world.close()
+
+
+@contextlib.contextmanager
+def secrets_port() -> Iterator[None]:
+    """Wait until a pod can serve resources: only one on a machine can at the simulated level."""
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", 8006))
+            break
+        if time.monotonic() > deadline:
+            skip_or_fail("port 8006 of this machine is in use")
+        time.sleep(0.2)
+    yield
 
 
 def _listen(path: Path) -> socket.socket:

@@ -19,7 +19,7 @@ from cloister.podpolicy.model import PodPolicy
 from cloister.protocol.initdata import InitData
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.owner import SealedReference
-from guest_world import STREAM_KEY, ProcessPod, World
+from guest_world import STREAM_KEY, ProcessPod, RunningPod, World
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def nothing_unpacked(pod: ProcessPod) -> bool:
     return not list(pod.state.rglob("root-*"))
 
 
-def create(pod: ProcessPod, registry: str = "", **more: Any) -> Any:
+def create(pod: RunningPod, registry: str = "", **more: Any) -> Any:
     """Ask for the container `app`, from a registry of the host's choice."""
     return pod.host.call("create", container="c1", name="app", registry=registry or pod.registry, **more)
 

@@ -24,7 +24,7 @@ from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.owner import SealedReference
 from cloister.wire.limits import STREAM_FRAME_BYTES, STREAM_WINDOW_BYTES
 from conformance.tools import skip_or_fail
-from guest_world import STREAM_KEY, ProcessPod, World, make_world
+from guest_world import STREAM_KEY, ProcessPod, World, make_world, secrets_port
 from images import BuildFailed, busybox_image, layered_image
 
 pytestmark = pytest.mark.tool
@@ -101,7 +101,7 @@ def test_status_of_a_signal(world: World, busybox: SealedReference, number: int)
     with running(world, policy, busybox) as pod:
         streams = pod.create()
         pod.host.call("start", container="c1")
-        _wait_output(pod, streams.stdout)
+        pod.host.wait_output(streams.stdout)
         pod.host.call("kill", container="c1", signal=int(number))
         expected = 137 if number == signal.SIGKILL else 3
         assert pod.host.call("wait", container="c1").status == expected
@@ -149,7 +149,7 @@ def test_terminal_is_resized(world: World, busybox: SealedReference) -> None:
     with running(world, shell(world, busybox, script, terminal=True), busybox) as pod:
         streams = pod.create()
         pod.host.call("start", container="c1")
-        _wait_output(pod, streams.stdout)
+        pod.host.wait_output(streams.stdout)
         pod.host.call("resize", container="c1", width=99, height=31)
         assert pod.host.call("wait", container="c1").status == 0
         assert "31 99" in pod.text(streams, "stdout").decode()
@@ -186,7 +186,7 @@ def test_broken_sealed_input_is_no_end_of_file(world: World, busybox: SealedRefe
         pod.host.call("start", container="c1")
         record = pod.sealer(streams).seal(b"rm -rf /scratch")
         pod.host.send_frame(streams.stdin, guestapi.StreamKind.DATA, record)
-        _wait_output(pod, streams.stdout)
+        pod.host.wait_output(streams.stdout)
         if attack == "truncate":
             pod.host.send_frame(streams.stdin, guestapi.StreamKind.EOF)
         elif attack == "forge":
@@ -207,6 +207,7 @@ def test_plain_input_ends_with_close_io(world: World, busybox: SealedReference) 
         streams = pod.create()
         pod.host.call("start", container="c1")
         pod.host.send_frame(streams.stdin, guestapi.StreamKind.DATA, b"plain")
+        pod.host.wait_credit(streams.stdin, len(b"plain"))
         pod.host.call("close_io", container="c1")
         assert pod.host.call("wait", container="c1").status == 0
         assert pod.text(streams, "stdout") == b"plain"
@@ -274,7 +275,7 @@ def test_a_stalled_stream_holds_up_nothing_else(world: World, busybox: SealedRef
         pod.host.call("start", container="c2")
         assert pod.host.call("wait", container="c2").status == 0
         assert pod.text(second, "stdout") == b"quiet\n"
-        assert sum(map(len, pod.host.output[first.stdout])) == STREAM_WINDOW_BYTES
+        assert len(pod.host.wait_output(first.stdout, STREAM_WINDOW_BYTES)) == STREAM_WINDOW_BYTES
         assert pod.host.call("state", container="c1").status == "running"
         pod.host.grant = True
         pod.host.send_frame(first.stdout, guestapi.StreamKind.WINDOW, (2**20).to_bytes(4, "big"))
@@ -492,7 +493,7 @@ def test_killed_agent_leaves_no_process(world: World, busybox: SealedReference) 
     with running(world, shell(world, busybox, "echo up; exec sleep 1000"), busybox) as pod:
         streams = pod.create()
         pid = pod.host.call("start", container="c1").pid
-        _wait_output(pod, streams.stdout)
+        pod.host.wait_output(streams.stdout)
         pod.process.kill()
         pod.process.wait()
         deadline = time.monotonic() + 10
@@ -584,7 +585,7 @@ def test_init_data_without_policy_ends_the_pod(world: World) -> None:
 
 
 def test_container_reads_its_own_resource_only(world: World, busybox: SealedReference) -> None:
-    with _secrets_port():
+    with secrets_port():
         mine = ResourcePath("default", "model", "mine")
         with world.owner.admin() as admin:
             admin.put_resource(mine, b"secret-of-mine")
@@ -614,18 +615,6 @@ def test_container_reads_its_own_resource_only(world: World, busybox: SealedRefe
             assert b"secret" not in answer
 
 
-@contextlib.contextmanager
-def _secrets_port() -> Iterator[None]:
-    """Only one pod on a machine can serve resources at the simulated level."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", 8006))
-        except OSError:
-            skip_or_fail("port 8006 of this machine is in use")
-    yield
-
-
 def _alive(pid: int) -> bool:
     """Whether the process runs; one that ended and waits for its new parent does not."""
     try:
@@ -639,13 +628,6 @@ def _closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _wait_output(pod: ProcessPod, stream: int) -> None:
-    deadline = time.monotonic() + 30
-    while not pod.host.output.get(stream):
-        assert time.monotonic() < deadline, pod.host.events
-        time.sleep(0.01)
 
 
 def _resident_mib(pod: ProcessPod) -> int:

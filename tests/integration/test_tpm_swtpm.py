@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,86 +20,24 @@ import pytest
 
 from cloister.errors import EndorsementError, EvidenceError, Unavailable
 from cloister.rats.claims import Level
-from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.tee.tpm import commands
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.abi import encode_public, parse_public, parse_quote_attest
 from cloister.tee.tpm.attester import TPMAttester
 from cloister.tee.tpm.credential import ak_name, bound_credential, challenge_for, ek_public_key, make_credential
-from cloister.tee.tpm.endorsements import read_swtpm_roots
 from cloister.tee.tpm.quote import qualified_name
 from cloister.tee.tpm.transport import SocketTransport
 from cloister.tee.tpm.verifier import verify_evidence
 from cloister.testing.eventlog import build_event_log, seabios_events
 from cloister.wire.base64 import decode_b64
+from swtpm_process import START_SECONDS, SoftwareTPM
 
 pytestmark = pytest.mark.tool
 
 REPORT_DATA = bytes(range(48))
 INIT_DATA_DIGEST = hashlib.sha256(b"init data").digest()
-START_SECONDS = 10.0
 LATENCY_CEILING_SECONDS = 0.5  # far above the milliseconds it takes: a hang, not a slow machine, breaks it
-
-
-class SoftwareTPM:
-    """One manufactured TPM and the CA that certified its EK."""
-
-    def __init__(self, directory: Path, setup: Path, swtpm: Path) -> None:
-        self.state, self.ca = directory / "state", directory / "ca"
-        self._swtpm = swtpm
-        for path in (self.state, self.ca):
-            path.mkdir(parents=True)
-        (directory / "localca.conf").write_text(
-            f"statedir = {self.ca}\nsigningkey = {self.ca}/signkey.pem\n"
-            f"issuercert = {self.ca}/issuercert.pem\ncertserial = {self.ca}/certserial\n"
-        )
-        (directory / "localca.options").write_text(
-            "--platform-manufacturer Cloister\n--platform-version 1\n--platform-model test\n"
-        )
-        (directory / "setup.conf").write_text(
-            f"create_certs_tool = {swtpm.parent}/swtpm_localca\n"
-            f"create_certs_tool_config = {directory}/localca.conf\n"
-            f"create_certs_tool_options = {directory}/localca.options\n"
-        )
-        command = [setup, "--tpm2", "--tpmstate", self.state, "--config", directory / "setup.conf"]
-        command += ["--create-ek-cert", "--pcr-banks", "sha256", "--lock-nvram", "--logfile", directory / "log"]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr + (directory / "log").read_text()
-
-    @property
-    def endorsements(self) -> Endorsements:
-        """The CA of this TPM."""
-        return Endorsements(roots=read_swtpm_roots(self.ca))
-
-    @contextmanager
-    def powered(self, path: Path) -> Iterator[str]:
-        """Run the TPM, started up as firmware would; yield its data socket."""
-        address = str(path / f"tpm-{os.urandom(4).hex()}")
-        process = subprocess.Popen(
-            [
-                str(self._swtpm),
-                "socket",
-                "--tpm2",
-                "--tpmstate",
-                f"dir={self.state}",
-                "--server",
-                f"type=unixio,path={address}",
-                "--flags",
-                "not-need-init,startup-clear",
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not Path(address).exists():
-                assert process.poll() is None, "swtpm ended"
-                assert time.monotonic() < deadline, "swtpm does not listen"
-                time.sleep(0.01)
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cloister.errors import CloisterError, Unavailable
 from cloister.protocol.resourceuri import ResourcePath
@@ -18,6 +18,9 @@ from cloister.protocol.resourceuri import ResourcePath
 if TYPE_CHECKING:
     from cloister.protocol.initdata import BrokerAddress, InitData
     from cloister.tee.registry import Attester
+
+
+_CLOSE_SECONDS: Final = 1.0  # for who else uses the broker to be done
 
 
 class KeyBroker(Protocol):
@@ -119,10 +122,14 @@ class KeySource:
             return self._client().token
 
     def close(self) -> None:
-        """Forget key and token."""
-        with self._lock:
+        """Forget key and token, even while a broker that does not answer is waited for."""
+        owned = self._lock.acquire(timeout=_CLOSE_SECONDS)
+        try:
             if self._broker is not None:
                 self._broker.wipe()
+        finally:
+            if owned:
+                self._lock.release()
 
     def _client(self) -> KeyBroker:
         if self._broker is None:

@@ -45,6 +45,12 @@ class Background:
         self._thread.join()
         self.raise_early()
 
+    def wait_until(self, seconds: float) -> bool:
+        """Return whether the work was done within that time; raise what it raised."""
+        self._thread.join(max(0.0, seconds))
+        self.raise_early()
+        return not self._thread.is_alive()
+
     def raise_early(self) -> None:
         """Raise what the work raised so far; do not wait for it."""
         if self._error is not None:

@@ -2,7 +2,8 @@
 
 The measured pod policy says how long the lease is, so the host cannot lengthen it. A renewal is a whole new
 handshake (new nonce, new quote) and the stream key asked for again, which is what an owner's revocation takes away.
-A refusal ends the pod at once; a broker that cannot be reached ends it when the lease is over. Time is the guest's
+A refusal ends the pod at once; a broker that cannot be reached, or that the host keeps silent or slow, ends it when the
+lease is over: renewals run on a thread of their own, and nothing they wait for holds up the end. Time is the guest's
 monotonic clock: the host can slow the whole machine, which slows the workload too.
 """
 
@@ -15,6 +16,7 @@ from typing import Final
 
 from cloister.errors import Unavailable
 from cloister.guest.attest import KeySource
+from cloister.guest.background import Background
 from cloister.protocol.resourceuri import ResourcePath
 
 _RENEWALS_PER_LEASE: Final = 3
@@ -64,18 +66,24 @@ class Lease:
         """Return the end of the renewed lease."""
         while True:
             asked = self._monotonic()
+            renewal = Background(lambda: self._keys.renew(self._path), "renewal")
             try:
-                self._keys.renew(self._path)
+                answered = renewal.wait_until(end - asked)
             except Unavailable as err:
                 if self._monotonic() + _RETRY_SECONDS >= end:
-                    raise Unavailable(
-                        "guest.lease.expired",
-                        "the key broker did not renew the pod's lease in time",
-                        expected=f"within {self._seconds:g} s",
-                        actual=err.code,
-                        hint="start the pod again once the key broker answers",
-                    ) from err
+                    raise self._expired(err.code) from err
                 if self._over.wait(_RETRY_SECONDS):
                     return end
                 continue
+            if not answered:
+                raise self._expired("no answer")
             return asked + self._seconds
+
+    def _expired(self, why: str) -> Unavailable:
+        return Unavailable(
+            "guest.lease.expired",
+            "the key broker did not renew the pod's lease in time",
+            expected=f"within {self._seconds:g} s",
+            actual=why,
+            hint="start the pod again once the key broker answers",
+        )

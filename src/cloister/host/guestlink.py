@@ -229,7 +229,10 @@ class GuestLink:
         return self._typed(Done, "resize", params)
 
     def close_io(self, container: str, exec_id: str = "") -> Done:
-        """Close a process' standard input."""
+        """Close a process' standard input, at once: bytes still on their way on the streams port are lost.
+
+        The two ports are not ordered. An end behind the last byte is the EOF frame of the stream itself.
+        """
         return self._typed(Done, "close_io", ContainerParams(container=container, exec=exec_id))
 
     def pause(self, container: str) -> Done:

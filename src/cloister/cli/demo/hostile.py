@@ -102,7 +102,10 @@ class ReplayedEvidence:
 def replay(broker: BrokerAddress, tee: str, init_data: str, recorded: bytes) -> str:
     """Present recorded evidence in a new handshake; return the token, which nobody should ever get."""
     client = KeyBrokerClient(broker, ReplayedEvidence(json.loads(recorded)), init_data, tee)
-    return client.attest()
+    try:
+        return client.attest()
+    finally:
+        client.wipe()
 
 
 def search_at_rest(places: tuple[Path, ...], canary: bytes) -> tuple[int, int]:

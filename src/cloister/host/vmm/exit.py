@@ -66,10 +66,11 @@ class VMExit:
     def error(self) -> CloisterError:
         """Return the error that says this, for a caller that needed the pod to live."""
         message, hint = _MESSAGES[self.reason]
-        family = Refused if self.reason is ExitReason.VERITY_PANIC else Unavailable
         said = f": {self.detail}" if self.detail else ""
         status = "" if self.status is None else f"status {self.status}"
-        return family(f"host.vm.{self.reason.value}", message + said, actual=status, hint=hint)
+        if self.reason is ExitReason.VERITY_PANIC:
+            return Refused("host.vm.verity_panic", message + said, actual=status, hint=hint)
+        return Unavailable(f"host.vm.{self.reason.value}", message + said, actual=status, hint=hint)
 
     def require_clean(self) -> None:
         """Do nothing for a clean end.

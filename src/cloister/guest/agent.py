@@ -153,7 +153,7 @@ class _Agent:
             network.wait()
             keys.attest()
             self._reporter.phase("attest", watch.ms())
-            self._libraries.images.wait()
+            self._libraries.containers.wait()
             self._streams = open_streams(self._platform, policy, keys)
             pod.become_ready(self._streams, self._platform.open_runtime())
             self._secrets = _open_secrets(pod, policy, keys)

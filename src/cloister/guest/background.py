@@ -13,12 +13,14 @@ from typing import Final
 
 BROKER_LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl")
 IMAGE_LIBRARIES: Final = (
-    "cloister.crypto.signer",
-    "cloister.crypto.streamseal",
-    "cryptography.hazmat.primitives.kdf.hkdf",
     "cloister.oci.distribution",
+    "cloister.crypto.signer",
     "cloister.oci.signing.verify",
     "cloister.oci.encryption.authenticate",
+)
+CONTAINER_LIBRARIES: Final = (
+    "cloister.crypto.streamseal",
+    "cryptography.hazmat.primitives.kdf.hkdf",
     "cloister.oci.unpack",
     "cloister.guest.rootfiles",
     "cloister.guest.users",
@@ -64,19 +66,21 @@ class Background:
 
 
 class Libraries:
-    """Loads the two groups one after the other, beginning now."""
+    """Loads the groups one after the other, beginning now."""
 
     def __init__(self) -> None:
-        self.broker = Background(lambda: _load(BROKER_LIBRARIES), "libraries")
-        self.images = Background(self._load_images, "libraries-2")
-
-    def _load_images(self) -> None:
-        self.broker.wait()
-        _load(IMAGE_LIBRARIES)
+        self.broker = _loading(BROKER_LIBRARIES, None)
+        self.images = _loading(IMAGE_LIBRARIES, self.broker)
+        self.containers = _loading(CONTAINER_LIBRARIES, self.images)
 
 
-def _load(names: tuple[str, ...]) -> None:
+def _loading(names: tuple[str, ...], before: Background | None) -> Background:
     from importlib import import_module
 
-    for name in names:
-        import_module(name)
+    def load() -> None:
+        if before is not None:
+            before.wait()
+        for name in names:
+            import_module(name)
+
+    return Background(load, "libraries")

@@ -16,12 +16,14 @@ host's word and decides nothing but availability; in a VM it may not lead back i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 import msgspec
 
 from cloister.errors import CloisterError, ImageRefused, RequestRefused, Unavailable
+from cloister.guest.background import Background
 from cloister.guest.report import Stopwatch
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from cloister.oci.encryption.authenticate import AuthenticatedLayer, SpooledBlob
     from cloister.oci.encryption.options import PrivateOptions
     from cloister.oci.signing.verify import VerifiedImage
-    from cloister.oci.store import ImageSource
+    from cloister.oci.store import ImageSource, StoredManifest
     from cloister.podpolicy.model import ContainerPolicy
     from cloister.protocol.resourceuri import ResourcePath
 
@@ -62,9 +64,9 @@ class PulledImage:
 
     __slots__ = ("blobs", "image")
 
-    def __init__(self, image: VerifiedImage) -> None:
+    def __init__(self, image: VerifiedImage, blobs: Sequence[SpooledBlob]) -> None:
         self.image = image
-        self.blobs: list[SpooledBlob] = []
+        self.blobs = blobs
 
     def close(self) -> None:
         """Give the memory back."""
@@ -135,8 +137,21 @@ def open_registry(address: RegistryAddress, repository: str, *, allow_loopback: 
     return RegistryClient(transport, reference, plain_http=address.plain_http, other_origins=False)
 
 
-def verify_image(source: ImageSource, container: ContainerPolicy) -> VerifiedImage:
-    """Fetch manifest, signatures and configuration and verify them: steps 1 to 3.
+def read_named_manifest(source: ImageSource, container: ContainerPolicy) -> StoredManifest:
+    """Fetch the manifest that the policy names by its digest: step 1.
+
+    Raises:
+        ImageRefused: other bytes than the policy names.
+        Unavailable: the registry cannot be read now.
+    """
+    from cloister.oci.digest import parse_digest
+    from cloister.oci.store import read_manifest
+
+    return read_manifest(source, parse_digest(container.image_digest))
+
+
+def verify_image(source: ImageSource, container: ContainerPolicy, stored: StoredManifest) -> VerifiedImage:
+    """Fetch signatures and configuration and verify them and the manifest: steps 2 and 3.
 
     Raises:
         ImageRefused: `oci.*`: any step says no.
@@ -146,11 +161,10 @@ def verify_image(source: ImageSource, container: ContainerPolicy) -> VerifiedIma
     from cloister.oci.digest import parse_digest
     from cloister.oci.signing.simplesigning import read_candidates
     from cloister.oci.signing.verify import ExactRepository, verify_manifest
-    from cloister.oci.store import read_blob, read_manifest
+    from cloister.oci.store import read_blob
     from cloister.wire.limits import IMAGE_CONFIG_BYTES
 
     digest = parse_digest(container.image_digest)
-    stored = read_manifest(source, digest)
     verified = verify_manifest(
         stored.raw,
         expected=digest,
@@ -163,26 +177,76 @@ def verify_image(source: ImageSource, container: ContainerPolicy) -> VerifiedIma
     return image
 
 
-def fetch_layers(source: ImageSource, image: VerifiedImage, spool: Callable[[], BinaryIO]) -> PulledImage:
-    """Fetch the ciphertext of all layers into files that `spool` makes: step 4.
+class LayerFetch:
+    """Fetches the ciphertext of all layers on a thread of its own, beside the verification of the signature: step 4.
 
-    Raises:
-        ImageRefused: other bytes than the manifest names.
-        Unavailable: the registry cannot be read, or there is no room (`guest.images.no_space`).
+    It may begin as soon as the manifest is the one whose digest the measured policy names, because that names every
+    layer's digest too. Nothing is opened of what it fetches before the image is verified.
+
+    Args:
+        open_source: connects to the registry; another connection than the verification's.
+        stored: the manifest, as `read_named_manifest` returned it.
+        spool: makes files for ciphertext.
     """
-    from cloister.oci.encryption.authenticate import spool_blob
 
-    pulled = PulledImage(image)
-    try:
-        for layer in image.manifest.layers:
-            pulled.blobs.append(spool_blob(source, layer, spool()))
-    except OSError as err:
-        pulled.close()
-        raise _no_space() from err
-    except BaseException:
-        pulled.close()
-        raise
-    return pulled
+    def __init__(
+        self, open_source: Callable[[], ImageSource], stored: StoredManifest, spool: Callable[[], BinaryIO]
+    ) -> None:
+        self._open_source = open_source
+        self._stored = stored
+        self._spool = spool
+        self._blobs: list[SpooledBlob] = []
+        self._lock = threading.Lock()
+        self._abandoned = self._ended = False
+        self._work = Background(self._fetch, "layers")
+
+    def finish(self, image: VerifiedImage) -> PulledImage:
+        """Wait for the last layer.
+
+        Raises:
+            ImageRefused: other bytes than the manifest names.
+            Unavailable: the registry cannot be read, or there is no room (`guest.images.no_space`).
+        """
+        try:
+            self._work.wait()
+        except BaseException:
+            self.abandon()
+            raise
+        return PulledImage(image, self._blobs)
+
+    def abandon(self) -> None:
+        """Have the thread end soon and give the memory back; does not wait for a registry that says nothing."""
+        with self._lock:
+            self._abandoned = True
+        self._close_if_abandoned()
+
+    def _fetch(self) -> None:
+        try:
+            self._fetch_all()
+        except OSError as err:
+            raise _no_space() from err
+        finally:
+            with self._lock:
+                self._ended = True
+            self._close_if_abandoned()
+
+    def _fetch_all(self) -> None:
+        from cloister.oci.encryption.authenticate import spool_blob
+        from cloister.oci.manifest import parse_manifest
+
+        source = self._open_source()
+        for layer in parse_manifest(self._stored.raw, media_type=self._stored.media_type).layers:
+            self._blobs.append(spool_blob(source, layer, self._spool(), advance=self._go_on))
+
+    def _go_on(self, _: int) -> None:
+        if self._abandoned:
+            raise Unavailable("guest.images.abandoned", "the image was refused meanwhile")
+
+    def _close_if_abandoned(self) -> None:
+        with self._lock:
+            over = self._abandoned and self._ended
+        for blob in self._blobs if over else ():
+            blob.file.close()
 
 
 def unpack(

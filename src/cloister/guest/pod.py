@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from cloister.guest.runtime import Runtime
     from cloister.guest.users import Identity
     from cloister.oci.signing.verify import VerifiedImage
+    from cloister.oci.store import ImageSource
     from cloister.protocol.initdata import InitData
     from cloister.protocol.resourceuri import ResourcePath
 
@@ -365,14 +366,23 @@ class Pod:
         """Pull, verify, decrypt, unpack and make ready; on an error nothing of it remains."""
         address = images.parse_registry(params.registry, allow_loopback=not self._platform.in_vm)
         self._wait_network()
-        source = images.open_registry(address, policy.repository, allow_loopback=not self._platform.in_vm)
-        watch = Stopwatch()
-        image = images.verify_image(source, policy)
-        self._reporter.phase("verify", watch.ms(), params.container)
-        self._check_claim(policy, image, params.claim)
-        watch = Stopwatch()
-        pulled = images.fetch_layers(source, image, self._platform.spool)
-        self._reporter.phase("pull", watch.ms(), params.container)
+
+        def connect() -> ImageSource:
+            return images.open_registry(address, policy.repository, allow_loopback=not self._platform.in_vm)
+
+        source = connect()
+        watch, pull = Stopwatch(), Stopwatch()
+        stored = images.read_named_manifest(source, policy)
+        fetch = images.LayerFetch(connect, stored, self._platform.spool)
+        try:
+            image = images.verify_image(source, policy, stored)
+            self._reporter.phase("verify", watch.ms(), params.container)
+            self._check_claim(policy, image, params.claim)
+        except BaseException:
+            fetch.abandon()
+            raise
+        pulled = fetch.finish(image)
+        self._reporter.phase("pull", pull.ms(), params.container)
         root = f"{self._platform.work}/root-{policy.name}"
         try:
             self._keys.wait_attested()

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import ImageRefused, RequestRefused, Unavailable
-from cloister.guest.images import RegistryAddress, directory_spool, memory_spool, open_registry, parse_registry
+from cloister.guest.images import (
+    LayerFetch,
+    RegistryAddress,
+    directory_spool,
+    memory_spool,
+    open_registry,
+    parse_registry,
+)
+from cloister.oci.manifest import Descriptor
+from cloister.oci.store import StoredManifest
 
 
 @pytest.mark.parametrize(
@@ -87,3 +102,72 @@ def test_spool_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         directory_spool(str(tmp_path / "missing"))
     assert caught.value.code == "guest.images.no_space"
+
+
+class SlowSource:
+    """A store that sends the first layer, and of the second only so much until it may go on."""
+
+    code = "test"
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.asked = threading.Event()
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        return None
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        if descriptor.size == len(LAYERS[1]):
+            self.asked.set()
+            self.go_on.wait(20)
+        yield next(layer for layer in LAYERS if len(layer) == descriptor.size)
+
+
+LAYERS = [b"first layer", b"the second layer"]
+
+
+def stored_manifest() -> StoredManifest:
+    def descriptor(kind: str, content: bytes) -> dict[str, Any]:
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": digest, "size": len(content)}
+
+    body = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("config.v1+json", b"{}"),
+        "layers": [descriptor("layer.v1.tar+gzip+encrypted", layer) for layer in LAYERS],
+    }
+    return StoredManifest(raw=json.dumps(body).encode(), media_type=body["mediaType"])
+
+
+def fetched(source: SlowSource) -> tuple[LayerFetch, list[BinaryIO]]:
+    spools: list[BinaryIO] = []
+
+    def spool() -> BinaryIO:
+        spools.append(io.BytesIO())
+        return spools[-1]
+
+    return LayerFetch(lambda: source, stored_manifest(), spool), spools
+
+
+def test_layers_are_fetched_beside_the_verification() -> None:
+    source = SlowSource()
+    source.go_on.set()
+    fetch, spools = fetched(source)
+    pulled = fetch.finish(None)  # type: ignore[arg-type]  # carried, not looked at
+    assert [spool.read() for spool in spools if spool.seek(0) == 0] == LAYERS
+    pulled.close()
+    assert all(spool.closed for spool in spools)
+
+
+def test_layers_of_a_refused_image_are_given_back_without_waiting() -> None:
+    """What the registry still sends when the signature is refused is dropped; a registry that stalls delays nobody."""
+    source = SlowSource()
+    fetch, spools = fetched(source)
+    assert source.asked.wait(20)
+    fetch.abandon()
+    source.go_on.set()
+    with pytest.raises(Unavailable) as caught:
+        fetch.finish(None)  # type: ignore[arg-type]  # never reached
+    assert caught.value.code == "guest.images.abandoned"
+    assert spools[0].closed

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import RequestRefused, Unavailable
-from cloister.guest.background import BROKER_LIBRARIES, IMAGE_LIBRARIES, Background, Libraries
+from cloister.guest.background import BROKER_LIBRARIES, CONTAINER_LIBRARIES, IMAGE_LIBRARIES, Background, Libraries
 from cloister.guest.platform import Simulated, VirtualMachine, choose_platform
 from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_ms
 from cloister.protocol.guestapi import PHASES, EventEnvelope, FailedEvent, HelloEvent, decode_from_guest
@@ -122,12 +122,14 @@ def test_background_is_beside() -> None:
     task.wait()
 
 
-def test_libraries_load_in_two_groups() -> None:
+def test_libraries_load_in_three_groups() -> None:
     libraries = Libraries()
     libraries.broker.wait()
     assert set(BROKER_LIBRARIES) <= set(sys.modules)
     libraries.images.wait()
     assert set(IMAGE_LIBRARIES) <= set(sys.modules)
+    libraries.containers.wait()
+    assert set(CONTAINER_LIBRARIES) <= set(sys.modules)
 
 
 # --- reports ---

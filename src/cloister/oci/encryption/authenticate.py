@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 
 from cloister.crypto.aead import ctr_stream
 from cloister.errors import ImageRefused
+from cloister.oci.ahead import made_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.encryption.annotations import parse_layer_encryption
 from cloister.oci.encryption.options import PrivateOptions
@@ -90,7 +91,7 @@ class AuthenticatedLayer:
             plain = DigestVerifier(
                 self._private.digest, None, code="oci.encryption", reason="plain_digest_mismatch", path=place
             )
-            chunks = plain.checked(ctr_stream(self._private.key, self._nonce, chunks))
+            chunks = plain.checked(made_ahead(ctr_stream(self._private.key, self._nonce, chunks)))
         unpacked = DigestVerifier(
             self.image.config.diff_ids[self.index], None, code="oci.layer", reason="diff_id_mismatch", path=place
         )

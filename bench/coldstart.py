@@ -109,9 +109,7 @@ def pod_seconds(environment: Environment, location: str, name: str) -> tuple[flo
     pod.approve()
     sink = FirstByte()
     started = time.monotonic()
-    with pod.launch() as session:
-        streams = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
-        session.start(CONTAINER)
+    with pod.started() as (session, streams):
         session.attend(CONTAINER, streams, Terminal(stdout=sink, stderr=sink))
         phases = {phase.name: phase.took_ms / 1000 for phase in session.phases}
     pod.forget()

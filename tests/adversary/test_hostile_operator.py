@@ -12,10 +12,10 @@ import signal
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from adversary.expect import require_fix
 from adversary.pods import Repository, create, running

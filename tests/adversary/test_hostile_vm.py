@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from adversary.expect import refusal_of, require_fix
 from adversary.pods import create
@@ -194,7 +195,7 @@ def test_a_tpm_with_a_foreign_ek_is_refused(
 
 
 def test_a_revoked_pod_stops_within_its_lease(world: World, busybox: SealedReference, bundle: PodVMBundle) -> None:
-    policy = replace(world.policy(busybox, "sh", "-c", "echo up; sleep 1000"), lease_seconds=LEASE_SECONDS)
+    policy = structs.replace(world.policy(busybox, "sh", "-c", "echo up; sleep 1000"), lease_seconds=LEASE_SECONDS)
     with booted(world, bundle, world.prepare(policy, busybox, host="10.0.2.2")) as pod:
         streams = create(pod)
         pod.host.call("start", container="c1")

@@ -97,7 +97,7 @@ def test_options_that_mean_nothing_are_refused(cli: Run) -> None:
         (["-e", "NAME"], b"cli.run.env"),
         (["-p", "80"], b"cli.run.publish"),
         (["-p", "1:70000"], b"host.spec.port_forward"),
-        (["--name", "Not a Name"], b"protocol.resource.malformed"),
+        (["--name", "Not a Name"], b"cli.run.name"),
         (["--profile", "bios", "--level", "measured"], b"cli.run.option"),
     ):
         done = cli("run", "--level", "simulated", *options, location(images.busybox_image()), "true")

@@ -40,7 +40,7 @@ from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_r
 from cloister.sdk.plan import PodPlan, WorkloadRequest, plan_pod
 from cloister.sdk.record import RunRecord, new_run_id
 from cloister.sdk.services import ServiceProcess, start_registry, start_trust_service
-from cloister.sdk.session import PodSession, Terminal
+from cloister.sdk.session import PodSession, ProcessStreams, Terminal
 from cloister.sdk.simulation import simulation_references, simulation_roots
 from cloister.tee.tpm.endorsements import read_swtpm_roots
 from cloister.trust.store.records import DenialRecord
@@ -342,10 +342,7 @@ class Pod:
         change: Callable[[VMSpec], VMSpec] | None = None,
         booting: concurrent.futures.Future[RunningVM] | None = None,
     ) -> Iterator[PodSession]:
-        """Launch the pod and give it once its agent has spoken; it ends with the block.
-
-        A guest kernel that panics before that is booted again, twice at most: emulation by QEMU before 8.1 crashes one
-        boot in some dozens while several processors patch the kernel's code. Nothing has been attested by then.
+        """Launch the pod; it ends with the block.
 
         Args:
             ports: forwarded ports.
@@ -354,23 +351,49 @@ class Pod:
             booting: a machine that `Environment.booting` launched already.
         """
         init_data = self.plan.init_data.text
+        if booting is not None:
+            machine = booting.result()
+            machine.deliver_initdata(init_data)
+        else:
+            machine = self.environment.boot(self.name, init_data, ports=ports, accelerator=accelerator, change=change)
+        with machine, PodSession(machine) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def started(
+        self,
+        *,
+        ports: tuple[PortForward, ...] = (),
+        accelerator: Accelerator = Accelerator.AUTO,
+        booting: concurrent.futures.Future[RunningVM] | None = None,
+        created: Callable[[PodSession], None] = lambda _: None,
+    ) -> Iterator[tuple[PodSession, ProcessStreams]]:
+        """Launch the pod, create its container and start it; the pod ends with the block.
+
+        A guest kernel that panics before the container runs is booted again, twice at most: emulation by QEMU before
+        8.1 crashes one boot in some dozens while several processors patch the kernel's code. Each boot attests anew.
+
+        Args:
+            ports: forwarded ports.
+            accelerator: how QEMU executes the guest.
+            booting: a machine that `Environment.booting` launched already.
+            created: called between creation and start.
+        """
         for left in reversed(range(_BOOTS)):
-            if booting is not None:
-                machine, booting = booting.result(), None
-                machine.deliver_initdata(init_data)
-            else:
-                machine = self.environment.boot(
-                    self.name, init_data, ports=ports, accelerator=accelerator, change=change
-                )
-            with machine, PodSession(machine) as session:
+            with self.launch(ports=ports, accelerator=accelerator, booting=booting) as session:
+                booting = None
                 try:
-                    session.hello()
+                    streams = session.create(
+                        CONTAINER, registry=self.environment.registry_url, stream_key=self.stream_key
+                    )
+                    created(session)
+                    session.start(CONTAINER)
                 except Unavailable as error:
                     if error.code != _KERNEL_PANIC or not left:
                         raise
-                    self.environment.step("--", "guest kernel crashed at its start", "booted again")
+                    self.environment.step("--", "guest kernel crashed", "booted again")
                     continue
-                yield session
+                yield session, streams
                 return
 
 
@@ -454,15 +477,17 @@ def _run_in(
     pod.approve()
     clock.lap("plan")
     try:
-        with pod.launch(ports=request.ports, accelerator=request.accelerator, booting=machine) as session:
+        started = pod.started(
+            ports=request.ports,
+            accelerator=request.accelerator,
+            booting=machine,
+            created=lambda _: _announce(environment, pod, step),
+        )
+        with started as (session, process):
+            clock.lap("boot to start")
             record.identity.append(("launched", " ".join(session.machine.command)))
             if session.machine.launch is not None:
                 record.documents["launch.json"] = session.machine.launch.blob()
-            clock.lap("launch")
-            process = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
-            _announce(environment, pod, step)
-            session.start(CONTAINER)
-            clock.lap("boot to start")
             record.exit_status = session.attend(CONTAINER, process, terminal)
             record.phases += session.phase_seconds()
             clock.lap("workload")

@@ -18,6 +18,7 @@ from cloister.cli.podvm import prepare_bundle
 from cloister.cli.refusals import refusal_number
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.host.vmm.spec import Accelerator, Backend
+from cloister.imagetool.podvm import Shape
 from cloister.protocol.launch import LaunchMeasurement
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
@@ -25,12 +26,13 @@ from cloister.sdk.home import Home, separate_home
 from cloister.sdk.owner import SealedReference
 from cloister.sdk.plan import WorkloadRequest
 from cloister.sdk.record import new_run_id
-from cloister.sdk.run import CONTAINER, DEFAULT_SHAPE, Environment, Pod, explain_denial
-from cloister.sdk.session import Terminal
+from cloister.sdk.run import CONTAINER, Environment, Pod, explain_denial
+from cloister.sdk.session import PodSession, Terminal
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+SHAPE: Final = Shape(vcpus=1, memory_mib=512)  # QEMU before 8.1 crashes some emulated kernels with more processors
 LEASE_SECONDS: Final = 5
 _ANSWER_SECONDS: Final = 60.0  # the app reads 35 pixels; an emulated processor starts busybox a few times for that
 MODEL_PATH: Final = ResourcePath("default", "model", "digits")
@@ -73,7 +75,7 @@ class Scenes:
                 "pod-VM image built",
                 f"root hash {short_digest(bundle.reference.verity.root_hash)}  locked packages",
             )
-        with Environment(self.home, self.work, self.backend, DEFAULT_SHAPE, _tell_nobody) as environment:
+        with Environment(self.home, self.work, self.backend, SHAPE, _tell_nobody) as environment:
             with self._scene("app image encrypted and signed"):
                 app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
                 with environment.owner.admin() as admin:
@@ -116,12 +118,16 @@ class Scenes:
         pod = self._pod(environment, image)
         output = io.BytesIO()
         booted = "pod started and attested" if self.backend is Backend.PROCESS else "pod VM booted and attested"
-        with self._scene(booted), pod.launch(accelerator=self.accelerator) as session:
-            streams = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
-            policy, init_data = pod.plan.policy.digest, pod.plan.init_data.digest_text
-            detail = f"policy {short_digest(policy, 8)}  init data {short_digest(init_data, 8)}  nonce fresh"
+        policy, init_data = pod.plan.policy.digest, pod.plan.init_data.digest_text
+        detail = f"policy {short_digest(policy, 8)}  init data {short_digest(init_data, 8)}  nonce fresh"
+
+        def created(_: PodSession) -> None:
             self.step("ok", booted, detail)
-            session.start(CONTAINER)
+
+        with (
+            self._scene(booted),
+            pod.started(accelerator=self.accelerator, created=created) as (session, streams),
+        ):
             status = session.attend(CONTAINER, streams, Terminal(stdout=output, stderr=output))
         answer = output.getvalue().decode(errors="replace").strip()
         with self._scene("app answers"):
@@ -219,10 +225,8 @@ class Scenes:
         with (
             self._scene(what),
             ThreadPoolExecutor(1) as pool,
-            pod.launch(accelerator=self.accelerator) as session,
+            pod.started(accelerator=self.accelerator) as (session, streams),
         ):
-            streams = session.create(CONTAINER, registry=environment.registry_url, stream_key=pod.stream_key)
-            session.start(CONTAINER)
             running = pool.submit(session.attend, CONTAINER, streams, terminal)
             _wait_for_answer(heard, running)
             pod.revoke()

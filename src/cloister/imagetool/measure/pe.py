@@ -79,9 +79,16 @@ def append_sections(data: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
     """Return the image with read-only data sections appended, in the given order, after its last section.
 
     Raises:
-        FormatRefused: not PE32+, signed, no room left in the headers, or a bad name (`imagetool.pe.malformed`).
+        FormatRefused: not PE32+, signed, no room left in the headers, a bad name, or sizes beyond what a header can say
+            (`imagetool.pe.malformed`).
     """
-    image = parse_pe(data)
+    try:
+        return _append(parse_pe(data), data, added)
+    except struct.error as err:
+        raise _malformed("sizes or addresses do not fit the headers") from err
+
+
+def _append(image: PEImage, data: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
     if image.certificate_bytes:
         raise _malformed("a signed image cannot be extended")
     table_end = image.section_table_offset + (len(image.sections) + len(added)) * _SECTION.size

@@ -16,6 +16,7 @@ no secret, no text of a foreign error.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -157,6 +158,8 @@ class _Agent:
             self._streams = open_streams(self._platform, policy, keys)
             pod.become_ready(self._streams, self._platform.open_runtime())
             self._secrets = _open_secrets(pod, policy, keys)
+            gc.freeze()  # what was loaded stays; from here on the collector works
+            gc.enable()
             self._reporter.ready(pod.init_data)
             if policy.lease_seconds and policy.streams.key is not None:
                 from cloister.guest.lease import Lease

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -41,8 +41,10 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.sdk.home import Home
-from cloister.trust.admin import TrustAdmin
 from cloister.wire.limits import IMAGE_CONFIG_BYTES
+
+if TYPE_CHECKING:
+    from cloister.trust.admin import TrustAdmin
 
 IDENTITY_REGISTRY: Final = "cloister.local"  # names the repository in signatures; never connected to
 APPRAISAL_POLICY: Final = "default"
@@ -100,6 +102,8 @@ class Owner:
 
     def admin(self) -> AbstractContextManager[TrustAdmin]:
         """Open the trust service's state."""
+        from cloister.trust.admin import TrustAdmin  # brings the database library, while a pod may boot already
+
         return closing(TrustAdmin(self.state))
 
     def signer(self) -> ECDSAP256Signer:

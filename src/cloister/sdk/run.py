@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -43,7 +43,9 @@ from cloister.sdk.services import ServiceProcess, start_registry, start_trust_se
 from cloister.sdk.session import PodSession, ProcessStreams, Terminal
 from cloister.sdk.simulation import simulation_references, simulation_roots
 from cloister.tee.tpm.endorsements import read_swtpm_roots
-from cloister.trust.store.records import DenialRecord
+
+if TYPE_CHECKING:
+    from cloister.trust.store.records import DenialRecord
 
 CONTAINER: Final = "app"
 DEFAULT_SHAPE: Final = Shape(vcpus=2, memory_mib=512)

@@ -20,7 +20,17 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
 AGENT = "cloister.guest.agent"
 # Each costs a noticeable part of a second inside an emulated machine; together more than the firmware.
-EXPENSIVE = ["cryptography", "http.client", "ssl", "asyncio", "tarfile", "subprocess", "email", "urllib.request"]
+EXPENSIVE = [
+    "dataclasses",
+    "cryptography",
+    "http.client",
+    "ssl",
+    "asyncio",
+    "tarfile",
+    "subprocess",
+    "email",
+    "urllib.request",
+]
 ALLOWED_DISTRIBUTIONS = {"msgspec", "cryptography"}
 OUTSIDE = ["testing", "cli", "sdk", "trust", "host", "imagetool"]
 

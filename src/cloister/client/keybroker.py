@@ -62,8 +62,8 @@ ATTEMPTS: Final = 5
 FIRST_PAUSE_SECONDS: Final = 0.2  # doubled after each attempt
 RENEW_BEFORE_SECONDS: Final = 30.0
 _COOKIE: Final = re.compile(rf"{SESSION_COOKIE}=([0-9A-Za-z_-]{{1,128}})(?:;|$)")
-_CODE: Final = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
-_DENIAL: Final = re.compile(r"d-[a-z2-7]{10}")
+_CODE: Final = r"[a-z0-9_]+(\.[a-z0-9_]+)+"
+_DENIAL: Final = r"d-[a-z2-7]{10}"
 _TEXT_CHARS: Final = 400
 _MALFORMED: Final = "client.broker_malformed"
 
@@ -278,8 +278,8 @@ def _broker_error(response: Response, *, stage: str, resource: str = "") -> Cloi
         body = msgspec.json.decode(response.body, type=ErrorBody)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         body = ErrorBody(type="", detail=f"HTTP status {response.status}")
-    code = body.code if _CODE.fullmatch(body.code) else ""
-    denial = body.denial_id if _DENIAL.fullmatch(body.denial_id) else ""
+    code = body.code if re.fullmatch(_CODE, body.code) else ""
+    denial = body.denial_id if re.fullmatch(_DENIAL, body.denial_id) else ""
     kind, fallback = _classify(response.status, stage)
     if fallback == "client.resource_not_found":
         code = fallback

@@ -29,7 +29,7 @@ _ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _DOCKER_HUB: Final = "registry-1.docker.io"
 _READ_BYTES: Final = 256 * KIB
 _UPLOAD_BYTES: Final = 4 * MIB  # one chunk of an upload: what is held in memory
-_HELD_RANGE: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
+_HELD_RANGE: Final = r"(?:bytes=)?0-(\d{1,18})"
 
 
 class RegistryClient:
@@ -227,7 +227,7 @@ class _Upload:
         """Ask how much of the chunk the registry got before the connection broke, and count it as sent."""
         response = self._session.send("GET", self._url, {}, accept=(200, 202, 204))
         response.close()
-        match = _HELD_RANGE.fullmatch(response.header("Range"))
+        match = re.fullmatch(_HELD_RANGE, response.header("Range"))
         last = int(match.group(1)) if match else 0
         held = last + 1 if last else 0  # an empty upload answers "0-0" as well
         taken = held - self._sent

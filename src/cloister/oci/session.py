@@ -24,8 +24,8 @@ _FIRST_PAUSE_SECONDS: Final = 0.2
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REPEATABLE: Final = frozenset({"oci.transport.unreachable", "oci.transport.interrupted", f"{CODE}.busy"})
-_PARAMETER: Final = re.compile(r'([a-z_]+)="([^"]*)"')
-_ERROR_CODE: Final = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,40})"')
+_PARAMETER: Final = r'([a-z_]+)="([^"]*)"'
+_ERROR_CODE: Final = rb'"code"\s*:\s*"([A-Z_]{1,40})"'
 _ERROR_BYTES: Final = 4096
 
 _T = TypeVar("_T")
@@ -167,7 +167,7 @@ class RegistrySession:
         if scheme.lower() == "basic" and self._credentials is not None:
             return self._credentials.basic
         if scheme.lower() == "bearer":
-            return f"Bearer {self._fetch_token(dict(_PARAMETER.findall(rest)))}"
+            return f"Bearer {self._fetch_token(dict(re.findall(_PARAMETER, rest)))}"
         raise _denied(self._origin)
 
     def _fetch_token(self, parameters: Mapping[str, str]) -> str:
@@ -215,7 +215,7 @@ def read_bounded(response: Response, ceiling: int) -> bytes | None:
 def _status_error(response: Response, url: str) -> Unavailable:
     if response.status in (401, 403):
         return _denied(url)
-    found = _ERROR_CODE.search(response.read(_ERROR_BYTES))
+    found = re.search(_ERROR_CODE, response.read(_ERROR_BYTES))
     said = f"{response.status} {found.group(1).decode('ascii')}" if found else str(response.status)
     if response.status in _PASSING:
         return Unavailable(f"{CODE}.busy", "registry cannot answer now", path=url[:200], actual=said)

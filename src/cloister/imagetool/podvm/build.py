@@ -27,7 +27,7 @@ from cloister.imagetool.podvm import bundle as names
 from cloister.imagetool.podvm.archive import PackageArchive
 from cloister.imagetool.podvm.bundle import Manifest, PackageRecord, PodVMBundle, load_bundle
 from cloister.imagetool.podvm.bytecode import compile_tree
-from cloister.imagetool.podvm.contents import PACKAGE, check_read_ahead, collect_contents, rule_packages
+from cloister.imagetool.podvm.contents import check_read_ahead, collect_contents, rule_packages
 from cloister.imagetool.podvm.definition import DEFINITION_BYTES, Definition, lock_of, parse_definition
 from cloister.imagetool.podvm.erofs import build_erofs
 from cloister.imagetool.podvm.guestcode import GuestSource, read_guest_source
@@ -139,7 +139,7 @@ def _build_into(stage: Path, request: BuildRequest, inputs: _Inputs, clock: _Pha
     packages = {rule: stored[package.name] for rule, package in locked.items()}
     contents = collect_contents(definition, request.definition.parent, packages, inputs.guest, clock.progress)
     clock.begin("compile")
-    root = compile_tree(contents.root, definition.python, own=f"{definition.guest.directory}/{PACKAGE}")
+    root = compile_tree(contents.root, definition.python)
     check_read_ahead(root, definition)
     clock.begin("root")
     image = build_erofs(root, definition, contents.tools)

@@ -21,11 +21,10 @@ from cloister.imagetool.podvm.tree import Kind, Tree
 _SECONDS: Final = 300
 _WORKER: Final = Path(__file__).with_name("bytecode_worker.py")
 _STRIP_DOCSTRINGS: Final = 2
-_KEEP_DOCSTRINGS: Final = 1  # dataclasses compute a costly text where a class has no docstring
 
 
-def compile_tree(tree: Tree, rule: PythonRule, *, own: str) -> Tree:
-    """Return `tree` with every `.py` replaced by its `.pyc`; sources below `own` keep their docstrings.
+def compile_tree(tree: Tree, rule: PythonRule) -> Tree:
+    """Return `tree` with every `.py` replaced by its `.pyc`, without docstrings and columns.
 
     Raises:
         Unavailable: the interpreter does not run here, or a source does not compile.
@@ -40,7 +39,7 @@ def compile_tree(tree: Tree, rule: PythonRule, *, own: str) -> Tree:
                 str(stage / path),
                 str(stage / f"{path}c"),
                 f"/{path}",
-                _KEEP_DOCSTRINGS if path.startswith(f"{own}/") else _STRIP_DOCSTRINGS,
+                _STRIP_DOCSTRINGS,
             ]
             for path in sources
         ]
@@ -76,7 +75,12 @@ def _run_interpreter(stage: Path, rule: PythonRule, jobs: bytes) -> None:
             [*command, "-S", "-B", str(_WORKER)],
             seconds=_SECONDS,
             stdin=jobs,
-            environment={"PYTHONHASHSEED": "0", "PYTHONHOME": str(stage / "usr"), "PYTHONNOUSERSITE": "1"},
+            environment={
+                "PYTHONHASHSEED": "0",
+                "PYTHONHOME": str(stage / "usr"),
+                "PYTHONNOUSERSITE": "1",
+                "PYTHONNODEBUGRANGES": "1",
+            },
         )
     except Unavailable as err:
         raise Unavailable(

@@ -63,6 +63,7 @@ from cloister.protocol.guestapi import (
     StatsResult,
     StreamsResult,
     WaitResult,
+    WholeContainerParams,
 )
 from cloister.wire.limits import GUESTAPI_EXECS
 
@@ -303,11 +304,11 @@ class Pod:
             return StateResult(status="created", pid=0)
         return StateResult(status="paused" if container.paused else "running", pid=process.pid)
 
-    def _pids(self, params: ContainerParams) -> PidsResult:
+    def _pids(self, params: WholeContainerParams) -> PidsResult:
         container = self._known(params.container)
         return PidsResult(pids=self._runtime.pids(container.name))
 
-    def _stats(self, params: ContainerParams) -> StatsResult:
+    def _stats(self, params: WholeContainerParams) -> StatsResult:
         container = self._known(params.container)
         usage = self._runtime.usage(container.name)
         return StatsResult(cpu_usec=usage.cpu_usec, memory_bytes=usage.memory_bytes, pids=usage.pids)
@@ -321,14 +322,14 @@ class Pod:
         self._process_of(self._known(params.container), params.exec).close_input()
         return Done()
 
-    def _pause(self, params: ContainerParams) -> Done:
+    def _pause(self, params: WholeContainerParams) -> Done:
         container = self._known(params.container)
         container.process.require_running()
         self._runtime.pause(container.name)
         container.paused = True
         return Done()
 
-    def _resume(self, params: ContainerParams) -> Done:
+    def _resume(self, params: WholeContainerParams) -> Done:
         container = self._known(params.container)
         self._runtime.resume(container.name)
         container.paused = False

@@ -21,6 +21,7 @@ from cloister.protocol.guestapi import (
     PhaseEvent,
     ReadyEvent,
     encode_event,
+    error_to_wire,
 )
 
 _MS: Final = 1000
@@ -66,7 +67,7 @@ class Reporter:
         if self._failed:
             return
         self._failed = True
-        self._emit(FailedEvent(error=error.as_dict()))
+        self._emit(FailedEvent(error=error_to_wire(error)))
 
     def exit(self, container: str, exec_id: str, status: int) -> None:
         """Say that a process ended."""

@@ -45,6 +45,7 @@ from cloister.protocol.guestapi import (
     StatsResult,
     StreamsResult,
     WaitResult,
+    WholeContainerParams,
     decode_from_guest,
     decode_result,
     encode_call,
@@ -218,11 +219,11 @@ class GuestLink:
 
     def pids(self, container: str) -> PidsResult:
         """Return process ids."""
-        return self._typed(PidsResult, "pids", ContainerParams(container=container))
+        return self._typed(PidsResult, "pids", WholeContainerParams(container=container))
 
     def stats(self, container: str) -> StatsResult:
         """Return resource use."""
-        return self._typed(StatsResult, "stats", ContainerParams(container=container))
+        return self._typed(StatsResult, "stats", WholeContainerParams(container=container))
 
     def resize(self, params: ResizeParams) -> Done:
         """Set a terminal's size."""
@@ -237,11 +238,11 @@ class GuestLink:
 
     def pause(self, container: str) -> Done:
         """Stop all processes of a container."""
-        return self._typed(Done, "pause", ContainerParams(container=container))
+        return self._typed(Done, "pause", WholeContainerParams(container=container))
 
     def resume(self, container: str) -> Done:
         """Continue them."""
-        return self._typed(Done, "resume", ContainerParams(container=container))
+        return self._typed(Done, "resume", WholeContainerParams(container=container))
 
     def delete(self, container: str, exec_id: str = "") -> WaitResult:
         """Remove an ended process or container; return its exit status."""

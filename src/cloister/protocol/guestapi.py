@@ -86,6 +86,12 @@ class ContainerParams(_Closed, frozen=True, kw_only=True):
     exec: str = ""
 
 
+class WholeContainerParams(_Closed, frozen=True, kw_only=True):
+    """A container with all its processes."""
+
+    container: str
+
+
 class ExecParams(_Closed, frozen=True, kw_only=True):
     """Add a process. Refused unless the pod policy lists it."""
 
@@ -176,12 +182,12 @@ CALLS: Final[dict[str, tuple[type[_Closed], type[msgspec.Struct]]]] = {
     "kill": (KillParams, Done),
     "wait": (ContainerParams, WaitResult),
     "state": (ContainerParams, StateResult),
-    "pids": (ContainerParams, PidsResult),
-    "stats": (ContainerParams, StatsResult),
+    "pids": (WholeContainerParams, PidsResult),
+    "stats": (WholeContainerParams, StatsResult),
     "resize": (ResizeParams, Done),
     "close_io": (ContainerParams, Done),
-    "pause": (ContainerParams, Done),
-    "resume": (ContainerParams, Done),
+    "pause": (WholeContainerParams, Done),
+    "resume": (WholeContainerParams, Done),
     "delete": (ContainerParams, WaitResult),
     "shutdown": (NoParams, Done),
 }
@@ -325,9 +331,14 @@ def encode_reply(call_id: int, result: msgspec.Struct) -> bytes:
 
 
 def encode_refusal(call_id: int, error: CloisterError) -> bytes:
-    """Return the frame body of a refusal; `family` tells the host whether trying again can help."""
+    """Return the frame body of a refusal."""
+    return msgspec.json.encode(ReplyEnvelope(v=VERSION, id=call_id, error=error_to_wire(error)))
+
+
+def error_to_wire(error: CloisterError) -> dict[str, str]:
+    """Return an error's wire form; `family` tells the host whether trying again can help."""
     family = "unavailable" if isinstance(error, Unavailable) else "refused"
-    return msgspec.json.encode(ReplyEnvelope(v=VERSION, id=call_id, error={"family": family, **error.as_dict()}))
+    return {"family": family, **error.as_dict()}
 
 
 def encode_event(event: Event) -> bytes:

@@ -530,9 +530,9 @@ def _record_decisions(owner: Owner, record: RunRecord, init_data: str) -> None:
     """Copy what the trust service decided about this pod: audit rows, findings, evidence."""
     with owner.admin() as admin:
         rows = admin.list_audit(init_data=init_data)
-        appraisals = {row.attestation for row in rows if row.attestation}
-        results = [found for found in map(admin.get_appraisal, sorted(appraisals)) if found is not None]
-        evidence = [found for found in map(admin.get_evidence, sorted(appraisals)) if found is not None]
+        appraisals = dict.fromkeys(row.attestation for row in rows if row.attestation)  # in the order of the audit
+        results = [found for found in map(admin.get_appraisal, appraisals) if found is not None]
+        evidence = [found for found in map(admin.get_evidence, appraisals) if found is not None]
         denials = [admin.get_denial(row.denial) for row in rows if row.denial]
     record.audit = [
         {
@@ -560,12 +560,12 @@ def _record_decisions(owner: Owner, record: RunRecord, init_data: str) -> None:
 
 def _conclude(record: RunRecord, environment: Environment) -> None:
     passed = sum(1 for finding in record.findings if finding["ok"])
-    record.proved += [
-        "the image that ran is the one that was signed; its layers were decrypted only after they authenticated",
-        "arguments, environment, user and directory came from the signed image and the measured policy",
-    ]
     if environment.level is Level.MEASURED:
-        record.proved.insert(0, f"the pod VM booted the measured firmware, kernel and root ({passed} checks passed)")
+        record.proved += [
+            f"the pod VM booted the measured firmware, kernel and root ({passed} checks passed)",
+            "the image that ran is the one that was signed; its layers were decrypted only after they authenticated",
+            "arguments, environment, user and directory came from the signed image and the measured policy",
+        ]
         record.not_proved += [
             "that this machine's root is kept out: it can read the memory of QEMU, and runs the software TPM",
             "anything about real hardware: run `cloister doctor` to see what this machine has",

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cloister.errors import CloisterError, FormatRefused, Refused, RequestRefused, Unavailable
+from cloister.errors import FormatRefused, PodPolicyRefused, Refused, RequestRefused, Unavailable
 from cloister.protocol import guestapi
 from cloister.protocol.guestapi import (
     CALLS,
@@ -434,8 +434,3 @@ def test_our_own_stream_frames_are_bounded() -> None:
 def test_what_is_about_a_whole_container_names_no_process(call: str) -> None:
     """A field that is taken and ignored would be a way to believe something else than what happens."""
     assert refused(frame(call, {"container": "c1", "exec": "e1"})).code == "guestapi.schema"
-
-
-@pytest.mark.parametrize("error", [Unavailable("a.b", "not now"), Refused("a.b", "no")])
-def test_an_error_keeps_its_family(error: CloisterError) -> None:
-    assert type(guestapi.error_from_wire(guestapi.error_to_wire(error))) is type(error)

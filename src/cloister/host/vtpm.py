@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.host.heldplace import try_lock, wipe_directory
 from cloister.host.process import find_program, run_tool
 
 MANUFACTURE_SECONDS: Final = 60.0  # 0.7 s on an idle machine, 1.6 s with a new CA
@@ -180,7 +181,7 @@ class VTPMPool:
         with self._locked():  # so that no sweep sees the directory before its lock
             directory = self._named(_NEW)
             directory.mkdir(mode=_PRIVATE)
-            vtpm = VTPM(directory, _try_lock(directory))
+            vtpm = VTPM(directory, try_lock(directory))
         try:
             self.authority.manufacture(directory)
             with self._locked():
@@ -192,7 +193,7 @@ class VTPMPool:
 
     def _adopt(self, candidate: Path) -> VTPM | None:
         """Take over a ready state, unless it is of another CA: then it is wiped."""
-        lock = _try_lock(candidate)
+        lock = try_lock(candidate)
         if lock < 0:
             return None
         try:
@@ -208,7 +209,7 @@ class VTPMPool:
         """Wipe what dead processes left."""
         for pattern in (f"{_NEW}*", f"{_USED}*"):
             for leftover in self.directory.glob(pattern):
-                lock = _try_lock(leftover)
+                lock = try_lock(leftover)
                 if lock >= 0:
                     VTPM(leftover, lock).wipe()
 
@@ -220,20 +221,6 @@ class VTPMPool:
         self.directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
         with _locked_file(self.directory / "lock"):
             yield
-
-
-def wipe_directory(directory: Path) -> None:
-    """Overwrite the files of a directory and remove it; a missing one is fine.
-
-    Overwriting reaches the old blocks on most file systems, not on copy-on-write ones or flash translation layers.
-    """
-    for file in directory.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            with contextlib.suppress(OSError), file.open("r+b") as content:
-                content.write(bytes(file.stat().st_size))
-                content.flush()
-                os.fsync(content.fileno())
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _manufacture(directory: Path, ca: Path) -> None:
@@ -269,20 +256,6 @@ def _plain(path: Path) -> Path:
             hint="set CLOISTER_HOME to a plain path",
         )
     return path
-
-
-def _try_lock(directory: Path) -> int:
-    """Return a descriptor that holds the lock of `directory`, or -1 when another process has it or it is gone."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return -1
-    return descriptor
 
 
 @contextlib.contextmanager

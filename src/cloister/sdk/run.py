@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.host.heldplace import HeldPlace
 from cloister.host.vmm.backends import Places, launcher_for
 from cloister.host.vmm.machine import RunningVM
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward, VMSpec
@@ -435,7 +434,8 @@ def run_pod(
         CloisterError: nothing could be recorded because nothing began.
     """
     record = RunRecord(id=run_id or new_run_id(), image=request.image, level=Level.MEASURED)
-    work = Path(tempfile.mkdtemp(prefix="cloister-"))
+    place = HeldPlace("cloister-work")
+    work = place.path
     clock = _Clock(record)
     try:
         environment = Environment(home, work, request.backend, request.shape, step)
@@ -449,7 +449,7 @@ def run_pod(
         record.refusal = explain_denial(Owner(home), error)
     finally:
         _collect_logs(work, record)
-        shutil.rmtree(work, ignore_errors=True)
+        place.remove()
         record.write(directory)
     return record
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import Refused, Unavailable
-from cloister.host.vtpm import VTPMAuthority, VTPMPool, wipe_directory
+from cloister.host.heldplace import wipe_directory
+from cloister.host.vtpm import VTPMAuthority, VTPMPool
 
 
 class FakeAuthority(VTPMAuthority):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +10,7 @@ from cloister import __version__
 from cloister.cli.options import choose_accelerator, choose_backend, level_line
 from cloister.cli.output import StepPrinter
 from cloister.errors import Refused
+from cloister.host.heldplace import HeldPlace
 from cloister.sdk.home import home_from_environment
 
 
@@ -32,13 +30,10 @@ def demo_command(
     backend = choose_backend(level, "seabios")
     step = StepPrinter(timings=True)
     step.heading(f"cloister {__version__}   {level_line(backend)}")
-    work = Path(tempfile.mkdtemp(prefix="cloister-demo-"))
-    keep = False
-    try:
-        Scenes(home_from_environment(), work, step, backend, choose_accelerator(accelerator)).play()
-    except Refused as error:
-        keep = error.code == "cli.demo.attack_succeeded"  # whoever reports it needs what is there
-        raise
-    finally:
-        if not keep:
-            shutil.rmtree(work, ignore_errors=True)
+    with HeldPlace("cloister-demo") as place:
+        try:
+            Scenes(home_from_environment(), place.path, step, backend, choose_accelerator(accelerator)).play()
+        except Refused as error:
+            if error.code == "cli.demo.attack_succeeded":
+                place.keep()  # whoever reports it needs what is there
+            raise

@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Final
 
 import cloister
 from cloister.errors import Unavailable
+from cloister.host.heldplace import HeldPlace
 from cloister.host.process import Child, find_program
 from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.host.vmm.machine import Pipes, RunningVM
@@ -160,8 +160,9 @@ def _runtime_directory(staging: Staging) -> Path:
     """
     place = Path(_OPEN_TO_ALL if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", ""))
     usable = place.is_absolute() and place.is_dir()  # root's own is closed to its stand-in
-    directory = Path(tempfile.mkdtemp(prefix="cloister-", dir=place if usable else None))
-    staging.leftover(lambda: _remove_flat(directory))
+    held = HeldPlace("cloister-sandbox", parent=place if usable else None, remove=_remove_flat)
+    staging.leftover(held.remove)
+    directory = held.path
     if len(os.fsencode(directory / "control")) > SOCKET_PATH_BYTES:
         raise Unavailable(
             "host.sandbox.path",

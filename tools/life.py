@@ -76,7 +76,7 @@ class Life:
     def owner_prepares(self) -> None:
         """The pod-VM image, the app, and what the owner does to it."""
         bundle = build_bundle(self.home)
-        build_app_image(self.work / "digit", find_busybox(bundle.path))
+        build_app_image(self.work / "digit", find_busybox(self.home, bundle))
         inspected = self.cloister("podvm", "inspect")
         wanted = re.compile(r"pod-VM image|root hash|(vmlinuz|initrd|cmdline|bios-256k|linuxboot)\S* |2 vCPU   512")
         self.show("podvm", "podvm inspect", "\n".join(filter(wanted.search, inspected.splitlines())))
@@ -157,7 +157,7 @@ class Life:
             "\n".join(f"{'ok' if item['ok'] else 'no'}  {item['question']:<11}{item['message']}" for item in findings)
         )
         rows = [
-            f"{row['id']:>3}  {row['decision']:<8}{row['path']:<32}{row['code'] or '-'} {row['denial_id']}".rstrip()
+            f"{row['id']:>3}  {row['decision']:<8}{row['path']:<40}{row['code'] or '-'} {row['denial_id']}".rstrip()
             for row in audit
         ]
         last = audit[-1]

@@ -7,10 +7,12 @@ pod policy) may have which resource.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import ssl
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
@@ -110,14 +112,14 @@ class Owner:
         """Return the image signing key, made on first use."""
         path = self.home.signing_key
         if not path.exists():
-            draft = path.with_name(f"{path.name}.{os.getpid()}")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(ECDSAP256Signer.generate().private_pem())
-            if path.exists():
-                draft.unlink()
-            else:
-                draft.rename(path)
+            descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(ECDSAP256Signer.generate().private_pem())
+                with contextlib.suppress(FileExistsError):  # somebody was first: theirs is the key
+                    os.link(draft, path)
+            finally:
+                Path(draft).unlink()
         return ECDSAP256Signer.from_pem(path.read_bytes())
 
     def seal(self, image: str, registry_port: int, *, progress: Progress | None = None) -> SealedReference:

@@ -439,7 +439,7 @@ class World:
     ) -> VMPod:
         """Boot a measured pod VM, from the files that the owner expects unless they are changed.
 
-        QEMU before 8.1 crashes a guest kernel with several processors in one of 25 boots, before anything runs.
+        QEMU 7.2 crashes a guest kernel with several processors in one of 25 boots, before anything runs.
 
         Args:
             init_data: of the pod.

@@ -24,7 +24,7 @@ from e2e.conftest import CLI
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 QUIET = ("run", "-q", "--level", "simulated")
-ONE_CPU = ("--vcpus", "1")  # QEMU before 8.1 crashes a guest kernel with several processors now and then
+ONE_CPU = ("--vcpus", "1")  # QEMU 7.2 crashes a guest kernel with several processors now and then
 SKOPEO = (1, 18)
 AS_THE_CONFIG_SAYS = b"uid=1000 gid=1000 cwd=/app/data mode=layered args=hello world\nchanged by the third layer\n"
 

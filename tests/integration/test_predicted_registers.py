@@ -44,7 +44,7 @@ PREDICTED = {
 }
 CASES = [(backend, shape) for backend in PROFILES for shape in COMMON_SHAPES]
 AT_ONCE = 2
-BOOTS = 3  # QEMU before 8.1 crashes a guest kernel with several processors in one of 25 boots
+BOOTS = 3  # QEMU 7.2 crashes a guest kernel with several processors in one of 25 boots
 QUOTE_BYTES = 4096
 
 Case = tuple[Backend, Shape]

@@ -44,7 +44,7 @@ NO_BROKER = "client."
 UNHARMED = ""  # the part is not needed any more: the run goes on to its end
 ESTABLISHED = b"01"
 SECONDS = 60.0
-SHAPE = Shape(vcpus=1, memory_mib=512)  # QEMU before 8.1 crashes a guest kernel with several processors now and then
+SHAPE = Shape(vcpus=1, memory_mib=512)  # QEMU 7.2 crashes a guest kernel with several processors now and then
 
 # What a run ends with when a part dies in the middle of a step, by the start of its code.
 OUTCOMES = {

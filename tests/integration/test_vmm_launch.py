@@ -40,7 +40,7 @@ from conformance.tools import cache_directory, skip_or_fail
 pytestmark = pytest.mark.vm
 
 BOOT_SECONDS = 120.0
-BOOTS = 3  # QEMU before 8.1 crashes a guest kernel with several processors in one of 25 boots
+BOOTS = 3  # QEMU 7.2 crashes a guest kernel with several processors in one of 25 boots
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys

@@ -371,8 +371,8 @@ class Pod:
     ) -> Iterator[tuple[PodSession, ProcessStreams]]:
         """Launch the pod, create its container and start it; the pod ends with the block.
 
-        A guest kernel that panics before the container runs is booted again, twice at most: emulation by QEMU before
-        8.1 crashes one boot in some dozens while several processors patch the kernel's code. Each boot attests anew.
+        A guest kernel that panics before the container runs is booted again, twice at most: emulation by QEMU
+        7.2 crashes one boot in some dozens while several processors patch the kernel's code. Each boot attests anew.
 
         Args:
             ports: forwarded ports.

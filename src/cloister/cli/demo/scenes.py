@@ -32,7 +32,7 @@ from cloister.sdk.session import PodSession, Terminal
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-SHAPE: Final = Shape(vcpus=1, memory_mib=512)  # QEMU before 8.1 crashes some emulated kernels with more processors
+SHAPE: Final = Shape(vcpus=1, memory_mib=512)  # QEMU 7.2 crashes some emulated kernels with more processors
 LEASE_SECONDS: Final = 5
 _ANSWER_SECONDS: Final = 60.0  # the app reads 35 pixels; an emulated processor starts busybox a few times for that
 MODEL_PATH: Final = ResourcePath("default", "model", "digits")

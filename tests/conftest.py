@@ -7,10 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from swtpm_process import SoftwareTPM
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian keeps mkfs, veritysetup and swtpm_setup out of a user's PATH
@@ -84,6 +87,18 @@ def require_tool() -> Callable[[str], Path]:
         return Path(found)
 
     return find
+
+
+@pytest.fixture(scope="module")
+def manufacture(
+    require_tool: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], SoftwareTPM]:
+    """Return a function that makes a TPM under a CA of its own."""
+    from swtpm_process import SoftwareTPM  # this file is also run alone, by the test of its rule about skips
+
+    setup, swtpm = require_tool("swtpm_setup"), require_tool("swtpm")
+    require_tool("swtpm_localca")
+    return lambda: SoftwareTPM(tmp_path_factory.mktemp("swtpm"), setup, swtpm)
 
 
 @pytest.fixture(scope="session")

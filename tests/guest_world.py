@@ -6,6 +6,7 @@ simulated level. `HostDouble` is the hostile side of the protocol: it can say an
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import queue
@@ -219,7 +220,7 @@ class HostDouble:
 
 
 @dataclass
-class RunningPod:
+class RunningPod(abc.ABC):
     """A pod, and the host's end of its ports."""
 
     host: HostDouble
@@ -255,9 +256,9 @@ class RunningPod:
     def sealer(self, streams: guestapi.StreamsResult) -> StreamSealer:
         return StreamSealer(self.stream_key, decode_b64(streams.salt, ceiling=32), "stdin")
 
+    @abc.abstractmethod
     def end(self) -> int:
         """End it and return a status, 0 for an end in order."""
-        raise NotImplementedError
 
 
 @dataclass

@@ -196,7 +196,7 @@ class Life:
         names = {
             str(self.home.root): "~/.local/share/cloister",
             str(self.home.cache): "~/.cache/cloister",
-            str(self.work): "~/work",
+            str(self.work): "~/pods",
             str(ROOT): "~/cloister",
         }
         for place, name in names.items():

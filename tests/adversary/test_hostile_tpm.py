@@ -61,15 +61,6 @@ def b64(data: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def manufacture(
-    require_tool: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], SoftwareTPM]:
-    setup, swtpm = require_tool("swtpm_setup"), require_tool("swtpm")
-    require_tool("swtpm_localca")
-    return lambda: SoftwareTPM(tmp_path_factory.mktemp("swtpm"), setup, swtpm)
-
-
-@pytest.fixture(scope="module")
 def genuine(world: World, manufacture: Callable[[], SoftwareTPM]) -> SoftwareTPM:
     """A TPM whose CA the owner trusts."""
     made = manufacture()

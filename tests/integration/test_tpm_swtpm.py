@@ -41,16 +41,6 @@ LATENCY_CEILING_SECONDS = 0.5  # far above the milliseconds it takes: a hang, no
 
 
 @pytest.fixture(scope="module")
-def manufacture(
-    require_tool: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], SoftwareTPM]:
-    """Return a function that makes a TPM under a CA of its own."""
-    setup, swtpm = require_tool("swtpm_setup"), require_tool("swtpm")
-    require_tool("swtpm_localca")
-    return lambda: SoftwareTPM(tmp_path_factory.mktemp("swtpm"), setup, swtpm)
-
-
-@pytest.fixture(scope="module")
 def machine(manufacture: Callable[[], SoftwareTPM]) -> SoftwareTPM:
     """The TPM most tests share; each powers it on anew."""
     return manufacture()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cloister.errors import FormatRefused, Unavailable
+from cloister.errors import FormatRefused, Refused, Unavailable
 from cloister.host.vmm.hardware import (
     HOST_DATA_BYTES,
     MRCONFIGID_BYTES,
@@ -137,3 +137,9 @@ def test_machines_without_the_hardware(make_spec: Any, tmp_path: Path) -> None:
 def test_accelerator_is_always_kvm(make_spec: Any, confidential: Bundle) -> None:
     spec = make_spec(bundle=confidential, accelerator=Accelerator.TCG)
     assert {snp_platform(spec).accelerator, tdx_platform(spec).accelerator} == {Accelerator.KVM}
+
+
+@pytest.mark.parametrize("platform", [snp_platform, lambda spec: tdx_platform(spec, quote_socket=Path("/run/qgs"))])
+def test_init_data_cannot_be_late(make_spec: Any, confidential: Bundle, platform: Any) -> None:
+    with pytest.raises(Refused, match=r"host\.spec\.initdata"):
+        platform(make_spec(bundle=confidential, initdata=None))

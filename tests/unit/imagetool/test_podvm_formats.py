@@ -13,6 +13,8 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -24,10 +26,12 @@ from cloister.imagetool.measure.ovmf import MemoryWrite, firmware_digests
 from cloister.imagetool.measure.pe import append_sections, parse_pe, section_content
 from cloister.imagetool.measure.uki import uki_registers
 from cloister.imagetool.podvm import build_bare_initrd
+from cloister.imagetool.podvm.contents import check_read_ahead
 from cloister.imagetool.podvm.cpio import write_cpio
 from cloister.imagetool.podvm.elf import needed_libraries
 from cloister.imagetool.podvm.elf import section_content as elf_section
-from cloister.imagetool.podvm.kmod import ModuleSet
+from cloister.imagetool.podvm.initrd import build_initrd
+from cloister.imagetool.podvm.kmod import Module, ModuleSet
 from cloister.imagetool.podvm.lock import HEADER, LockedPackage, encode_lock, parse_lock
 from cloister.imagetool.podvm.tree import Kind, Node, Tree
 from cloister.imagetool.podvm.verity import BLOCK_BYTES, build_verity_tree
@@ -260,6 +264,49 @@ def test_modules_that_cannot_be_loaded_are_refused() -> None:
     for name, code in (("x", "circle"), ("gone", "unknown"), ("bad", "malformed"), ("cut", "malformed")):
         assert refusal(modules.in_load_order, [name]).code == f"imagetool.kmod.{code}"
     assert refusal(modules.in_load_order, ["lost"]).path == "gone"
+
+
+SIGNATURE_MARK = b"~Module signature appended~\n"
+
+
+def signed(size: int, said: int) -> bytes:
+    """A module behind which a signature of `size` bytes stands, and a trailer that says it has `said`."""
+    content = elf({".modinfo": b"depends=\0"})
+    return lzma.compress(content + bytes(size) + bytes(8) + said.to_bytes(4, "big") + SIGNATURE_MARK)
+
+
+def test_a_module_s_signature_is_stripped_and_nothing_else() -> None:
+    plain = elf({".modinfo": b"depends=\0"})
+    (module_,) = ModuleSet({"x.ko.xz": signed(700, 700)}, []).in_load_order(["x"])
+    assert module_.data == plain
+    assert (
+        refusal(ModuleSet({"x.ko.xz": signed(7, 1 << 31)}, []).in_load_order, ["x"]).code == "imagetool.kmod.malformed"
+    )
+
+
+def test_read_ahead_names_files_of_the_image_only() -> None:
+    """Else the list would go stale without a word, and the start slow."""
+    definition: Any = SimpleNamespace(guest=SimpleNamespace(read_ahead=SimpleNamespace(path="list")))
+
+    def root(text: str) -> Tree:
+        tree = Tree()
+        tree.add_file("usr/bin/python", b"x")
+        tree.add_link("usr/bin/link", "python")
+        tree.add_file("list", text.encode())
+        return tree
+
+    check_read_ahead(root("/usr/bin/python\n/usr/bin/link\n"), definition)
+    for text in ("/usr/bin/gone\n", "/usr/bin\n", "\n", "/usr/bin/python\n../x\n"):
+        assert refusal(check_read_ahead, root(text), definition).code == "imagetool.contents.read_ahead"
+
+
+def test_the_initrd_names_each_module_s_predecessors_and_the_last_of_each_list() -> None:
+    tree = Tree()
+    early, late = ([Module(name=name, data=name.encode()) for name in names] for names in (("a", "b"), ("c",)))
+    build_initrd(tree, "6.1-x", early, late, mtime=0)
+    folder = "usr/lib/modules"
+    assert tree.nodes[f"{folder}/6.1-x/modules.dep"].data == b"a.ko:\nb.ko: a.ko\nc.ko: b.ko a.ko\n"
+    assert (tree.nodes[f"{folder}/early"].data, tree.nodes[f"{folder}/late"].data) == (b"b\n", b"c\n")
 
 
 # -- PE, Authenticode, unified kernel image

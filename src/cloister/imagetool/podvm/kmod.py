@@ -1,7 +1,7 @@
 """Kernel modules: which files a list of module names needs, dependencies first.
 
-The image holds no depmod database. Dependencies come from each module's own `.modinfo` section, at build time, and
-become plain load order; nothing in the guest resolves names.
+Dependencies come from each module's own `.modinfo` section, at build time, and become plain load order; nothing in the
+guest decides about it. `cloister.imagetool.podvm.initrd` writes that order down for busybox.
 """
 
 from __future__ import annotations

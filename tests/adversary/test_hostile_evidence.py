@@ -151,7 +151,7 @@ def test_other_init_data_gets_no_key(trust: World) -> None:
 def test_other_init_data_than_was_measured_is_refused(trust: World) -> None:
     """Told otherwise: the pod was started with its own, and shows the approved."""
     guest = challenged(trust.guest(init_data(more="x")))
-    denied(trust, guest.send_attestation(guest.attestation(data=trust.data)), "tee.tpm.init_data_mismatch")
+    denied(trust, guest.send_attestation(guest.attestation(data=trust.data)), "evidence.init_data")
     gets_the_key(trust.guest())
 
 
@@ -222,7 +222,7 @@ def test_recorded_evidence_with_the_tpm_at_hand_is_refused(trust: World) -> None
     guest.tpm, guest.key = old.tpm, old.key
     challenged(guest)
     recorded["activation"] = b64(guest.secret)
-    denied(trust, guest.send_attestation(guest.attestation(evidence=recorded)), "tee.tpm.report_data_mismatch")
+    denied(trust, guest.send_attestation(guest.attestation(evidence=recorded)), "evidence.freshness")
     gets_the_key(old)
 
 
@@ -272,7 +272,7 @@ def test_a_key_put_in_by_somebody_in_between_is_refused(trust: World) -> None:
     guest = challenged(trust.guest())
     body = guest.attestation()
     body["runtime-data"]["tee-pubkey"] = trust.guest().key.public_jwk()
-    denied(trust, guest.send_attestation(body), "tee.tpm.report_data_mismatch")
+    denied(trust, guest.send_attestation(body), "evidence.freshness")
 
 
 def test_a_revoked_pod_gets_no_key_again(trust: World) -> None:

@@ -121,7 +121,7 @@ def test_a_quote_without_registers_is_refused(
 def test_init_data_that_was_not_measured_is_refused(world: World, genuine: SoftwareTPM, approved: InitData) -> None:
     other = world.init_data(world.several())
     with answering(genuine, other) as attester:
-        refused_attestation("tee.tpm.init_data_mismatch", world, attester, approved)
+        refused_attestation("evidence.init_data", world, attester, approved)
 
 
 def test_a_tpm_with_a_foreign_ek_is_refused(

@@ -28,7 +28,7 @@ from cloister.tee.tpm.attester import TPMAttester
 from cloister.tee.tpm.credential import ak_name, bound_credential, challenge_for, ek_public_key, make_credential
 from cloister.tee.tpm.quote import qualified_name
 from cloister.tee.tpm.transport import SocketTransport
-from cloister.tee.tpm.verifier import verify_evidence
+from cloister.tee.verification import verify_evidence
 from cloister.testing.eventlog import build_event_log, seabios_events
 from cloister.wire.base64 import decode_b64
 from swtpm_process import START_SECONDS, SoftwareTPM
@@ -170,15 +170,15 @@ def test_other_init_data_another_nonce_and_a_second_extend_are_refused(
     other = replace(binding, init_data_digest=hashlib.sha256(b"other").digest())
     with pytest.raises(EvidenceError) as caught:
         verify_evidence(evidence, other, machine.endorsements, at=now())
-    assert caught.value.code == "tee.tpm.init_data_mismatch"
+    assert caught.value.code == "evidence.init_data"
     with pytest.raises(EvidenceError) as caught:
         verify_evidence(evidence, replace(binding, report_data=bytes(48)), machine.endorsements, at=now())
-    assert caught.value.code == "tee.tpm.report_data_mismatch"
+    assert caught.value.code == "evidence.freshness"
     attester.extend(8, bytes(32))
     evidence, binding = answer(attester)
     with pytest.raises(EvidenceError) as caught:
         verify_evidence(evidence, binding, machine.endorsements, at=now())
-    assert caught.value.code == "tee.tpm.init_data_mismatch"
+    assert caught.value.code == "evidence.init_data"
 
 
 def test_a_quote_over_other_registers_is_refused(attester: TPMAttester, machine: SoftwareTPM) -> None:

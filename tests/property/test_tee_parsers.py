@@ -16,12 +16,12 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.tee.insecure import abi as simulated
-from cloister.tee.insecure.verifier import verify_evidence as verify_simulated
 from cloister.tee.tpm import abi, commands, eventlog
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.credential import ak_name
 from cloister.tee.tpm.endorsements import parse_tpm_roots
-from cloister.tee.tpm.verifier import verify_evidence
+from cloister.tee.verification import verify_evidence
+from cloister.tee.verification import verify_evidence as verify_simulated
 from cloister.testing.eventlog import build_event_log, event
 from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
 

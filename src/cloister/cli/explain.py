@@ -70,7 +70,8 @@ def _explain_denial(denial: str, state: Path | None, output: Output) -> None:
         values = f"expected {finding.expected}, got {finding.actual}" if not finding.ok else finding.actual
         shown = f": {values}" if values else ""
         origin = f"  [{finding.origin}]" if finding.origin else ""
-        print_line(f"    {'ok' if finding.ok else 'no'}  {finding.question:<11}{finding.message}{shown}{origin}")
+        mark = "ok" if finding.ok else ("no" if finding.refuses else "!!")
+        print_line(f"    {mark}  {finding.question:<11}{finding.message}{shown}{origin}")
     if appraisal is not None:
         print_line(f"  evidence kept as {record.attestation}")
     entry = find_refusal(record.code)

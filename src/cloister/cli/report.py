@@ -17,7 +17,7 @@ import jinja2
 from cloister.cli.output import visible
 from cloister.cli.refusals import find_refusal, refusal_number
 from cloister.errors import CloisterError
-from cloister.rats.result import Question
+from cloister.rats.result import Question, Severity
 from cloister.sdk.record import RunRecord
 
 FILE_NAME = "report.html"
@@ -80,9 +80,12 @@ def _refusal(error: CloisterError) -> dict[str, str]:
 
 def _question(question: Question, findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:  # Any: JSON
     """Return one of the three questions with its answer, which is a function of its findings."""
-    fields = dict.fromkeys(("message", "expected", "actual", "origin", "hint"), "")
+    fields = {
+        **dict.fromkeys(("message", "expected", "actual", "origin", "hint"), ""),
+        "severity": Severity.ERROR.value,
+    }
     own = [{**fields, **finding} for finding in findings if finding["question"] == question.value]
-    failed = sum(1 for finding in own if not finding["ok"])
+    failed = sum(1 for finding in own if not finding["ok"] and finding["severity"] != Severity.WARNING.value)
     css, verdict = ("", "not answered") if not own else ("refused", "no") if failed else ("yes", "yes")
     all_of = f"{len(own)} check{'s' if len(own) > 1 else ''}"
     count = f"{failed} of {all_of} failed" if failed else f"{all_of} held" if own else "no check"

@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from cryptography import x509
@@ -46,6 +49,7 @@ _PARSE_ERRORS: Final = (
     x509.UnsupportedGeneralNameType,
 )
 
+_CACHED: Final = 256  # certificates and paths kept: a fleet's chips share their CAs
 _WARNINGS: Final = threading.Lock()  # the filters that `_parse` changes for a moment belong to the whole process
 _E = TypeVar("_E", bound=x509.ExtensionType)
 
@@ -108,9 +112,62 @@ def verify_path(
         EndorsementError: no path (`<code>.untrusted`), `.expired`, `.not_yet_valid`, `.not_a_ca`, `.path_length`,
             `.purpose`, `.critical_extension`, `.algorithm`, `.leaf_is_ca`.
     """
-    return _PathSearch(anchors, intermediates, at, code, purpose, leaf_critical).run(leaf)
+    if at.tzinfo is None:
+        raise RuntimeError("the time of a verification must be aware")
+    key = (leaf, tuple(anchors), tuple(intermediates), code, purpose, leaf_critical)
+    known = _KNOWN_PATHS.get(key)
+    if known is not None and known.not_before <= at <= known.not_after:
+        return known.path
+    path = _PathSearch(anchors, intermediates, at, code, purpose, leaf_critical).run(leaf)
+    _KNOWN_PATHS.put(key, path)
+    return path
 
 
+@dataclass(frozen=True, slots=True)
+class _KnownPath:
+    path: tuple[x509.Certificate, ...]
+    not_before: datetime
+    not_after: datetime
+
+
+class _KnownPaths:
+    """Paths that held, by everything that led to them but the time, each with the time in which it holds.
+
+    The search looks at the time only to compare it with validity periods, so within the intersection of those of the
+    path a second search would find the same path. Failures are not kept. Bounded: the oldest goes.
+    """
+
+    def __init__(self) -> None:
+        self._paths: OrderedDict[Hashable, _KnownPath] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> _KnownPath | None:
+        with self._lock:
+            known = self._paths.get(key)
+            if known is not None:
+                self._paths.move_to_end(key)
+            return known
+
+    def put(self, key: Hashable, path: tuple[x509.Certificate, ...]) -> None:
+        start, end = validity(path)
+        with self._lock:
+            self._paths[key] = _KnownPath(path, start, end)
+            while len(self._paths) > _CACHED:
+                self._paths.popitem(last=False)
+
+
+_KNOWN_PATHS: Final = _KnownPaths()
+
+
+def validity(certificates: Sequence[x509.Certificate]) -> tuple[datetime, datetime]:
+    """Return the time in which all `certificates` are valid: latest start, earliest end."""
+    return (
+        max(item.not_valid_before_utc for item in certificates),
+        min(item.not_valid_after_utc for item in certificates),
+    )
+
+
+@lru_cache(maxsize=_CACHED)
 def _parse(der: bytes) -> x509.Certificate:
     """Parse and touch every part that parses late. The library keeps what it parsed.
 
@@ -136,8 +193,6 @@ class _PathSearch:
         purpose: x509.ObjectIdentifier | None,
         leaf_critical: frozenset[x509.ObjectIdentifier],
     ) -> None:
-        if at.tzinfo is None:
-            raise RuntimeError("the time of a verification must be aware")
         self._anchors = anchors
         self._intermediates = intermediates
         self._at = at

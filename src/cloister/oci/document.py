@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from cloister.errors import ImageRefused
-from cloister.wire.limits import JSON_DEPTH
+from cloister.wire.strictjson import JSONObject, parse_json_object
 
 _MAX_SIZE: Final = 2**63 - 1  # int64, as the specification types every size
-JSONObject = dict[str, Any]  # Any: JSON values; `Members` gives them their types
 
 
 def parse_document(data: bytes, *, ceiling: int, code: str) -> JSONObject:
@@ -27,60 +26,12 @@ def parse_document(data: bytes, *, ceiling: int, code: str) -> JSONObject:
         code: prefix of the error codes: `<code>.too_long`, `<code>.not_json`, `<code>.duplicate_key`,
         `<code>.too_deep`.
     """
-    if len(data) > ceiling:
-        raise ImageRefused(
-            f"{code}.too_long", "document is too long", expected=f"at most {ceiling} bytes", actual=str(len(data))
-        )
-
-    def build(pairs: list[tuple[str, Any]]) -> JSONObject:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ImageRefused(f"{code}.duplicate_key", "document has a key twice", path=twice[:80])
-        return result
-
-    def refuse_constant(text: str) -> None:
-        raise ImageRefused(f"{code}.not_json", "document holds a number JSON does not have", actual=text)
-
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=build, parse_constant=refuse_constant)
-    except RecursionError as err:
-        raise ImageRefused(f"{code}.too_deep", "document nests too deep", expected=str(JSON_DEPTH)) from err
-    except ValueError as err:  # also UnicodeDecodeError, and integers of thousands of digits
-        raise ImageRefused(f"{code}.not_json", "document is not JSON in UTF-8") from err
-    _check_depth(value, JSON_DEPTH, code)
-    if b"\\u" in data:
-        _refuse_lone_surrogates(value, code)
-    if not isinstance(value, dict):
-        raise ImageRefused(f"{code}.not_json", "document is not a JSON object", actual=type(value).__name__)
-    return value
+    return parse_json_object(data, ceiling=ceiling, code=code, family=ImageRefused)
 
 
 def encode_document(value: Mapping[str, Any]) -> bytes:
     """Return compact JSON with the members in the order given, as registries and tools write it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
-def _check_depth(value: object, left: int, code: str) -> None:
-    if isinstance(value, dict):
-        children: Any = value.values()
-    elif isinstance(value, list):
-        children = value
-    else:
-        return
-    if left == 0:
-        raise ImageRefused(f"{code}.too_deep", "document nests too deep", expected=f"at most {JSON_DEPTH}")
-    for child in children:
-        _check_depth(child, left - 1, code)
-
-
-def _refuse_lone_surrogates(value: object, code: str) -> None:
-    """Only an escape can smuggle in half a character, which no file name, variable or signed text may hold."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as err:
-        raise ImageRefused(f"{code}.not_json", "document holds half a surrogate pair") from err
 
 
 class Members:

@@ -1,10 +1,20 @@
-"""Evidence as received (untrusted) and what it must be bound to."""
+"""Evidence on its way through verification: as received, what it must be bound to, and once it is authentic.
+
+Binding is judged in one place (`cloister.rats.binding`), from the two fields every technology names here: what a
+verifier does not report cannot be compared, so none can forget to compare it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from cloister.rats.claims import Claims
+from cloister.rats.result import Finding, Unchecked
+
+_REGISTER_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,16 +31,78 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A field of evidence that holds what the evidence is bound to.
+
+    Attributes:
+        name: the specification's name (`REPORT_DATA`, `MRCONFIGID`, `PCR 8`).
+        value: what it holds.
+        size: bytes the field always has; a shorter digest is padded with zeros on the right. None when the field has
+            the length of what was put in.
+        cut: whether a longer digest is cut to `size`; otherwise it does not fit.
+        extended: whether it is a register: it then holds SHA-256 over 32 zero bytes and the digest.
+        path: place in the evidence.
+    """
+
+    name: str
+    value: bytes
+    size: int | None = None
+    cut: bool = False
+    extended: bool = False
+    path: str = ""
+
+    def fit(self, digest: bytes) -> bytes | None:
+        """Return what the field holds when `digest` was put in, None when that digest does not fit.
+
+        An empty digest fits nowhere: nothing is bound by nothing.
+        """
+        if not digest:
+            return None
+        if self.extended:
+            if len(digest) != _REGISTER_BYTES:
+                return None
+            return hashlib.sha256(bytes(_REGISTER_BYTES) + digest).digest()
+        if self.size is None:
+            return digest
+        if len(digest) > self.size and not self.cut:
+            return None
+        return digest[: self.size].ljust(self.size, b"\0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedBinding:
     """What evidence must be bound to, computed by the verifier from its own session state.
 
     Attributes:
-        report_data: digest over nonce, TEE key and additional evidence (48 bytes, SHA-384); a technology with a
-        shorter or longer field cuts it or pads it with zeros on the right.
-        init_data_digest: digest of the init data text, by the algorithm the text names.
+        report_data: digest over nonce, TEE key and additional evidence (48 bytes, SHA-384), to be fitted to the
+            technology's field; or why it is not asked for.
+        init_data_digest: digest of the init data text, by the algorithm the text names; or why it is not asked for.
         session_secret: what credential activation must have recovered; empty where the technology has no activation.
+        exact: the two values are the whole content of the fields, not digests to be fitted.
     """
 
-    report_data: bytes
-    init_data_digest: bytes
+    report_data: bytes | Unchecked
+    init_data_digest: bytes | Unchecked
     session_secret: bytes = b""
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticEvidence:
+    """Evidence whose signature chain a `cloister.tee.*.verifier` verified; not yet known to be of this session.
+
+    Attributes:
+        claims: what it says.
+        findings: every check of authenticity; none refuses, because one that does raises instead.
+        unchecked: what was deliberately not checked.
+        freshness: the field that holds the nonce, or the digest over nonce and key.
+        init_data: the field that holds the init data digest; None when the technology has none.
+        facts: what the technology's own appraisal rules judge, typed by its package.
+    """
+
+    claims: Claims
+    findings: tuple[Finding, ...]
+    unchecked: tuple[Unchecked, ...]
+    freshness: Slot
+    init_data: Slot | None
+    facts: object = None

@@ -1,36 +1,57 @@
-"""The appraisal policy: which levels and technologies an owner accepts, as strict JSON, and its one evaluator.
+"""The appraisal policy: which levels, technologies and platforms an owner accepts, and its one evaluator.
 
-The default accepts `hardware` only. A weaker level is accepted only by a field whose name begins with `insecure_`.
-An unknown field refuses the whole policy, so a misspelt restriction can never silently be no restriction.
+Strict JSON or TOML. The default accepts `hardware` only, and of each platform what `cloister.rats.rules` has as its
+defaults. A weaker level, debug, or evidence without revocation data is accepted only by a field whose name begins with
+`insecure_`. An unknown field refuses the whole policy, so a misspelt restriction can never silently be no restriction.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 
 from cloister.errors import FormatRefused
-from cloister.rats.claims import Level
+from cloister.rats.advisory import Advisory, appraise_advisories
+from cloister.rats.claims import Claims, Level
 from cloister.rats.reference import ReferenceEntry, appraise_registers
-from cloister.rats.result import AttestationResult, Finding, Question, VerifiedEvidence
+from cloister.rats.result import AttestationResult, Finding, Question, Severity, Unchecked, VerifiedEvidence
+from cloister.rats.rules import Handling, PlatformRules
 from cloister.wire.limits import POLICY_BYTES
 
 RESULT_LIFETIME: Final = timedelta(minutes=5)
+_LONGEST_GRACE: Final = timedelta(days=30)
 
 
-class AppraisalPolicyWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """JSON form of an appraisal policy, version 1."""
+class AppraisalPolicyWire(PlatformRules, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Wire form of an appraisal policy, version 1: the general part here, one section per technology below it.
+
+    Attributes:
+        version: 1.
+        id: name of the policy, shown in findings and results.
+        tees: technologies accepted.
+        advisories: what a critical advisory that applies to the platform means; lesser ones are warnings.
+        acknowledged_advisories: advisories that no longer count, by id.
+        collateral_grace_seconds: how long past its next update revocation data may still be used; its use is a warning.
+        insecure_accept_levels: levels accepted besides `hardware`.
+        insecure_accept_debug: accept guests that their operator may read.
+        insecure_no_revocation: accept evidence whose revocation could not be checked.
+    """
 
     version: int
     id: str
     tees: list[str]
+    advisories: Handling = Handling.REFUSE
+    acknowledged_advisories: tuple[str, ...] = ()
+    collateral_grace_seconds: int = 0
     insecure_accept_levels: list[Level] = msgspec.field(default_factory=list)
     insecure_accept_debug: bool = False
+    insecure_no_revocation: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +63,15 @@ class AppraisalPolicy:
     levels: frozenset[Level]
     accept_debug: bool
     digest: str
+    rules: PlatformRules = field(default_factory=PlatformRules)
+    advisories: Handling = Handling.REFUSE
+    acknowledged: frozenset[str] = frozenset()
+    grace: timedelta = timedelta()
+    accept_unchecked_revocation: bool = False
 
 
 def parse_appraisal_policy(data: bytes) -> AppraisalPolicy:
-    """Parse policy JSON.
+    """Parse policy text: JSON when it begins with a brace, else TOML.
 
     Raises:
         FormatRefused: unknown version or field, empty technology list, too long (`rats.policy.malformed`).
@@ -53,41 +79,100 @@ def parse_appraisal_policy(data: bytes) -> AppraisalPolicy:
     if len(data) > POLICY_BYTES:
         raise FormatRefused("rats.policy.malformed", "policy too long", expected=f"at most {POLICY_BYTES} bytes")
     try:
-        wire = msgspec.json.decode(data, type=AppraisalPolicyWire)
-    except msgspec.MsgspecError as err:
+        if data.lstrip()[:1] == b"{":
+            wire = msgspec.json.decode(data, type=AppraisalPolicyWire)
+        else:
+            wire = msgspec.convert(tomllib.loads(data.decode()), AppraisalPolicyWire)
+    except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise FormatRefused("rats.policy.malformed", f"not an appraisal policy: {err}") from err
     if wire.version != 1:
         raise FormatRefused("rats.policy.malformed", "unknown version", expected="1", actual=str(wire.version))
     if not wire.tees or not wire.id:
         raise FormatRefused("rats.policy.malformed", "a policy needs an id and at least one technology")
+    grace = timedelta(seconds=min(max(wire.collateral_grace_seconds, -1), 2**31))
+    if not timedelta() <= grace <= _LONGEST_GRACE:
+        raise FormatRefused(
+            "rats.policy.malformed",
+            "grace out of range",
+            path="collateral_grace_seconds",
+            expected=f"0 to {int(_LONGEST_GRACE.total_seconds())}",
+            actual=str(wire.collateral_grace_seconds),
+        )
     return AppraisalPolicy(
         id=wire.id,
         tees=frozenset(wire.tees),
         levels=frozenset({Level.HARDWARE, *wire.insecure_accept_levels}),
         accept_debug=wire.insecure_accept_debug,
         digest="sha256:" + hashlib.sha256(data).hexdigest(),
+        rules=PlatformRules(**{name: getattr(wire, name) for name in PlatformRules.__struct_fields__}),
+        advisories=wire.advisories,
+        acknowledged=frozenset(wire.acknowledged_advisories),
+        grace=grace,
+        accept_unchecked_revocation=wire.insecure_no_revocation,
     )
 
 
 def appraise(
     evidence: VerifiedEvidence,
     policy: AppraisalPolicy,
-    references: Sequence[ReferenceEntry],
+    references: Sequence[ReferenceEntry] | Unchecked,
     *,
     init_data_digest: str,
     at: datetime,
+    platform: Sequence[Finding] = (),
+    advisories: Sequence[Advisory] = (),
 ) -> AttestationResult:
     """Judge verified evidence; collect all findings, decide by them alone.
 
-    Steps: 1 technology accepted, 2 level accepted, 3 debug off, 4 registers hold reference values.
+    Steps: 1 what verification left open, 2 technology accepted, 3 level accepted, 4 debug off, 5 the owner's rules for
+    the platform, 6 advisories, 7 registers hold reference values.
+
+    Args:
+        evidence: authentic and bound.
+        policy: the owner's.
+        references: accepted register values, or why they are not asked for.
+        init_data_digest: `sha256:` of the init data, for the result.
+        at: aware time.
+        platform: findings of the technology's `appraise_platform`.
+        advisories: the table of known weaknesses.
     """
-    claims = evidence.claims
+    findings = [
+        # 1
+        *(_judge_open(finding, policy) for finding in evidence.findings),
+        # 2 3 4
+        *_judge_claims(evidence.claims, policy),
+        # 5
+        *platform,
+        # 6
+        *appraise_advisories(evidence.claims, advisories, critical=policy.advisories, acknowledged=policy.acknowledged),
+        # 7
+        *appraise_registers(evidence.claims, references, at=at),
+    ]
+    return AttestationResult(
+        claims=evidence.claims,
+        findings=tuple(findings),
+        unchecked=evidence.unchecked,
+        policy_id=policy.id,
+        policy_digest=policy.digest,
+        init_data_digest=init_data_digest,
+        issued_at=at,
+        expires_at=at + RESULT_LIFETIME,
+    )
+
+
+def _judge_open(finding: Finding, policy: AppraisalPolicy) -> Finding:
+    """Step 1: revocation that could not be checked stays open, unless the owner wrote that it may."""
+    if finding.unknown and policy.accept_unchecked_revocation:
+        return replace(finding, severity=Severity.WARNING, origin=f"insecure_no_revocation of policy {policy.id}")
+    return finding
+
+
+def _judge_claims(claims: Claims, policy: AppraisalPolicy) -> tuple[Finding, ...]:
     accepted = ", ".join(sorted(level.value for level in policy.levels))
     known_tee, known_level = claims.tee in policy.tees, claims.level in policy.levels
     debug_ok = policy.accept_debug or not claims.debug
-    findings = [
-        *evidence.findings,
-        # 1
+    return (
+        # 2
         Finding(
             code="appraisal.technology",
             question=Question.ACCEPTABLE,
@@ -98,7 +183,7 @@ def appraise(
             origin=f"appraisal policy {policy.id}",
             hint="add the technology to `tees` of the appraisal policy",
         ),
-        # 2
+        # 3
         Finding(
             code="appraisal.level",
             question=Question.ACCEPTABLE,
@@ -109,7 +194,7 @@ def appraise(
             origin=f"appraisal policy {policy.id}",
             hint="run on real hardware, or accept the weaker level in `insecure_accept_levels`",
         ),
-        # 3
+        # 4
         Finding(
             code="appraisal.debug",
             question=Question.ACCEPTABLE,
@@ -120,16 +205,4 @@ def appraise(
             origin=f"appraisal policy {policy.id}",
             hint="start the pod VM without debug",
         ),
-        # 4
-        *appraise_registers(claims, references, at=at),
-    ]
-    return AttestationResult(
-        claims=claims,
-        findings=tuple(findings),
-        unchecked=evidence.unchecked,
-        policy_id=policy.id,
-        policy_digest=policy.digest,
-        init_data_digest=init_data_digest,
-        issued_at=at,
-        expires_at=at + RESULT_LIFETIME,
     )

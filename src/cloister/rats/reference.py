@@ -15,7 +15,7 @@ import msgspec
 
 from cloister.errors import FormatRefused
 from cloister.rats.claims import Claims
-from cloister.rats.result import Finding, Question
+from cloister.rats.result import Finding, Question, Severity, Unchecked
 
 _SHOWN_HEX: Final = 16
 _SHORTEST_DIGEST: Final = 20  # bytes of SHA-1, which some platforms still report
@@ -82,13 +82,27 @@ def encode_reference_entry(entry: ReferenceEntry) -> bytes:
     return msgspec.json.encode(wire)
 
 
-def appraise_registers(claims: Claims, entries: Sequence[ReferenceEntry], *, at: datetime) -> tuple[Finding, ...]:
+def appraise_registers(
+    claims: Claims, entries: Sequence[ReferenceEntry] | Unchecked, *, at: datetime
+) -> tuple[Finding, ...]:
     """Compare the registers of `claims` with the entries valid at `at`.
 
-    Returns one passing finding when an entry matches whole, else one failing finding per differing register of the
-    *closest* entry (fewest differences), so that the answer names the component that changed.
+    Where the caller wrote down why registers are not compared, that is a warning, never silence. Returns one passing
+    finding when an entry matches whole, else one failing finding per differing register of the *closest* entry
+    (fewest differences), so that the answer names the component that changed.
     """
     code = "appraisal.reference_values"
+    if isinstance(entries, Unchecked):
+        return (
+            Finding(
+                code=f"{code}.not_requested",
+                question=Question.ACCEPTABLE,
+                ok=False,
+                severity=Severity.WARNING,
+                message=f"measurements are not checked: {entries.reason}",
+                hint="give reference values of the code you trust; without them any code passes",
+            ),
+        )
     candidates = [entry for entry in entries if entry.tee == claims.tee and entry.registers]
     if not candidates:
         return (

@@ -27,6 +27,14 @@ class Question(enum.StrEnum):
     ACCEPTABLE = "acceptable"
 
 
+class Severity(enum.StrEnum):
+    """What a check that does not hold means for the verdict."""
+
+    ERROR = "error"  # refuse
+    WARNING = "warning"  # tell
+    UNAVAILABLE = "unavailable"  # the answer cannot be known with what was given
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One check, passed or failed, with the values it compared.
@@ -40,6 +48,8 @@ class Finding:
         actual: shortened found value.
         origin: where the expected value came from (a reference value id, a policy line, a standard's clause).
         hint: what to change when it failed.
+        path: place in the evidence or the collateral.
+        severity: what it means when it did not hold.
     """
 
     code: str
@@ -50,11 +60,25 @@ class Finding:
     actual: str = ""
     origin: str = ""
     hint: str = ""
+    path: str = ""
+    severity: Severity = Severity.ERROR
+
+    @property
+    def refuses(self) -> bool:
+        """Whether this finding alone makes the verdict a refusal."""
+        return not self.ok and self.severity is Severity.ERROR
+
+    @property
+    def unknown(self) -> bool:
+        """Whether this finding leaves the verdict open."""
+        return not self.ok and self.severity is Severity.UNAVAILABLE
 
     def as_dict(self) -> dict[str, Any]:  # Any: text and one boolean
-        """Return the non-empty fields for JSON."""
+        """Return the non-empty fields for JSON; `severity` only where the check did not hold."""
         result: dict[str, Any] = {"code": self.code, "question": self.question.value, "ok": self.ok}
-        for name in ("message", "expected", "actual", "origin", "hint"):
+        if not self.ok:
+            result["severity"] = self.severity.value
+        for name in ("path", "message", "expected", "actual", "origin", "hint"):
             if value := getattr(self, name):
                 result[name] = value
         return result
@@ -69,15 +93,38 @@ class Unchecked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedEvidence:
-    """Evidence whose signature chain and binding were verified by a `cloister.tee.*.verifier`.
+    """Evidence whose signature chain and binding were verified.
 
-    Only verifiers construct it. `findings` holds every check they made, all of them `ok`: a verifier that finds a
-    failure raises instead.
+    Only `cloister.tee.verification` constructs it. `findings` holds every check that was made; none of them refuses,
+    because a check that does raises instead. Revocation that could not be judged is among them as unavailable.
+
+    Attributes:
+        claims: what it says.
+        findings: checks of authenticity and binding.
+        unchecked: what was deliberately not checked.
+        facts: what the technology's own appraisal rules judge, typed by its package.
     """
 
     claims: Claims
     findings: tuple[Finding, ...]
     unchecked: tuple[Unchecked, ...] = ()
+    facts: object = None
+
+
+class Verdict(enum.StrEnum):
+    """What an appraisal comes to."""
+
+    ACCEPT = "accept"
+    REFUSE = "refuse"
+    UNAVAILABLE = "unavailable"
+
+
+class Bound(enum.StrEnum):
+    """Whether evidence belongs to the session it is shown in."""
+
+    YES = "yes"
+    NO = "no"
+    NOT_REQUESTED = "not requested"
 
 
 class Tier(enum.StrEnum):
@@ -115,32 +162,65 @@ class AttestationResult:
 
     @property
     def tier(self) -> Tier:
-        """Affirming when every finding holds and each of the three questions was asked; contraindicated when one
-        finding does not hold; none when a question was never asked: what was not checked is not proved."""
+        """Affirming when no finding refuses and each of the three questions was asked; contraindicated when one
+        refuses; none when a question was never asked or stays open: what was not checked is not proved."""
         if self.failures:
             return Tier.CONTRAINDICATED
-        asked = {finding.question for finding in self.findings}
-        return Tier.AFFIRMING if asked == set(Question) else Tier.NONE
+        asked = {finding.question for finding in self.findings if not finding.unknown}
+        open_questions = any(finding.unknown for finding in self.findings)
+        return Tier.AFFIRMING if asked == set(Question) and not open_questions else Tier.NONE
+
+    @property
+    def verdict(self) -> Verdict:
+        """Unavailable while authenticity or another question stays open, else a refusal when a finding refuses."""
+        if any(finding.unknown for finding in self.findings):
+            return Verdict.UNAVAILABLE
+        return Verdict.REFUSE if self.failures else Verdict.ACCEPT
 
     @property
     def failures(self) -> tuple[Finding, ...]:
-        """The findings that did not hold."""
-        return tuple(finding for finding in self.findings if not finding.ok)
+        """The findings that refuse."""
+        return tuple(finding for finding in self.findings if finding.refuses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """The three answers about one piece of evidence, with everything that led to them.
+
+    Attributes:
+        authentic: signed by whom the roots vouch for, and not revoked; false also while that stays open.
+        bound: whether it belongs to the session; what is not authentic is bound to nothing.
+        acceptable: whether the policy accepts it; false for evidence that is not authentic.
+        verdict: what it comes to.
+        findings: all of them; of evidence that is not authentic, the one that says why.
+        claims: None for evidence that is not authentic.
+        unchecked: what was deliberately not checked.
+    """
+
+    authentic: bool
+    bound: Bound
+    acceptable: bool
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    claims: Claims | None
+    unchecked: tuple[Unchecked, ...] = ()
 
 
 def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
     """Return the AR4SI vector for `findings`.
 
-    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 96 contraindicated,
-    0 says nothing because nothing was checked.
+    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 32 a warning, 96
+    contraindicated, 0 says nothing because nothing was checked or the answer is open.
     A level other than `hardware` can never affirm `hardware`: it is 32 (warning), whatever the policy accepted.
     """
 
     def value(question: Question) -> int:
-        answers = [finding.ok for finding in findings if finding.question is question]
-        if not answers:
+        answers = [finding for finding in findings if finding.question is question]
+        if any(finding.refuses for finding in answers):
+            return 96
+        if not answers or any(finding.unknown for finding in answers):
             return 0
-        return 2 if all(answers) else 96
+        return 2 if all(finding.ok for finding in answers) else 32
 
     hardware = value(Question.AUTHENTIC)
     if hardware == 2 and level is not Level.HARDWARE:

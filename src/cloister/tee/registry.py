@@ -2,23 +2,29 @@
 
 Names, not modules: looking a technology up imports only that one, and inside the guest only its attester. Detection
 of a device is never a statement about trust; the verifier alone decides.
+
+Every technology has the same files: `abi` (layout), `evidence` (what is sent or found in a file), `attester`
+(devices), `verifier` (who signed it), `appraisal` (the owner's rules for it), `endorsements` (vendor roots and where
+collateral is had). A package that serves two technologies is told which by the evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cloister.errors import EvidenceError
+from cloister.errors import EvidenceError, Refused
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from cloister.rats.endorsement import Endorsements
-    from cloister.rats.evidence import Evidence, ExpectedBinding
-    from cloister.rats.result import VerifiedEvidence
+    from cloister.rats.endorsement import Endorsements, PinnedRoot
+    from cloister.rats.evidence import AuthenticEvidence, Evidence
+    from cloister.rats.result import Finding
+    from cloister.rats.rules import PlatformRules
 
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
@@ -26,13 +32,65 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
 }
 
 
-class Verifier(Protocol):
-    """Every technology's `verifier.verify_evidence`: pure, raises on the first check that does not hold."""
+_ADDED: dict[str, str] = {}
+
+
+class Authenticate(Protocol):
+    """Every technology's `verifier.authenticate`: pure, raises on the first check that does not hold.
+
+    It says who signed the evidence and what it says, and names the fields that bind it; whether they hold what this
+    session expects is not its business (`cloister.rats.binding`), nor whether the owner likes it (`appraisal`).
+    """
 
     def __call__(
-        self, evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
-    ) -> VerifiedEvidence:
-        """Verify `evidence` against what it must be bound to and who may have signed it, at time `at`."""
+        self, evidence: Evidence, endorsements: Endorsements, *, at: datetime, session_secret: bytes = b""
+    ) -> AuthenticEvidence:
+        """Verify the signature chain of `evidence` at time `at`.
+
+        Args:
+            evidence: as received.
+            endorsements: who may have signed it, and the vendor's statements.
+            at: aware time.
+            session_secret: what credential activation must have recovered, for technologies that have it.
+
+        Raises:
+            FormatRefused: a part does not parse.
+            EndorsementError: a certificate, CRL or other vendor statement does not hold.
+            EvidenceError: a signature or another check does not hold.
+        """
+        ...
+
+
+class AppraisePlatform(Protocol):
+    """Every technology's `appraisal.appraise_platform`: one finding for each of the owner's rules."""
+
+    def __call__(self, facts: object, rules: PlatformRules, *, at: datetime) -> tuple[Finding, ...]:
+        """Judge the `facts` of authentic evidence of this technology."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadEvidence:
+    """Evidence found in a file.
+
+    Attributes:
+        body: the JSON shape the technology's attester sends.
+        form: what the file was, in words (`raw report`, `JSON as CoCo's guest sends it`).
+    """
+
+    body: Mapping[str, Any]  # Any: untrusted JSON
+    form: str
+
+
+class ReadFile(Protocol):
+    """Every technology's `evidence.read_evidence`: the body from any form the evidence is found in on disk."""
+
+    def __call__(self, data: bytes, *, tee: str) -> ReadEvidence:
+        """Return the body; verify nothing.
+
+        Raises:
+            FormatRefused: none of the forms.
+        """
         ...
 
 
@@ -70,14 +128,70 @@ class Attester(Protocol):
         ...
 
 
-def verifier_for(tee: str) -> Verifier:
-    """Return the verifier of a technology.
+def register_technology(tee: str, package: str, *, violations: Callable[[Authenticate], Sequence[str]]) -> None:
+    """Add a technology of one's own for this process, once its verifier has kept the contract.
+
+    Args:
+        tee: wire name, not one of this build's.
+        package: name of a package with the same files as those here.
+        violations: `cloister.testing.verifiercontract.violations` with a case of the technology; what it returns must
+            be empty. A verifier that does not bind its evidence cannot be registered.
+
+    Raises:
+        Refused: the name is taken, or the contract is broken (`tee.contract`).
+    """
+    if tee in TECHNOLOGIES:
+        raise Refused("tee.contract", "the name is taken by a technology of this build", actual=tee[:40])
+    broken = violations(import_module(f"{package}.verifier").authenticate)
+    if broken:
+        raise Refused(
+            "tee.contract",
+            f"verifier breaks the contract in {len(broken)} ways: {broken[0]}"[:200],
+            path=package,
+            expected="no violation",
+            hint="run `cloister.testing.verifiercontract.violations` to see all of them",
+        )
+    _ADDED[tee] = package
+
+
+def authenticator_for(tee: str) -> Authenticate:
+    """Return how evidence of a technology is authenticated.
 
     Raises:
         EvidenceError: no such technology (`tee.unknown`).
     """
-    verifier: Verifier = import_module(f"{_package(tee)}.verifier").verify_evidence
-    return verifier
+    authenticate: Authenticate = import_module(f"{_package(tee)}.verifier").authenticate
+    return authenticate
+
+
+def appraiser_for(tee: str) -> AppraisePlatform:
+    """Return how the owner's rules for a technology are applied.
+
+    Raises:
+        EvidenceError: no such technology (`tee.unknown`).
+    """
+    appraise: AppraisePlatform = import_module(f"{_package(tee)}.appraisal").appraise_platform
+    return appraise
+
+
+def reader_for(tee: str) -> ReadFile:
+    """Return how evidence of a technology is read from a file.
+
+    Raises:
+        EvidenceError: no such technology (`tee.unknown`).
+    """
+    read: ReadFile = import_module(f"{_package(tee)}.evidence").read_evidence
+    return read
+
+
+def pins_for(tee: str) -> tuple[PinnedRoot, ...]:
+    """Return the vendor roots of a technology that this build pins.
+
+    Raises:
+        EvidenceError: no such technology (`tee.unknown`).
+    """
+    pins: tuple[PinnedRoot, ...] = import_module(f"{_package(tee)}.endorsements").PINS
+    return tuple(pin for pin in pins if pin.tee == tee)
 
 
 def attester_for(tee: str) -> Callable[..., Attester]:
@@ -91,7 +205,8 @@ def attester_for(tee: str) -> Callable[..., Attester]:
 
 
 def _package(tee: str) -> str:
-    if tee not in TECHNOLOGIES:
+    package = TECHNOLOGIES.get(tee) or _ADDED.get(tee)
+    if package is None:
         raise EvidenceError(
             "tee.unknown",
             "unknown technology",
@@ -100,4 +215,4 @@ def _package(tee: str) -> str:
             actual=tee[:40],
             hint="this build has no verifier for it",
         )
-    return TECHNOLOGIES[tee]
+    return package

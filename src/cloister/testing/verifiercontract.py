@@ -2,14 +2,15 @@
 
 A verifier is handed one good piece of evidence and then the same with one thing changed at a time. `violations` lists
 every change it let pass, every refusal without a code of its own area, and every exception that is no refusal. A
-verifier that ignores its nonce, its init data or its roots cannot come through.
+verifier that reports another nonce, other init data or other roots than the evidence has cannot come through, nor one
+that forgets debug, revocation or the age of its collateral.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,14 +18,37 @@ from cloister.errors import Refused
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.result import Question, VerifiedEvidence
+from cloister.rats.policy import AppraisalPolicy
+from cloister.rats.result import Question, Verdict
+from cloister.tee.registry import Authenticate
+from cloister.tee.verification import examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
 from cloister.wire.limits import KBS_REQUEST_BYTES
 
-Verify = Callable[..., VerifiedEvidence]
 # What a careless parser lets out. Any other exception that is no refusal leaves `violations` itself, as loudly.
 _ESCAPES: Final = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, Warning)
 _WRONG_TYPES: Final[tuple[Any, ...]] = (None, 7, 1.5, True, "?", ["x"], {"x": "y"})
+_BOUND_BYTES: Final = 32  # an SPDM nonce, the shortest there is
+_BINDING_CODES: Final = "evidence."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A piece of evidence, or its surroundings, that must not be accepted although its signature is good.
+
+    Attributes:
+        code: of the finding that says so.
+        verdict: what it must come to.
+        evidence: that of the case when absent.
+        endorsements: those of the case when absent.
+        at: the time of the case when absent.
+    """
+
+    code: str
+    verdict: Verdict = Verdict.REFUSE
+    evidence: Evidence | None = None
+    endorsements: Endorsements | None = None
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +68,7 @@ class ContractCase:
         unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
             read from there; their own tests flip the rest.
         optional: members that may be left out.
+        variants: for each of `VARIANTS`, the piece that must not be accepted, or why there cannot be one.
     """
 
     evidence: Evidence
@@ -57,6 +82,7 @@ class ContractCase:
     binary_members: tuple[str, ...]
     unauthenticated: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    variants: Mapping[str, Variant | str] = field(default_factory=dict)
 
 
 CHANGES: Final = (
@@ -73,24 +99,28 @@ CHANGES: Final = (
 )
 
 
-def violations(verify: Verify, case: ContractCase) -> list[str]:
+VARIANTS: Final = ("debug", "stale", "revoked")
+
+
+def violations(authenticate: Authenticate, case: ContractCase) -> list[str]:
     """Return every way in which `verify` breaks the contract; empty when it keeps it."""
-    found = list(_check_accepts(verify, case))
+    found = list(_check_accepts(authenticate, case))
+    found += _check_variants(authenticate, case)
     for name, (evidence, binding, endorsements) in _named_changes(case).items():
-        found += _check_refuses(verify, case, name, evidence, binding, endorsements, case.codes[name])
+        found += _check_refuses(authenticate, case, name, evidence, binding, endorsements, case.codes[name])
     if case.binding.session_secret:
         for name, secret in (("no session secret", b""), ("other session secret", bytes(32))):
             binding = replace(case.binding, session_secret=secret)
-            found += _check_refuses(verify, case, name, case.evidence, binding, case.endorsements)
+            found += _check_refuses(authenticate, case, name, case.evidence, binding, case.endorsements)
     for name, body in (*_changed_members(case), *_changed_bytes(case)):
         evidence = replace(case.evidence, body=body)
-        found += _check_refuses(verify, case, name, evidence, case.binding, case.endorsements)
+        found += _check_refuses(authenticate, case, name, evidence, case.binding, case.endorsements)
     return found
 
 
-def _check_accepts(verify: Verify, case: ContractCase) -> Iterator[str]:
+def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     try:
-        result = verify(case.evidence, case.binding, case.endorsements, at=case.at)
+        result = verify_with(authenticate, case.evidence, case.binding, case.endorsements, at=case.at)
     except Refused as err:
         yield f"good evidence refused: {err}"
         return
@@ -98,26 +128,65 @@ def _check_accepts(verify: Verify, case: ContractCase) -> Iterator[str]:
         yield f"level is not the root's: {result.claims.level}"
     if result.claims.tee != case.evidence.tee or not result.claims.report_data or not result.claims.instance_id:
         yield "claims lack technology, report data or instance"
-    if not case.binding.report_data.startswith(result.claims.report_data):
-        yield "claimed report data is not that of the session"
+    bound = authenticate(
+        case.evidence, case.endorsements, at=case.at, session_secret=case.binding.session_secret
+    ).freshness.value
+    if len(bound) < _BOUND_BYTES:
+        yield f"only {len(bound)} bytes of the session are bound"
     if not all(finding.ok for finding in result.findings):
-        yield "a failed finding was returned instead of raised"
+        yield "good evidence has a finding that does not hold"
     if {finding.question for finding in result.findings} < {Question.AUTHENTIC, Question.BOUND}:
         yield "no finding says that the evidence is authentic and bound"
 
 
+def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
+    """Try debug, stale and revoked; and good evidence without any reference value, which accepts nothing."""
+    policy = AppraisalPolicy(
+        id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
+    )
+    for name in VARIANTS:
+        variant = case.variants.get(name, "")
+        if isinstance(variant, str):
+            if not variant:
+                yield f"{name}: the case neither has a variant nor says why there is none"
+            continue
+        result = examine_with(
+            authenticate,
+            variant.evidence or case.evidence,
+            case.binding,
+            variant.endorsements or case.endorsements,
+            policy,
+            (),
+            at=variant.at or case.at,
+        )
+        told = any(finding.code == variant.code and not finding.ok for finding in result.findings)
+        if result.verdict is not variant.verdict or not told:
+            codes = ", ".join(finding.code for finding in result.findings if not finding.ok)
+            found = f"{result.verdict.value} with {codes or 'nothing'}"
+            yield f"{name}: {found}, not {variant.verdict.value} with {variant.code}"
+    empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, policy, (), at=case.at)
+    if empty.acceptable or "appraisal.reference_values.empty" not in {finding.code for finding in empty.findings}:
+        yield "no reference values: accepted"
+
+
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:
     evidence, binding, endorsements = case.evidence, case.binding, case.endorsements
+    if not isinstance(binding.report_data, bytes) or not isinstance(binding.init_data_digest, bytes):
+        raise TypeError("a case is bound to a session")
     flipped = bytes([binding.report_data[0] ^ 1]) + binding.report_data[1:]
     other_roots = Endorsements(roots=tuple(replace(root, tee="another") for root in endorsements.roots))
     return {
         "other_report_data": (evidence, replace(binding, report_data=flipped), endorsements),
         "no_report_data": (evidence, replace(binding, report_data=b""), endorsements),
-        "other_init_data": (evidence, replace(binding, init_data_digest=bytes(32)), endorsements),
+        "other_init_data": (
+            evidence,
+            replace(binding, init_data_digest=bytes(len(binding.init_data_digest))),
+            endorsements,
+        ),
         "no_init_data": (evidence, replace(binding, init_data_digest=b""), endorsements),
         "long_init_data": (
             evidence,
-            replace(binding, init_data_digest=binding.init_data_digest + bytes(16)),
+            replace(binding, init_data_digest=binding.init_data_digest + bytes(64)),
             endorsements,
         ),
         "no_roots": (evidence, binding, Endorsements(roots=())),
@@ -155,7 +224,7 @@ def _changed_bytes(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _check_refuses(
-    verify: Verify,
+    authenticate: Authenticate,
     case: ContractCase,
     name: str,
     evidence: Evidence,
@@ -164,9 +233,10 @@ def _check_refuses(
     code: str = "",
 ) -> Iterator[str]:
     try:
-        verify(evidence, binding, endorsements, at=case.at)
+        verify_with(authenticate, evidence, binding, endorsements, at=case.at)
     except Refused as err:
-        if (code and err.code != code) or not err.code.startswith(case.code_prefix):
+        own = err.code.startswith((case.code_prefix, _BINDING_CODES))
+        if (code and err.code != code) or not own:
             yield f"{name}: refused with {err.code}, not {code or case.code_prefix}"
     except _ESCAPES as err:
         yield f"{name}: {type(err).__name__} escaped: {err}"

@@ -62,6 +62,21 @@ REGISTRY_REDIRECTS: Final = 5
 REGISTRY_ATTEMPTS: Final = 4  # one try and three repeats: a passing fault, not a dead peer
 REGISTRY_SECONDS: Final = 30  # silence on a connection
 
+# Evidence and what vouches for it.
+EVIDENCE_FILE_BYTES: Final = 8 * MIB  # eight GPUs with their chains in one JSON file stay under 1
+SNP_REPORT_BYTES: Final = 1184  # exactly: SEV-SNP ABI, table 23
+DCAP_QUOTE_BYTES: Final = 64 * KIB  # with certificates; kernels hand out at most 8 KiB, some clouds pad
+COLLATERAL_BYTES: Final = 4 * MIB  # one vendor document; Intel's TCB info stays under 64 KiB
+COLLATERAL_DOCUMENTS: Final = 256
+REVOCATION_LIST_BYTES: Final = 4 * MIB
+REVOCATION_LIST_ENTRIES: Final = 100_000
+COSE_BYTES: Final = 64 * KIB  # a Nitro document stays under 8 KiB, a CCA token under 4
+CBOR_DEPTH: Final = 16
+CBOR_ITEMS: Final = 4096
+SPDM_BYTES: Final = 64 * KIB
+GPU_DEVICES: Final = 32  # eight GPUs and four switches in the largest machine there is
+RIM_BYTES: Final = 4 * MIB
+
 # TPM structures and event logs.
 TPM_RESPONSE_BYTES: Final = 4 * KIB
 TPM_NV_BYTES: Final = 4 * KIB

@@ -184,7 +184,7 @@ class TestRefusals:
         client = make_client(world, wire, attester=booted_tpm(world.ca, init_data(x="y")))
         with pytest.raises(AppraisalRefused) as caught:
             client.attest()
-        assert caught.value.code == "tee.tpm.init_data_mismatch" and caught.value.path.startswith("d-")
+        assert caught.value.code == "evidence.init_data" and caught.value.path.startswith("d-")
         assert wire.log == ["auth", "attest"], "a refusal is not tried again"
 
     def test_a_missing_resource(self, client: KeyBrokerClient) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from cloister.errors import FormatRefused
@@ -15,6 +16,7 @@ from cloister.rats.claims import Claims, Level
 from cloister.rats.policy import RESULT_LIFETIME, AppraisalPolicyWire, appraise, parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
 from cloister.rats.result import Finding, Question, Tier, Unchecked, VerifiedEvidence
+from cloister.rats.rules import PlatformRules
 from cloister.wire.limits import POLICY_BYTES
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -71,9 +73,17 @@ def test_default_accepts_hardware_without_debug_and_nothing_else() -> None:
 
 def test_every_weakening_field_begins_with_insecure() -> None:
     """A field with a default that can be left out must be harmless to leave out; what weakens is greppable."""
-    optional = [name for name in AppraisalPolicyWire.__struct_fields__ if name not in STRICT]
-    assert optional == ["insecure_accept_levels", "insecure_accept_debug"]
-    assert all(name.startswith("insecure_") for name in optional)
+    sections = {name: type(getattr(PlatformRules(), name)) for name in PlatformRules.__struct_fields__}
+    optional = {name for name in AppraisalPolicyWire.__struct_fields__ if name not in {*STRICT, *sections}}
+    stricter = {"advisories", "acknowledged_advisories", "collateral_grace_seconds"}  # weaken only what is named
+    assert {name for name in optional - stricter if not name.startswith("insecure_")} == set()
+    switches = {
+        name
+        for section in sections.values()
+        for name, value in msgspec.structs.asdict(section()).items()
+        if name.startswith(("accept_", "allow_")) and value is False
+    }
+    assert switches == set()  # what a section accepts only on demand is called `insecure_accept_*`
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,13 @@ def test_vector_of_nothing_affirms_nothing(level: Level) -> None:
 
 
 def test_finding_leaves_empty_fields_out() -> None:
-    assert finding(Question.BOUND, False).as_dict() == {"code": "c", "question": "bound", "ok": False, "message": "m"}
+    assert finding(Question.BOUND, False).as_dict() == {
+        "code": "c",
+        "question": "bound",
+        "ok": False,
+        "severity": "error",
+        "message": "m",
+    }
 
 
 @pytest.mark.parametrize("level", list(Level))

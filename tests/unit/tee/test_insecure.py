@@ -23,7 +23,7 @@ from cloister.tee.insecure import abi
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.endorsements import read_machine_root, simulation_root
 from cloister.tee.insecure.machinekey import load_machine_key, public_der
-from cloister.tee.insecure.verifier import verify_evidence
+from cloister.tee.verification import verify_evidence
 from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA
 from cloister.wire.base64 import encode_b64
 
@@ -104,14 +104,14 @@ def test_another_machines_key(body: dict[str, Any], tmp_path: Path) -> None:
     [
         ({"simulated": False}, "tee.insecure.not_simulated"),
         ({"version": 2}, "tee.insecure.malformed"),
-        ({"registers": {}}, "tee.insecure.init_data_mismatch"),
+        ({"registers": {}}, "evidence.init_data"),
         ({"registers": {"pcr8": "00" * 32}}, "tee.insecure.malformed"),
         ({"registers": {"pcr24": "00" * 32}}, "tee.insecure.malformed"),
         ({"registers": {"pcr08": "00" * 31}}, "tee.insecure.malformed"),
         ({"registers": {"pcr08": "AA" * 32}}, "tee.insecure.malformed"),
         ({"registers": {f"pcr{index:02d}": "00" * 32 for index in range(99)}}, "tee.insecure.malformed"),
-        ({"report_data": encode_b64(bytes(48))}, "tee.insecure.report_data_mismatch"),
-        ({"report_data": encode_b64(REPORT_DATA[:47])}, "tee.insecure.report_data_mismatch"),
+        ({"report_data": encode_b64(bytes(48))}, "evidence.freshness"),
+        ({"report_data": encode_b64(REPORT_DATA[:47])}, "evidence.freshness"),
         ({"report_data": encode_b64(REPORT_DATA + b"\0" * 9)}, "tee.insecure.malformed"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_simulated_evidence_is_no_tpm_evidence(body: dict[str, Any], key_path: Path) -> None:
-    from cloister.tee.tpm.verifier import verify_evidence as verify_tpm
+    from cloister.tee.verification import verify_evidence as verify_tpm
 
     roots = Endorsements(roots=(replace(read_machine_root(key_path), tee="tpm"),))
     with pytest.raises((EvidenceError, EndorsementError, Refused)) as caught:

@@ -9,21 +9,23 @@ import pytest
 
 from cloister.errors import EvidenceError
 from cloister.tee.insecure.attester import SimulationAttester
-from cloister.tee.registry import TECHNOLOGIES, attester_for, verifier_for
+from cloister.tee.registry import TECHNOLOGIES, appraiser_for, attester_for, authenticator_for, pins_for, reader_for
 from cloister.tee.tpm.attester import TPMAttester
-from cloister.tee.tpm.verifier import verify_evidence
+from cloister.tee.tpm.verifier import authenticate
 
 
 def test_each_name_leads_to_its_verifier_and_attester() -> None:
-    assert verifier_for("tpm") is verify_evidence
+    assert authenticator_for("tpm") is authenticate
     assert attester_for("tpm") is TPMAttester
     assert attester_for("cloister-simulated") is SimulationAttester
-    assert all(callable(verifier_for(tee)) and callable(attester_for(tee)) for tee in TECHNOLOGIES)
+    for look_up in (authenticator_for, appraiser_for, reader_for, attester_for):
+        assert all(callable(look_up(tee)) for tee in TECHNOLOGIES)
+    assert all(pin.tee == tee and len(pin.sha256) == 32 for tee in TECHNOLOGIES for pin in pins_for(tee))
 
 
-@pytest.mark.parametrize("tee", ["", "TPM", "snp", "os", "tpm/../insecure", "x" * 500])
+@pytest.mark.parametrize("tee", ["", "TPM", "SNP", "os", "tpm/../insecure", "x" * 500])
 def test_an_unknown_name_is_refused(tee: str) -> None:
-    for look_up in (verifier_for, attester_for):
+    for look_up in (authenticator_for, appraiser_for, reader_for, pins_for, attester_for):
         with pytest.raises(EvidenceError) as caught:
             look_up(tee)
         assert caught.value.code == "tee.unknown"

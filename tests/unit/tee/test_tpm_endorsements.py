@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cloister.errors import EndorsementError, FormatRefused, Unavailable
+from cloister.errors import FormatRefused, Unavailable
 from cloister.rats.claims import Level
 from cloister.tee.tpm.endorsements import parse_tpm_roots, read_swtpm_roots
 from cloister.testing.tpm import EndorsementCA
@@ -29,13 +29,13 @@ def test_a_bundle_with_words_between(ca: EndorsementCA) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"words", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
 def test_files_that_hold_no_certificate(data: bytes) -> None:
-    with pytest.raises(EndorsementError) as caught:
+    with pytest.raises(FormatRefused) as caught:
         parse_tpm_roots(data, level=Level.MEASURED, origin="file")
-    assert (caught.value.code, caught.value.path) == ("tee.tpm.root.empty", "file")
+    assert (caught.value.code, caught.value.path) == ("tee.tpm.root.malformed", "file")
 
 
 def test_too_many_certificates(ca: EndorsementCA) -> None:
-    with pytest.raises(EndorsementError):
+    with pytest.raises(FormatRefused):
         parse_tpm_roots(ca.root.public_bytes(Encoding.PEM) * 65, level=Level.MEASURED, origin="file")
 
 

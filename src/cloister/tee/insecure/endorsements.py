@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from cloister.rats.claims import Level
-from cloister.rats.endorsement import TrustedRoot
+from cloister.rats.endorsement import PinnedRoot, TrustedRoot
 from cloister.tee.insecure.abi import TEE
 from cloister.tee.insecure.machinekey import load_machine_key, public_der
+
+PINS: Final[tuple[PinnedRoot, ...]] = ()  # every machine has its own simulation key
 
 
 def read_machine_root(key_path: Path) -> TrustedRoot:

@@ -7,8 +7,8 @@ Steps:
   1 parse, strictly; the evidence must say that it is simulated
   2 the key is one of the configured roots, of level `simulated`
   3 the signature over all other members
-  4 report data is that of this session, whole
-  5 register 8 holds the init data digest, and nothing else was extended into it
+
+Reported for binding: the report data, whole, and register 8, which must hold one extend by the init data digest.
 
 Not checked, and said so: that the registers are true.
 """
@@ -16,7 +16,6 @@ Not checked, and said so: that the registers are true.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from datetime import datetime
 from typing import Final
 
@@ -25,11 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, Ellip
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from cloister.errors import EndorsementError, EvidenceError, FormatRefused
+from cloister.errors import EndorsementError, FormatRefused
 from cloister.rats.claims import Claims, Level
 from cloister.rats.endorsement import Endorsements, TrustedRoot
-from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.result import Question, Unchecked, VerifiedEvidence
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
+from cloister.rats.result import Question, Unchecked
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.insecure import abi
 from cloister.wire.base64 import decode_b64
@@ -37,10 +36,11 @@ from cloister.wire.base64 import decode_b64
 _UNCHECKED: Final = (Unchecked(reason="anything: the process that is attested signs for itself"),)
 
 
-def verify_evidence(
-    evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
-) -> VerifiedEvidence:
-    """Verify simulated evidence; `at` is not needed, as a key file has no validity.
+def authenticate(
+    evidence: Evidence, endorsements: Endorsements, *, at: datetime, session_secret: bytes = b""
+) -> AuthenticEvidence:
+    """Verify who signed simulated evidence; `at` is not needed, as a key file has no validity, and there is no
+    credential activation.
 
     Raises:
         FormatRefused: a member does not parse.
@@ -65,36 +65,24 @@ def verify_evidence(
         otherwise="evidence is not signed by the simulation key",
         path="signature",
     )
-    # 4
-    if len(binding.report_data) != abi.REPORT_DATA_BYTES:
-        raise EvidenceError("tee.insecure.no_report_data", "there is no session that the evidence could be bound to")
-    checks.require(
-        hmac.compare_digest(report_data, binding.report_data),
-        code="tee.insecure.report_data_mismatch",
-        question=Question.BOUND,
-        message="evidence binds the nonce and key of this session",
-        otherwise="evidence binds another nonce or key",
-        expected=shorten(binding.report_data),
-        actual=shorten(report_data),
-        origin="nonce issued by this verifier, key the guest sent",
-        path="report_data",
-        hint="evidence is good for one session only: start a new one",
-    )
-    # 5
-    _verify_init_data(checks, registers.get(abi.INIT_DATA_REGISTER, b""), binding.init_data_digest)
-    return VerifiedEvidence(
+    init_data = registers.get(abi.INIT_DATA_REGISTER, b"")
+    return AuthenticEvidence(
         claims=Claims(
             tee=abi.TEE,
             level=root.level,
             debug=False,
             registers=registers,
             report_data=report_data,
-            init_data=registers[abi.INIT_DATA_REGISTER],
+            init_data=init_data,
             instance_id=hashlib.sha256(public_key).hexdigest(),
             raw={"simulated": True, "public_key": wire.public_key, **wire.registers},
+            platform="simulation, no TEE",
+            native=dict(wire.registers),
         ),
         findings=checks.findings,
         unchecked=_UNCHECKED,
+        freshness=Slot(name="report_data", value=report_data, size=abi.REPORT_DATA_BYTES, path="report_data"),
+        init_data=Slot(name="register 8", value=init_data, extended=True, path=f"registers.{abi.INIT_DATA_REGISTER}"),
     )
 
 
@@ -133,32 +121,6 @@ def _verify_root(checks: Checklist, public_key: bytes, endorsements: Endorsement
         error=EndorsementError,
     )
     return found[0]
-
-
-def _verify_init_data(checks: Checklist, value: bytes, digest: bytes) -> None:
-    """Step 5, the same rule as for a TPM."""
-    if len(digest) != abi.REGISTER_BYTES:
-        raise EvidenceError(
-            "tee.insecure.init_data_algorithm",
-            "init data must be hashed with SHA-256: the register takes no other size",
-            path="init-data",
-            expected=f"{abi.REGISTER_BYTES} bytes",
-            actual=f"{len(digest)} bytes",
-            hint='write algorithm = "sha256" in the init data',
-        )
-    expected = abi.extended(bytes(abi.REGISTER_BYTES), digest)
-    checks.require(
-        hmac.compare_digest(value, expected),
-        code="tee.insecure.init_data_mismatch",
-        question=Question.BOUND,
-        message="register 8 holds the init data and nothing else",
-        otherwise="register 8 does not hold this init data",
-        expected=shorten(expected),
-        actual=shorten(value) or "never extended",
-        origin="digest of the init data that was sent",
-        path=f"registers.{abi.INIT_DATA_REGISTER}",
-        hint="the pod was started with other init data, or something extended the register a second time",
-    )
 
 
 def _is_signed(root: bytes, wire: abi.SimulatedEvidence, signature: bytes) -> bool:

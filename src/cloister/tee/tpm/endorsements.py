@@ -10,17 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from cloister.crypto.pem import split_pem
 from cloister.crypto.x509path import load_certificate
-from cloister.errors import EndorsementError, Unavailable
+from cloister.errors import Unavailable
 from cloister.rats.claims import Level
-from cloister.rats.endorsement import TrustedRoot
-from cloister.wire.base64 import decode_b64
+from cloister.rats.endorsement import PinnedRoot, TrustedRoot
 from cloister.wire.limits import CERTIFICATE_BYTES
 
 TEE: Final = "tpm"
-_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
-_END: Final = "-----END CERTIFICATE-----"
-_ROOTS_CEILING: Final = 64
+PINS: Final[tuple[PinnedRoot, ...]] = ()  # which makers of TPMs to trust is the owner's choice
+_DER_SEQUENCE: Final = b"\x30"
 _SWTPM_FILES: Final = ("issuercert.pem", "swtpm-localca-rootca-cert.pem")
 
 
@@ -33,10 +32,11 @@ def parse_tpm_roots(data: bytes, *, level: Level, origin: str) -> tuple[TrustedR
         origin: where they come from, for findings.
 
     Raises:
-        EndorsementError: no certificate in it (`tee.tpm.root.empty`).
-        FormatRefused: a malformed one (`tee.tpm.root.malformed`).
+        FormatRefused: no certificate in it, or a malformed one (`tee.tpm.root.malformed`).
     """
-    certificates = [data] if data[:1] == b"\x30" else _split_pem(data, origin)
+    certificates = [data]
+    if data[:1] != _DER_SEQUENCE:
+        certificates = split_pem(data, code="tee.tpm.root", path=origin, ceiling=CERTIFICATE_BYTES)
     roots = []
     for der in certificates:
         subject = load_certificate(der, code="tee.tpm.root", path=origin).subject.rfc4514_string()
@@ -68,20 +68,3 @@ def read_swtpm_roots(directory: Path) -> tuple[TrustedRoot, ...]:
             hint="it is made together with the first vTPM (`swtpm_setup --create-ek-cert`)",
         )
     return tuple(roots)
-
-
-def _split_pem(data: bytes, origin: str) -> list[bytes]:
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError as err:
-        raise EndorsementError("tee.tpm.root.empty", "neither DER nor PEM", path=origin) from err
-    parts = text.split(_BEGIN)[1:]
-    if not 0 < len(parts) <= _ROOTS_CEILING or any(part.count(_END) != 1 for part in parts):
-        raise EndorsementError(
-            "tee.tpm.root.empty",
-            "not a list of PEM certificates",
-            path=origin,
-            expected=f"1 to {_ROOTS_CEILING} certificates",
-            actual=str(len(parts)),
-        )
-    return [decode_b64("".join(part.split(_END)[0].split()), path=origin, ceiling=CERTIFICATE_BYTES) for part in parts]

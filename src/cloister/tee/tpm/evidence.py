@@ -16,6 +16,8 @@ import msgspec
 
 from cloister.errors import EvidenceError, FormatRefused
 from cloister.rats.evidence import Evidence
+from cloister.tee.jsonfile import read_json_evidence
+from cloister.tee.registry import ReadEvidence
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.abi import Public, Signature, parse_public, parse_signature
 from cloister.tee.tpm.eventlog import Event, parse_event_log
@@ -99,6 +101,15 @@ def parse_evidence(evidence: Evidence) -> ParsedEvidence:
         values=_parse_values(wire.tpm_quote.pcrs),
         events=parse_event_log(event_log) if event_log else None,
     )
+
+
+def read_evidence(data: bytes, *, tee: str) -> ReadEvidence:
+    """Return the body of TPM evidence in a file.
+
+    Raises:
+        FormatRefused: not a JSON object (`tee.file.*`).
+    """
+    return ReadEvidence(body=read_json_evidence(data, tee=tee), form="JSON of a guest with a TPM")
 
 
 def _decode(text: str, path: str, ceiling: int) -> bytes:

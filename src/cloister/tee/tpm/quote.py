@@ -86,26 +86,6 @@ def verify_signature(checks: Checklist, key: AttestationKey, message: bytes, sig
     )
 
 
-def verify_extra_data(checks: Checklist, attest: QuoteAttest, expected: bytes) -> None:
-    """Check that the quote binds exactly `expected`, which must not be empty.
-
-    Raises:
-        EvidenceError: `tee.tpm.report_data_mismatch`.
-    """
-    checks.require(
-        bool(expected) and hmac.compare_digest(attest.extra_data, expected),
-        code="tee.tpm.report_data_mismatch",
-        question=Question.BOUND,
-        message="quote binds the nonce and key of this session",
-        otherwise="quote binds another nonce or key",
-        expected=shorten(expected),
-        actual=shorten(attest.extra_data),
-        origin="nonce issued by this verifier, key the guest sent",
-        path="tpm_quote.message",
-        hint="evidence is good for one session only: start a new one",
-    )
-
-
 def verify_selection(checks: Checklist, attest: QuoteAttest, required: PCRSelection = ALL_PCRS) -> None:
     """Check that the signed selection is exactly `required`: one bank, this bitmap.
 

@@ -1,9 +1,9 @@
-"""Verifier of TPM 2.0 evidence: whose TPM, is it bound to this session, what did it measure. Pure.
+"""Verifier of TPM 2.0 evidence: whose TPM is it, and what did it measure. Pure.
 
 The shape is that of CoCo's `tpm` attester (`ak_public`, `tpm_quote`), with three members more: `ek_certificate` and
 `activation`, without which nothing vouches for the AK, and `event_log`.
 
-Trusts: the configured roots (certificates of EK CAs), the caller's session secret, report data and time. The level is
+Trusts: the configured roots (certificates of EK CAs), the caller's session secret and time. The level is
 that of the root which the EK certificate chains to. A software TPM's root is `measured`: whoever runs the TPM can make
 it sign anything, so its evidence holds against everyone but the root of that machine.
 
@@ -14,12 +14,12 @@ Steps:
   4 the credential was activated: the TPM that holds this EK also holds this AK
   5 the quote's structure was made by a TPM, is a quote, and is signed by a primary key of that name
   6 the signature
-  7 the quote binds this session's nonce and key
-  8 the signed selection is all 24 registers of the SHA-256 bank, and no other bank
-  9 the register values are those quoted
- 10 clock, resets and firmware version are recorded as claims; a first attestation has nothing to compare them with
- 11 the event log, when there is one, replays to the quoted registers that firmware and boot stub measure
- 12 register 8 holds the init data digest, and nothing else was extended into it
+  7 the signed selection is all 24 registers of the SHA-256 bank, and no other bank
+  8 the register values are those quoted
+  9 clock, resets and firmware version are recorded as claims; a first attestation has nothing to compare them with
+ 10 the event log, when there is one, replays to the quoted registers that firmware and boot stub measure
+
+Reported for binding: the quote's extraData, and register 8, which must hold one extend by the init data digest.
 
 Not checked, and said so in the result: revocation of EK certificates; register 0 against the log (its start value is
 the launcher's measurement, which only a reference value can judge); which *events* the log describes.
@@ -39,21 +39,22 @@ from cryptography.x509.oid import ExtensionOID
 
 from cloister.crypto.x509path import extension, load_certificate, verify_path
 from cloister.errors import EndorsementError, EvidenceError
-from cloister.rats.claims import Claims, Level
+from cloister.rats.claims import Claims, Level, Window
 from cloister.rats.endorsement import Endorsements
-from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.result import Question, Unchecked, VerifiedEvidence
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
+from cloister.rats.result import Question, Unchecked
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm import eventlog, quote
 from cloister.tee.tpm.abi import ECCUnique, Public, QuoteAttest, parse_quote_attest
+from cloister.tee.tpm.appraisal import TPMFacts
 from cloister.tee.tpm.credential import ak_name, bound_credential
 from cloister.tee.tpm.evidence import TEE, ParsedEvidence, parse_evidence
 from cloister.wire.base64 import encode_b64
 
 EK_PURPOSE: Final = x509.ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate, EK Credential Profile 3.2.16
 # Registers that firmware, boot stub and kernel measure before the agent runs: the log must explain each of them whole.
-# Not: 0 (starts from the launcher's measurement), 8 (init data, step 12), 10 (IMA's own log), 15 (run time),
+# Not: 0 (starts from the launcher's measurement), 8 (init data), 10 (IMA's own log), 15 (run time),
 # 16 and 23 (resettable by anyone), 17-22 (dynamic root of trust, not used).
 LOGGED_PCRS: Final = (1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14)
 RESETTABLE_PCRS: Final = frozenset({16, 23})  # PC Client Platform TPM Profile, table 6: locality 0 may reset them
@@ -68,16 +69,16 @@ _UNCHECKED: Final = (
 _NO_LOG: Final = Unchecked(reason="the event log: the evidence carries none; reference values judge the registers")
 
 
-def verify_evidence(
-    evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
-) -> VerifiedEvidence:
-    """Verify TPM evidence.
+def authenticate(
+    evidence: Evidence, endorsements: Endorsements, *, at: datetime, session_secret: bytes = b""
+) -> AuthenticEvidence:
+    """Verify the signature chain of TPM evidence.
 
     Args:
         evidence: as received, for technology `tpm`.
-        binding: report data (48 bytes), init data digest (32 bytes) and the session secret of `challenge_for`.
         endorsements: roots for `tpm`: certificates of EK CAs.
         at: aware time.
+        session_secret: what `challenge_for` issued.
 
     Raises:
         FormatRefused: a member does not parse.
@@ -94,29 +95,30 @@ def verify_evidence(
     key = quote.attestation_key(parsed.ak)
     # 4
     name = ak_name(parsed.ak_public)
-    _verify_activation(checks, parsed, name, binding)
+    _verify_activation(checks, parsed, name, session_secret)
     # 5
     attest = parse_quote_attest(parsed.message)
     _verify_signer(checks, attest, name)
     # 6
     quote.verify_signature(checks, key, parsed.message, parsed.signature)
     # 7
-    if len(binding.report_data) < c.REPORT_DATA_BYTES:
-        raise EvidenceError("tee.tpm.no_report_data", "there is no session that the evidence could be bound to")
-    quote.verify_extra_data(checks, attest, binding.report_data[: c.REPORT_DATA_BYTES])
-    # 8
     quote.verify_selection(checks, attest)
-    # 9
+    # 8
     quote.verify_values(checks, attest, parsed.values)
-    # 11 (10 is part of the claims below)
+    # 10 (9 is part of the claims below)
     if parsed.events is not None:
         _verify_log(checks, parsed.events, parsed.values)
-    # 12
-    _verify_init_data(checks, parsed.values[c.INIT_DATA_PCR], binding.init_data_digest)
-    return VerifiedEvidence(
+    return AuthenticEvidence(
         claims=_claims(parsed, attest, certificate, key, level),
         findings=checks.findings,
         unchecked=_UNCHECKED if parsed.events is not None else (*_UNCHECKED, _NO_LOG),
+        freshness=Slot(
+            name="extraData", value=attest.extra_data, size=c.REPORT_DATA_BYTES, cut=True, path="tpm_quote.message"
+        ),
+        init_data=Slot(
+            name="register 8", value=parsed.values[c.INIT_DATA_PCR], extended=True, path="tpm_quote.pcrs[8]"
+        ),
+        facts=TPMFacts(event_log=parsed.events is not None, firmware_version=attest.firmware_version),
     )
 
 
@@ -201,15 +203,15 @@ def _verify_ak(checks: Checklist, ak: Public) -> None:
     )
 
 
-def _verify_activation(checks: Checklist, parsed: ParsedEvidence, name: bytes, binding: ExpectedBinding) -> None:
+def _verify_activation(checks: Checklist, parsed: ParsedEvidence, name: bytes, session_secret: bytes) -> None:
     """Step 4. What must have been recovered depends on EK and AK, so neither can be another than at the challenge."""
-    if not binding.session_secret:
+    if not session_secret:
         raise EvidenceError(
             "tee.tpm.no_session_secret",
             "this session made no credential, so nothing can tell which TPM answered",
             hint="the guest must enrol when it asks for the challenge",
         )
-    expected = bound_credential(binding.session_secret, parsed.ek_certificate, name)
+    expected = bound_credential(session_secret, parsed.ek_certificate, name)
     checks.require(
         hmac.compare_digest(parsed.activation, expected),
         code="tee.tpm.activation_mismatch",
@@ -239,7 +241,7 @@ def _verify_signer(checks: Checklist, attest: QuoteAttest, name: bytes) -> None:
 
 
 def _verify_log(checks: Checklist, events: tuple[eventlog.Event, ...], values: tuple[bytes, ...]) -> None:
-    """Step 11. A register the log does not mention must never have been extended."""
+    """Step 10. A register the log does not mention must never have been extended."""
     differing = [
         (index, replayed)
         for index in LOGGED_PCRS
@@ -260,32 +262,6 @@ def _verify_log(checks: Checklist, events: tuple[eventlog.Event, ...], values: t
     )
 
 
-def _verify_init_data(checks: Checklist, value: bytes, digest: bytes) -> None:
-    """Step 12, in the form CoCo uses: one extend of a zero register by a SHA-256 digest."""
-    if len(digest) != c.SHA256_BYTES:
-        raise EvidenceError(
-            "tee.tpm.init_data_algorithm",
-            "init data of a TPM guest must be hashed with SHA-256: the register takes no other size",
-            path="init-data",
-            expected=f"{c.SHA256_BYTES} bytes",
-            actual=f"{len(digest)} bytes",
-            hint='write algorithm = "sha256" in the init data',
-        )
-    expected = hashlib.sha256(bytes(c.SHA256_BYTES) + digest).digest()
-    checks.require(
-        hmac.compare_digest(value, expected),
-        code="tee.tpm.init_data_mismatch",
-        question=Question.BOUND,
-        message="register 8 holds the init data and nothing else",
-        otherwise="register 8 does not hold this init data",
-        expected=shorten(expected),
-        actual=shorten(value),
-        origin="digest of the init data that was sent",
-        path="tpm_quote.pcrs[8]",
-        hint="the pod VM was started with other init data, or something extended the register a second time",
-    )
-
-
 def _claims(
     parsed: ParsedEvidence, attest: QuoteAttest, certificate: x509.Certificate, key: quote.AttestationKey, level: Level
 ) -> Claims:
@@ -300,6 +276,9 @@ def _claims(
         init_data=parsed.values[c.INIT_DATA_PCR],
         instance_id=hashlib.sha256(ek).hexdigest(),
         raw=_raw(parsed, attest, key),
+        platform="TPM 2.0",
+        window=Window(not_before=certificate.not_valid_before_utc, not_after=certificate.not_valid_after_utc),
+        native={f"pcr{index}": value.hex() for index, value in enumerate(parsed.values)},
     )
 
 
@@ -309,7 +288,7 @@ def _raw(
     """Return CoCo's claims (`pcr00`.., `ak_public` as SubjectPublicKeyInfo) and ours beside them."""
     raw: dict[str, Any] = {f"pcr{index:02d}": value.hex() for index, value in enumerate(parsed.values)}
     raw["ak_public"] = encode_b64(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-    # 10
+    # 9
     raw["clock"] = {
         "milliseconds": attest.clock,
         "reset_count": attest.reset_count,

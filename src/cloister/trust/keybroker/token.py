@@ -21,7 +21,7 @@ from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.kbs import RuntimeData
 from cloister.rats.claims import Level
-from cloister.rats.result import EAR_PROFILE, Tier
+from cloister.rats.result import EAR_PROFILE, Severity, Tier
 from cloister.trust.roles import SUBMODULE
 from cloister.wire.canonicaljson import encode_canonical
 
@@ -79,6 +79,7 @@ class VerifiedToken:
 class _FindingClaim(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     ok: bool
+    severity: Severity = Severity.ERROR
     message: str = ""
     hint: str = ""
 
@@ -134,7 +135,7 @@ def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: date
             "trust.token.foreign", "token lives longer than Attestation Results do", expected=str(LONGEST_LIFE)
         )
     # 4
-    failed = tuple(item for item in submodule.findings if not item.ok)
+    failed = tuple(item for item in submodule.findings if not item.ok and item.severity is Severity.ERROR)
     if (submodule.status is Tier.AFFIRMING) != (not failed) or not submodule.findings:
         raise Refused("trust.token.inconsistent", "verdict and findings of the token disagree")
     # 5

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, CursorResult, Row, bindparam, delete, func, insert, select
 
 from cloister.errors import Refused, Unavailable
-from cloister.rats.result import Finding
+from cloister.rats.result import Finding, Severity
 from cloister.trust.store.database import Store
 from cloister.trust.store.schema import audit, denials, evidence
 from cloister.trust.store.times import from_micros, to_micros
@@ -89,6 +89,13 @@ class StoredFinding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     actual: str = ""
     origin: str = ""
     hint: str = ""
+    path: str = ""
+    severity: str = ""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether this finding alone made the verdict a refusal."""
+        return not self.ok and self.severity in ("", Severity.ERROR)
 
 
 class DenialRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

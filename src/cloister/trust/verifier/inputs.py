@@ -10,9 +10,11 @@ import threading
 from dataclasses import dataclass
 
 from cloister.errors import AppraisalRefused
+from cloister.rats.advisory import Advisory
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
+from cloister.tee.advisories import shipped_advisories
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
@@ -26,6 +28,7 @@ class AppraisalInputs:
     policy: AppraisalPolicy
     endorsements: Endorsements
     references: tuple[ReferenceEntry, ...]
+    advisories: tuple[Advisory, ...]
 
 
 class AppraisalInputSource:
@@ -71,4 +74,5 @@ class AppraisalInputSource:
             policy=parse_appraisal_policy(stored.text),
             endorsements=Endorsements(roots=self._roots.list()),
             references=self._references.list(),
+            advisories=shipped_advisories(),
         )

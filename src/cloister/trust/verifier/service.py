@@ -1,7 +1,7 @@
 """The verifier service: evidence in, signed Attestation Result out.
 
 RFC 9334 (Verifier), draft-fv-rats-ear (the result). Verification is that of `cloister.tee.<tech>.verifier`, appraisal
-that of `cloister.rats.policy`; both are pure, and this module gives them time, roots, policy and reference values.
+that of `cloister.tee.verification`; both are pure, and this module gives them time, roots, policy and reference values.
 
 Evidence that is not authentic or not bound is an error: nobody gets a token for it. Authentic, bound, but
 unacceptable evidence gets a token of tier `contraindicated`, so that the guest stops at its first resource with the
@@ -19,12 +19,12 @@ import msgspec
 from cloister import __version__
 from cloister.crypto.jwt import sign_jwt
 from cloister.crypto.signer import Signer
-from cloister.errors import EvidenceError, FormatRefused
+from cloister.errors import EvidenceError, FormatRefused, Unavailable
 from cloister.protocol.kbs import TPM_EXTRA, parse_tpm_enrolment, report_data
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.policy import appraise
-from cloister.rats.result import AttestationResult, encode_ear
-from cloister.tee.registry import verifier_for
+from cloister.rats.result import AttestationResult, Verdict, encode_ear
+from cloister.tee.registry import authenticator_for, pins_for
+from cloister.tee.verification import appraise_evidence, verify_evidence
 from cloister.trust.roles import (
     ATTESTATION_CLAIM,
     INSTANCE_CLAIM,
@@ -68,7 +68,7 @@ class VerifierService:
             EvidenceError: unknown technology, or a key that no credential can be made for.
             FormatRefused: malformed enrolment.
         """
-        verifier_for(tee)
+        authenticator_for(tee)
         enrolment = parse_tpm_enrolment(extra_params)
         if enrolment is None:
             return IssuedChallenge(extra_params="", secret=b"")
@@ -99,7 +99,6 @@ class VerifierService:
         )
 
     def _judge(self, request: AppraisalRequest) -> AttestationResult:
-        verify_evidence = verifier_for(request.tee)
         if request.additional_evidence not in _NO_DEVICES:
             raise EvidenceError(
                 "trust.verifier.additional_evidence",
@@ -122,15 +121,36 @@ class VerifierService:
                 init_data_digest=request.init_data.digest,
                 session_secret=request.session_secret,
             ),
-            inputs.endorsements,
+            replace(inputs.endorsements, grace=inputs.policy.grace, pins=pins_for(request.tee)),
             at=request.at,
         )
-        return appraise(
+        result = appraise_evidence(
             verified,
             inputs.policy,
             inputs.references,
             init_data_digest=request.init_data.digest_text,
             at=request.at,
+            advisories=inputs.advisories,
+        )
+        _require_decided(result)
+        return result
+
+
+def _require_decided(result: AttestationResult) -> None:
+    """Refuse to sign a result while revocation is not known and nothing else refuses: asking again may succeed.
+
+    Raises:
+        Unavailable: the code of the first finding that stays open.
+    """
+    if result.verdict is Verdict.UNAVAILABLE and not result.failures:
+        open_finding = next(finding for finding in result.findings if finding.unknown)
+        raise Unavailable(
+            open_finding.code,
+            open_finding.message,
+            path=open_finding.path,
+            expected=open_finding.expected,
+            actual=open_finding.actual,
+            hint=open_finding.hint,
         )
 
 

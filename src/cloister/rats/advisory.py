@@ -1,0 +1,127 @@
+"""Known weaknesses of platforms as data: product line, what remedies it, how severe, where to read about it.
+
+The table itself is a file (`cloister.tee.advisories`), updatable without code. A row whose remedy cannot be seen in
+the claims applies: an unknown version is not a fixed one. Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+import tomllib
+from collections.abc import Sequence
+from datetime import date
+from typing import Any, Final
+
+import msgspec
+
+from cloister.errors import FormatRefused
+from cloister.rats.claims import Claims
+from cloister.rats.result import Finding, Question, Severity
+from cloister.rats.rules import Handling
+from cloister.wire.limits import POLICY_BYTES
+
+_MALFORMED: Final = "rats.advisory.malformed"
+
+
+class Weight(enum.StrEnum):
+    """How bad it is for a guest on that platform."""
+
+    CRITICAL = "critical"  # memory or evidence of a guest can be read, altered or forged
+    HIGH = "high"
+    MEDIUM = "medium"
+
+
+class Advisory(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One row.
+
+    Attributes:
+        id: what people call it; an owner acknowledges it by this.
+        title: one line.
+        products: product lines it concerns (`Claims.product`).
+        severity: its weight.
+        published: date of the publication.
+        link: where to read about it.
+        minimum_tcb: reported versions, by component, from which on it is remedied.
+        required: values of native claims that remedy it (`{"alias_check_complete": true}`).
+        unfixable: nothing the platform reports can remedy it.
+    """
+
+    id: str
+    title: str
+    products: tuple[str, ...]
+    severity: Weight
+    published: date
+    link: str
+    minimum_tcb: dict[str, int] = msgspec.field(default_factory=dict)
+    required: dict[str, Any] = msgspec.field(default_factory=dict)  # Any: JSON scalars to compare with
+    unfixable: bool = False
+
+    def applies_to(self, claims: Claims) -> bool:
+        """Return whether the platform of `claims` has the weakness, as far as its claims tell."""
+        if claims.product not in self.products:
+            return False
+        reported = claims.tcb.reported if claims.tcb is not None else {}
+        remedied = all(reported.get(name, -1) >= least for name, least in self.minimum_tcb.items()) and all(
+            name in claims.native and claims.native[name] == value for name, value in self.required.items()
+        )
+        return self.unfixable or not remedied
+
+
+class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    version: int
+    date: date
+    advisory: tuple[Advisory, ...]
+
+
+def parse_advisories(data: bytes) -> tuple[Advisory, ...]:
+    """Parse a table (TOML, version 1).
+
+    Raises:
+        FormatRefused: not a table, a row that nothing remedies and that does not say so, or two rows of one id
+            (`rats.advisory.malformed`).
+    """
+    if len(data) > POLICY_BYTES:
+        raise FormatRefused(_MALFORMED, "table too long", expected=f"at most {POLICY_BYTES} bytes")
+    try:
+        table = msgspec.convert(tomllib.loads(data.decode()), _Table)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as err:
+        raise FormatRefused(_MALFORMED, f"not a table of advisories: {err}") from err
+    if table.version != 1:
+        raise FormatRefused(_MALFORMED, "unknown version", expected="1", actual=str(table.version))
+    for row in table.advisory:
+        if row.unfixable == bool(row.minimum_tcb or row.required):
+            raise FormatRefused(_MALFORMED, "a row needs a remedy, or must say that there is none", path=row.id)
+    if len({row.id for row in table.advisory}) != len(table.advisory):
+        raise FormatRefused(_MALFORMED, "two rows have the same id")
+    return table.advisory
+
+
+def appraise_advisories(
+    claims: Claims, table: Sequence[Advisory], *, critical: Handling, acknowledged: frozenset[str]
+) -> tuple[Finding, ...]:
+    """Return one finding per advisory that applies; critical ones count as `critical` says, others are warnings.
+
+    An acknowledged one is still told, as held: the owner knows.
+    """
+    return tuple(
+        _finding(row, critical, acknowledged=row.id in acknowledged) for row in table if row.applies_to(claims)
+    )
+
+
+def _finding(row: Advisory, critical: Handling, *, acknowledged: bool) -> Finding:
+    heavy = row.severity is Weight.CRITICAL
+    remedy = ", ".join(
+        [f"{name} {least} or newer" for name, least in row.minimum_tcb.items()]
+        + [f"{name} {value}".lower() for name, value in row.required.items()]
+    )
+    return Finding(
+        code="appraisal.advisory",
+        question=Question.ACCEPTABLE,
+        ok=acknowledged or (heavy and critical is Handling.ACCEPT),
+        severity=Severity.ERROR if heavy and critical is Handling.REFUSE else Severity.WARNING,
+        message=f"{row.id} ({row.severity.value}) applies to this platform: {row.title}",
+        expected=remedy or "other hardware: no firmware remedies it",
+        actual="acknowledged by the owner" if acknowledged else "not remedied",
+        origin=row.link,
+        hint=f"update the platform's firmware, or acknowledge {row.id} in `acknowledged_advisories`",
+    )

@@ -1,0 +1,183 @@
+"""From evidence to a verdict, the same way for every technology: authentic, bound, acceptable.
+
+Three questions in that order, each with its own place: the technology's `verifier` says who signed it,
+`cloister.rats.binding` compares it with the session, the technology's `appraisal` and `cloister.rats.policy` judge it
+by the owner's policy. `verify_evidence` raises and is what a service uses before it appraises; `examine_evidence`
+answers all three and is what people and scripts use. Both walk the same checks. Pure: no clock, no device, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from cloister.errors import Refused
+from cloister.rats.advisory import Advisory
+from cloister.rats.binding import FRESHNESS, judge_binding, verify_binding
+from cloister.rats.endorsement import Endorsements
+from cloister.rats.evidence import AuthenticEvidence, Evidence, ExpectedBinding
+from cloister.rats.policy import AppraisalPolicy, appraise
+from cloister.rats.reference import ReferenceEntry
+from cloister.rats.result import (
+    AttestationResult,
+    Bound,
+    Examination,
+    Finding,
+    Question,
+    Unchecked,
+    Verdict,
+    VerifiedEvidence,
+)
+from cloister.tee.registry import Authenticate, appraiser_for, authenticator_for
+
+
+def verify_evidence(
+    evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
+) -> VerifiedEvidence:
+    """Return evidence that is authentic and bound.
+
+    Args:
+        evidence: as received.
+        binding: what it must be bound to.
+        endorsements: who may have signed it.
+        at: aware time.
+
+    Raises:
+        FormatRefused: a part does not parse.
+        EndorsementError: a vendor statement does not hold.
+        EvidenceError: a signature, another check, or the binding does not hold; or no such technology.
+    """
+    return verify_with(authenticator_for(evidence.tee), evidence, binding, endorsements, at=at)
+
+
+def verify_with(
+    authenticate: Authenticate,
+    evidence: Evidence,
+    binding: ExpectedBinding,
+    endorsements: Endorsements,
+    *,
+    at: datetime,
+) -> VerifiedEvidence:
+    """Do what `verify_evidence` does, with a verifier given by hand."""
+    authentic = authenticate(evidence, endorsements, at=at, session_secret=binding.session_secret)
+    return _bound(authentic, verify_binding(authentic, binding))
+
+
+def appraise_evidence(
+    verified: VerifiedEvidence,
+    policy: AppraisalPolicy,
+    references: Sequence[ReferenceEntry] | Unchecked,
+    *,
+    init_data_digest: str,
+    at: datetime,
+    advisories: Sequence[Advisory] = (),
+) -> AttestationResult:
+    """Judge verified evidence by the owner's policy, the technology's own rules among it."""
+    platform = appraiser_for(verified.claims.tee)(verified.facts, policy.rules, at=at)
+    return appraise(
+        verified,
+        policy,
+        references,
+        init_data_digest=init_data_digest,
+        at=at,
+        platform=platform,
+        advisories=advisories,
+    )
+
+
+def examine_evidence(
+    evidence: Evidence,
+    binding: ExpectedBinding,
+    endorsements: Endorsements,
+    policy: AppraisalPolicy,
+    references: Sequence[ReferenceEntry] | Unchecked,
+    *,
+    at: datetime,
+    advisories: Sequence[Advisory] = (),
+) -> Examination:
+    """Answer all three questions; a failure is a finding here, not an exception.
+
+    Raises:
+        EvidenceError: no such technology (`tee.unknown`).
+    """
+    return examine_with(
+        authenticator_for(evidence.tee),
+        evidence,
+        binding,
+        endorsements,
+        policy,
+        references,
+        at=at,
+        advisories=advisories,
+    )
+
+
+def examine_with(
+    authenticate: Authenticate,
+    evidence: Evidence,
+    binding: ExpectedBinding,
+    endorsements: Endorsements,
+    policy: AppraisalPolicy,
+    references: Sequence[ReferenceEntry] | Unchecked,
+    *,
+    at: datetime,
+    advisories: Sequence[Advisory] = (),
+) -> Examination:
+    """Do what `examine_evidence` does, with a verifier given by hand."""
+    endorsements = replace(endorsements, grace=policy.grace)
+    try:
+        authentic = authenticate(evidence, endorsements, at=at, session_secret=binding.session_secret)
+    except Refused as err:
+        return Examination(
+            authentic=False,
+            bound=Bound.NOT_REQUESTED if isinstance(binding.report_data, Unchecked) else Bound.NO,
+            acceptable=False,
+            verdict=Verdict.REFUSE,
+            findings=(_failure(err),),
+            claims=None,
+        )
+    judged = judge_binding(authentic, binding)
+    result = appraise_evidence(
+        _bound(authentic, judged), policy, references, init_data_digest="", at=at, advisories=advisories
+    )
+    authenticity = [finding for finding in result.findings if finding.question is Question.AUTHENTIC]
+    acceptability = [finding for finding in result.findings if finding.question is Question.ACCEPTABLE]
+    return Examination(
+        authentic=not any(finding.refuses or finding.unknown for finding in authenticity),
+        bound=_bound_word(judged),
+        acceptable=not any(finding.refuses or finding.unknown for finding in acceptability),
+        verdict=result.verdict,
+        findings=result.findings,
+        claims=result.claims,
+        unchecked=result.unchecked,
+    )
+
+
+def _bound(authentic: AuthenticEvidence, findings: Sequence[Finding]) -> VerifiedEvidence:
+    return VerifiedEvidence(
+        claims=authentic.claims,
+        findings=(*authentic.findings, *findings),
+        unchecked=authentic.unchecked,
+        facts=authentic.facts,
+    )
+
+
+def _bound_word(findings: Sequence[Finding]) -> Bound:
+    if any(finding.refuses for finding in findings):
+        return Bound.NO
+    fresh = any(finding.ok and finding.code == FRESHNESS for finding in findings)
+    return Bound.YES if fresh else Bound.NOT_REQUESTED
+
+
+def _failure(err: Refused) -> Finding:
+    return Finding(
+        code=err.code,
+        question=Question.AUTHENTIC,
+        ok=False,
+        message=err.message,
+        expected=err.expected,
+        actual=err.actual,
+        hint=err.hint,
+        path=err.path,
+    )

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -513,6 +514,35 @@ def test_child_is_shut_in() -> None:
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"(0, {int(signal.SIGKILL)}, {{'/dev/null'}}, 'cloister-keys')\n"
+
+
+def test_the_kernel_ends_it_with_the_agent() -> None:
+    """Also when it hears nothing, because it waits for its broker."""
+    result = forked(
+        f"{FORK}"
+        "def be(connection):\n"
+        "    from cloister.guest.keyservice import _shut_in\n"
+        "    import time\n"
+        "    _shut_in(agent)\n"
+        "    os.write(connection, b'x')\n"
+        "    time.sleep(600)\n"
+        "pid, ours = fork_key_process(be)\n"
+        "os.read(ours, 1)\n"
+        "print(pid, flush=True)\n"
+        "os.kill(agent, 9)\n"
+    )
+    assert (result.returncode, result.stderr) == (-signal.SIGKILL, "")
+    deadline = time.monotonic() + SECONDS
+    while _lives(int(result.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
 
 
 def test_an_orphan_does_not_begin() -> None:

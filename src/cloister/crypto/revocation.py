@@ -18,6 +18,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from cloister.errors import EndorsementError, FormatRefused
@@ -171,10 +172,15 @@ def _verify_list(item: x509.CertificateRevocationList, issuer: x509.Certificate,
         )
 
 
-@lru_cache(maxsize=_CACHED)
 def _problem(item: x509.CertificateRevocationList, issuer: x509.Certificate) -> str:
-    """Return what is wrong with a list, as far as that does not depend on the time. Same bytes, same answer."""
-    key = issuer.public_key()
+    """Return what is wrong with a list, as far as that does not depend on the time."""
+    return _problem_of(item.public_bytes(Encoding.DER), issuer)
+
+
+@lru_cache(maxsize=_CACHED)
+def _problem_of(der: bytes, issuer: x509.Certificate) -> str:
+    """Same bytes, same answer; by bytes, because parsed lists cannot be keys."""
+    item, key = _parse(der), issuer.public_key()
     try:
         if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)) or not item.is_signature_valid(key):
             return "signature"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
     "cloister-simulated": "cloister.tee.insecure",
+    "tdx": "cloister.tee.tdx",
+    "sgx": "cloister.tee.sgx",
 }
 
 

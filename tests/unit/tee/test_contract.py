@@ -142,7 +142,7 @@ def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> Cont
             "debug": Variant(code="appraisal.debug", evidence=Evidence(tee=tee, body={"quote": encode_b64(debug)})),
             "stale": Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE),
             "revoked": Variant(
-                code="tee.dcap.revoked",
+                code="tee.dcap.certificate.revoked",
                 endorsements=intel.endorsements(tee, intel.collateral(kind, revoked=[platform.pck])),
             ),
         },

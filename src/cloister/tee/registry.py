@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
+    "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
 }
 

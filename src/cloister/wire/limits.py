@@ -82,7 +82,13 @@ CBOR_DEPTH: Final = 16
 CBOR_ITEMS: Final = 4096
 SPDM_BYTES: Final = 64 * KIB
 GPU_DEVICES: Final = 32  # eight GPUs and four switches in the largest machine there is
+SPDM_OPAQUE_BYTES: Final = 1024  # DSP0274 1.1.1, table 44
 RIM_BYTES: Final = 4 * MIB
+RIM_ELEMENTS: Final = 1024  # XML elements; real ones have about 90
+RIM_DEPTH: Final = 16
+RIM_NAMESPACES: Final = 32
+RIM_MEASUREMENTS: Final = 256  # an index is one byte; real manifests have 64
+RIM_ALTERNATIVES: Final = 1024  # accepted values of one measurement; real ones stay under 10
 
 # TPM structures and event logs.
 TPM_RESPONSE_BYTES: Final = 4 * KIB

@@ -72,6 +72,10 @@ def compute_command(
     vcpu_type: VCPUTypeOption = None,
     guest_features: FeaturesOption = None,
     page_order: OrderOption = None,
+    init_data: Annotated[
+        Path | None,
+        typer.Option("--init-data", exists=True, dir_okay=False, help="A pod's init data: adds PCR 8 (tpm)."),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="For how long the values hold.")] = 90,
     output: Annotated[
         str, typer.Option("--output", metavar="FORM", help="text, json, or a file that gets the JSON.")
@@ -85,6 +89,8 @@ def compute_command(
     from cloister.sdk.references import compute_references
 
     request = _request(platform, vcpus, memory, profile, ovmf, vcpu_type, guest_features, page_order)
+    if init_data is not None:
+        request = dataclasses.replace(request, init_data=init_data.read_bytes())
     now = datetime.now(UTC).replace(microsecond=0)
     until = now + timedelta(days=days)
     entries = compute_references(_bundle(image), request, not_after=until)
@@ -107,6 +113,12 @@ def explain_command(
     image: Annotated[
         Path | None,
         typer.Option("--image", exists=True, file_okay=False, help="The expected image [default: the current build]."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", exists=True, dir_okay=False, help="Reference values: expects their image and machines."
+        ),
     ] = None,
     vcpus: VCPUsOption = "1,2,4",
     memory: MemoryOption = "512,1024",
@@ -151,11 +163,14 @@ def explain_command(
     from cloister.sdk.references import Platform
 
     request = _request(platform, vcpus, memory, profile, ovmf, vcpu_type, guest_features, page_order)
+    if reference is not None:
+        request, bundle = _expected(reference.read_bytes(), request, image)
+    else:
+        bundle = _bundle(image)
     statement = launch or evidence.with_name("launch.json")
     measured = read_measured(
         evidence.read_bytes(), request.platform, event_log=event_log.read_bytes() if event_log else b""
     )
-    bundle = _bundle(image)
     others, files = _candidates(candidate or [], bundle)
     known = Known(
         image=bundle,
@@ -285,6 +300,17 @@ def _bundle(path: Path | None) -> PodVMBundle:
     from cloister.imagetool.podvm import load_bundle
 
     return prepare_bundle(home_from_environment()) if path is None else load_bundle(path)
+
+
+def _expected(data: bytes, request: ReferenceRequest, image: Path | None) -> tuple[ReferenceRequest, PodVMBundle]:
+    """Return what reference values expect: their machines, and their image from the cache unless it is named."""
+    from cloister.rats.referenceset import parse_reference_set
+    from cloister.sdk.bundle import cached_bundles
+    from cloister.sdk.references import expected_by, image_of
+
+    entries = parse_reference_set(data).entries
+    expected = expected_by(entries, request)
+    return expected, _bundle(image) if image else image_of(entries, cached_bundles(home_from_environment()))
 
 
 def _candidates(paths: Sequence[Path], bundle: PodVMBundle) -> tuple[list[PodVMBundle], list[bytes]]:

@@ -23,7 +23,7 @@ from cloister.imagetool.measure.tdx import PageOrder, mrtd, runtime_events
 from cloister.imagetool.measure.uki import load_options, uki_events
 from cloister.imagetool.podvm import PodVMBundle
 from cloister.imagetool.podvm import bundle as names
-from cloister.imagetool.podvm.confidential import MEASUREMENT, hashed_boot, tdx_firmware
+from cloister.imagetool.podvm.confidential import MEASUREMENT, hashed_boot, read_part, tdx_firmware
 from cloister.protocol.launch import LaunchMeasurement, LaunchProfile, digest_text, parse_launch_blob
 from cloister.rats.reference import Component
 from cloister.sdk.explanation import (
@@ -323,7 +323,7 @@ class _UnifiedModel:
 
     def image_uki(self) -> bytes:
         """Return the expected image's unified kernel image."""
-        return self._images[0].file(names.UKI).read_bytes()
+        return read_part(self._images[0], names.UKI)
 
     def uki_digest(self, parts: Parts) -> str | None:
         """Return the digest of the unified kernel image of these parts, as far as an image of them is known."""

@@ -10,7 +10,7 @@ import enum
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -20,15 +20,18 @@ import msgspec
 from cloister.crypto.jwt import key_id
 from cloister.crypto.references import SeenVersion, VerifiedReferenceSet, verify_reference_set
 from cloister.crypto.signer import ECDSAP256PublicKey
-from cloister.errors import FormatRefused, Unavailable
+from cloister.errors import FormatRefused, Refused, Unavailable
+from cloister.imagetool.measure.pcr import INITIAL, extend
 from cloister.imagetool.measure.snp import DEFAULT_GUEST_FEATURES, DEFAULT_VCPU_TYPE
 from cloister.imagetool.measure.tdx import PageOrder
 from cloister.imagetool.podvm import PodVMBundle, Shape, components, reference_values
 from cloister.imagetool.podvm.confidential import MEASUREMENT, snp_digests, tdx_firmware, tdx_registers
+from cloister.protocol.initdata import parse_initdata
 from cloister.protocol.launch import LaunchProfile, digest_text
 from cloister.rats.reference import Component, ReferenceEntry
 from cloister.sdk.home import Home
 
+INIT_DATA_PCR: Final = 8  # spec/init-data.md
 _KEY_CHARS: Final = 12  # of a bundle's key, in names
 _MEMORY_BYTES: Final = 1024 * 1024  # of the file of seen versions
 
@@ -54,6 +57,7 @@ class ReferenceRequest:
         vcpu_types: QEMU's names of CPU models, for `snp`.
         guest_features: SEV_FEATURES, for `snp`.
         orders: in which order the hypervisor adds pages, for `tdx`.
+        init_data: text of a pod's init data, for `tpm`: its register is then part of the values.
     """
 
     platform: Platform
@@ -64,6 +68,7 @@ class ReferenceRequest:
     vcpu_types: Sequence[str] = (DEFAULT_VCPU_TYPE,)
     guest_features: Sequence[int] = (DEFAULT_GUEST_FEATURES,)
     orders: Sequence[PageOrder] = (PageOrder.PAGE,)
+    init_data: bytes | None = field(default=None, repr=False)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -81,7 +86,8 @@ def compute_references(
             of range (`imagetool.snp.*`, `imagetool.tdx.*`, `imagetool.measure.*`, `protocol.launch.*`).
     """
     if request.platform is Platform.TPM:
-        return tpm_references(bundle, request.shapes, request.profiles, not_after=not_after)
+        entries = tpm_references(bundle, request.shapes, request.profiles, not_after=not_after)
+        return entries if request.init_data is None else _with_init_data(entries, request.init_data)
     if request.platform is Platform.SNP:
         return _snp_references(bundle, request, not_after)
     return _tdx_references(bundle, request, not_after)
@@ -116,6 +122,74 @@ def tpm_references(
             )
         )
     return tuple(entries)
+
+
+def _with_init_data(entries: Iterable[ReferenceEntry], text: bytes) -> tuple[ReferenceEntry, ...]:
+    """Return `entries` for one pod: the agent extends PCR 8 with the digest of its init data, once.
+
+    Raises:
+        FormatRefused: not init data (`protocol.initdata.*`).
+        Refused: init data by another hash than SHA-256, which the guest refuses as well (`imagetool.measure.length`).
+    """
+    digest = parse_initdata(text).digest
+    register = {f"pcr{INIT_DATA_PCR:02d}": extend(INITIAL, digest)}
+    name = digest.hex()[:_KEY_CHARS]
+    return tuple(
+        replace(
+            entry,
+            id=f"{entry.id}-{name}",
+            registers={**entry.registers, **register},
+            origin=f"{entry.origin}, init data {name}",
+        )
+        for entry in entries
+    )
+
+
+def expected_by(entries: Iterable[ReferenceEntry], request: ReferenceRequest) -> ReferenceRequest:
+    """Return `request` for the machines that `entries` were computed for, as far as their components say.
+
+    Raises:
+        Refused: no entry is for the platform, or none names its components (`rats.reference.set.components`).
+    """
+    found = [entry for entry in entries if entry.tee == request.platform.value and entry.components]
+    if not found:
+        raise Refused(
+            "rats.reference.set.components",
+            "no entry for this platform says what it was computed from",
+            expected=f"entries for {request.platform.value} with components",
+            hint="give values that `cloister refs compute` wrote",
+        )
+
+    def numbers(component: Component, otherwise: Sequence[int]) -> Sequence[int]:
+        texts = {entry.components[component] for entry in found if component in entry.components}
+        return sorted(int(text) for text in texts if text.isascii() and text.isdigit()) or otherwise
+
+    profiles = {LaunchProfile.UKI if "pcr11" in entry.registers else LaunchProfile.SEABIOS for entry in found}
+    return replace(
+        request,
+        vcpus=numbers(Component.VCPUS, request.vcpus),
+        memory_mib=numbers(Component.MEMORY, request.memory_mib),
+        profiles=sorted(profiles) if request.platform is Platform.TPM else request.profiles,
+    )
+
+
+def image_of(entries: Iterable[ReferenceEntry], bundles: Iterable[PodVMBundle]) -> PodVMBundle:
+    """Return the image among `bundles` that `entries` were computed from.
+
+    Raises:
+        Unavailable: none of them is (`imagetool.bundle.missing`).
+    """
+    inside = (Component.KERNEL, Component.INITRD, Component.COMMAND_LINE)
+    wanted = {tuple(entry.components.get(name, "") for name in inside) for entry in entries}
+    for bundle in bundles:
+        made_of = components(bundle.reference, LaunchProfile.SEABIOS)
+        if tuple(made_of[name] for name in inside) in wanted:
+            return bundle
+    raise Unavailable(
+        "imagetool.bundle.missing",
+        "the pod-VM image of these reference values is not in the cache",
+        hint="name its directory with --image, or build it: `cloister podvm build`",
+    )
 
 
 def _snp_references(bundle: PodVMBundle, request: ReferenceRequest, not_after: datetime) -> tuple[ReferenceEntry, ...]:

@@ -15,6 +15,7 @@ from cloister.cli.refs import parse_numbers
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError
 from cloister.imagetool.podvm import PodVMBundle
+from cloister.imagetool.podvm.confidential import snp_digests
 from cloister.rats.referenceset import parse_reference_set
 from cloister.testing.firmware import fake_bundle, fake_firmware
 
@@ -134,3 +135,27 @@ def test_explanation_in_words(bundle: PodVMBundle, tmp_path: Path) -> None:
     assert code_of(run("explain", report, "--platform", "snp", "--image", bundle.path)).startswith("evidence.measured")
     report.write_bytes(bytes(1184))
     assert code_of(run("explain", report, "--platform", "snp", "--image", bundle.path)) == "imagetool.snp.no_firmware"
+
+
+def test_explanation_of_a_changed_machine_in_words(bundle: PodVMBundle, tmp_path: Path) -> None:
+    firmware, report = tmp_path / "ovmf.fd", tmp_path / "report.bin"
+    firmware.write_bytes(fake_firmware())
+
+    def explain(vcpus: int) -> str:
+        data = bytearray(1184)
+        data[0x90:0xC0] = snp_digests(bundle, fake_firmware(), vcpus=[vcpus], guest_features=0x21)[vcpus]
+        report.write_bytes(data)
+        shape = ("--vcpus", "2", "--guest-features", "0x1", "--guest-features", "0x21")
+        result = run("explain", report, "--platform", "snp", "--ovmf", firmware, "--image", bundle.path, *shape)
+        assert result.exit_code == 0
+        return result.stdout
+
+    assert "every register is that of pod-VM image" in explain(2)
+    text = explain(7)
+    assert text.startswith("changed: vCPU count\n") and "CHANGED" in text and "differs: measurement" in text
+    assert "note: " not in text
+    (tmp_path / "quote.bin").write_bytes(
+        (4).to_bytes(2, "little") + bytes(2) + (0x81).to_bytes(4, "little") + bytes(700)
+    )
+    result = run("explain", tmp_path / "quote.bin", "--platform", "tdx", "--image", bundle.path)
+    assert "note: rtmr0 is not predicted" in result.stdout

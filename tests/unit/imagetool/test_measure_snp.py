@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cloister.errors import FormatRefused, Refused
 from cloister.imagetool.measure.snp import HashedBoot, SNPFirmware, vcpu_types
-from cloister.testing.firmware import PAGE, SEV_SECTIONS, fake_firmware
+from cloister.imagetool.podvm.bundle import INITRD, KERNEL
+from cloister.imagetool.podvm.confidential import snp_digests
+from cloister.testing.firmware import PAGE, SEV_SECTIONS, fake_bundle, fake_firmware
 
 
 def sha(text: bytes) -> bytes:
@@ -122,3 +125,18 @@ def test_other_impossible_shapes_are_refused() -> None:
     with pytest.raises(Refused, match=r"imagetool\.snp\.shape"):
         SNPFirmware(fake_firmware()).launch_digests(BOOT, vcpus=[])
     assert {"EPYC-v4", "EPYC-Milan", "EPYC-Genoa", "EPYC-Turin"} <= set(vcpu_types())
+
+
+def test_digest_of_an_image_is_the_librarys_over_the_files(tmp_path: Path) -> None:
+    """The hash table is made from recorded digests here, from the files there."""
+    from sevsnpmeasure.guest import calc_launch_digest
+    from sevsnpmeasure.sev_mode import SevMode
+    from sevsnpmeasure.vcpu_types import CPU_SIGS
+
+    bundle = fake_bundle(tmp_path / "image")
+    firmware = tmp_path / "ovmf.fd"
+    firmware.write_bytes(fake_firmware())
+    files = (str(firmware), str(bundle.file(KERNEL)), str(bundle.file(INITRD)), bundle.cmdline)
+    found = snp_digests(bundle, fake_firmware(), vcpus=[1, 5])
+    for vcpus, digest in found.items():
+        assert digest == calc_launch_digest(SevMode.SEV_SNP, vcpus, CPU_SIGS["EPYC-v4"], *files, guest_features=1)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from typer.testing import CliRunner
 
 from cloister.cli.app import app
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, Unavailable
 from cloister.imagetool.measure.events import BootEvent, replay_events
 from cloister.imagetool.measure.tdx import PageOrder, mrtd, runtime_events
 from cloister.imagetool.measure.uki import uki_events
@@ -27,9 +27,10 @@ from cloister.imagetool.podvm import PodVMBundle
 from cloister.imagetool.podvm.bundle import INITRD, KERNEL, OPTION_ROM, OVMF_CODE, SEABIOS, UKI
 from cloister.imagetool.podvm.confidential import snp_digests, tdx_firmware
 from cloister.protocol.launch import LaunchMeasurement, LaunchProfile, digest_text
+from cloister.sdk.equations import Known, build_problem
 from cloister.sdk.explanation import command_line_edits, split_command_line
 from cloister.sdk.measured import read_measured
-from cloister.sdk.references import Platform
+from cloister.sdk.references import Platform, ReferenceRequest
 from cloister.tee.tpm.eventlog import Event
 from cloister.testing.eventlog import EV_IPL, build_event_log, seabios_events
 from cloister.testing.firmware import fake_bundle, fake_firmware
@@ -208,6 +209,32 @@ def test_other_shapes(world: World, profile: LaunchProfile) -> None:
         assert found.get("vCPU count", str(vcpus)) == str(vcpus) and found.get("memory", str(memory)) == str(memory)
     body, _ = tpm_evidence(world.image, profile, vcpus=2)
     assert changed(world.explain(body, "--vcpus", "1", "--memory", "512")) == ["vCPU count"]
+
+
+def test_reference_values_say_what_is_expected(world: World) -> None:
+    """Their machines, and their image when it is in the cache."""
+    image = fake_bundle(world.directory / "cache" / "podvm" / "x", kernel=b"theirs")
+    values = world.directory / "values.json"
+    CliRunner().invoke(
+        app, ["refs", "compute", str(image.path), "--vcpus", "3", "--memory", "768", "--output", str(values)]
+    )
+    file = world.directory / "evidence.json"
+
+    def explained(vcpus: int, *arguments: str) -> Any:  # Any: JSON, or an error
+        body, _ = tpm_evidence(image, LaunchProfile.UKI, vcpus=vcpus, memory_mib=768)
+        file.write_text(json.dumps(body))
+        command = ["refs", "explain", str(file), "--reference", str(values), "--output", "json", *arguments]
+        result = CliRunner().invoke(app, command)
+        return result.exception or json.loads(result.stdout)
+
+    assert explained(3)["matches"] is True and explained(3)["image"] == image.key
+    assert changed(explained(2)) == ["vCPU count"]
+    assert changed(explained(3, "--image", str(world.image.path))) == ["kernel"]
+    error = explained(3, "--platform", "tdx")
+    assert isinstance(error, CloisterError) and error.code == "rats.reference.set.components"
+    image.file("reference.json").unlink()
+    error = explained(3)
+    assert isinstance(error, CloisterError) and error.code == "imagetool.bundle.missing"
 
 
 def test_two_things_at_once(world: World) -> None:
@@ -412,6 +439,14 @@ def test_tdx_order_of_pages_is_noted(world: World) -> None:
     answer = tdx_explain(world, quote, log)
     assert answer["matches"] is False and "section" in " ".join(answer["notes"]) and changed(answer) == []
     assert tdx_explain(world, quote, log, "--page-order", "section")["matches"] is True
+
+
+def test_an_image_without_its_files_cannot_be_compared_with(world: World) -> None:
+    body, _ = tpm_evidence(world.image, LaunchProfile.UKI)
+    measured = read_measured(json.dumps(body).encode(), Platform.TPM)
+    world.image.file(UKI).unlink()
+    with pytest.raises(Unavailable, match=r"imagetool\.bundle\.missing"):
+        build_problem(measured, Known(image=world.image), ReferenceRequest(platform=Platform.TPM))
 
 
 # -- evidence that is none

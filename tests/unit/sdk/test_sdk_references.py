@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -49,6 +50,21 @@ def test_tpm_entries_name_every_component(bundle: PodVMBundle) -> None:
     assert (uki.components[Component.VCPUS], uki.components[Component.MEMORY]) == ("3", "512")
     assert set(uki.registers) == {"pcr00", "pcr04", "pcr09", "pcr11", "pcr12"}
     assert uki.components[Component.ROOT_HASH] in uki.components[Component.COMMAND_LINE]
+
+
+def test_init_data_adds_its_register(bundle: PodVMBundle) -> None:
+    """PCR 8 as the guest extends it; other hashes fit no register of it."""
+    request = ReferenceRequest(platform=Platform.TPM, vcpus=[1], memory_mib=[512])
+    plain = compute_references(bundle, request, not_after=UNTIL)
+    text = b'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n"aa.toml" = ""\n'
+    found = compute_references(bundle, replace(request, init_data=text), not_after=UNTIL)
+    value = hashlib.sha256(bytes(32) + hashlib.sha256(text).digest()).digest()
+    assert [entry.registers for entry in found] == [{**entry.registers, "pcr08": value} for entry in plain]
+    assert not {entry.id for entry in found} & {entry.id for entry in plain}
+    for wrong, code in ((text.replace(b"sha256", b"sha384"), "imagetool.measure.length"), (b"x", "protocol.initdata")):
+        with pytest.raises(Refused) as caught:
+            compute_references(bundle, replace(request, init_data=wrong), not_after=UNTIL)
+        assert caught.value.code.startswith(code)
 
 
 def test_what_a_run_registers_is_the_same(bundle: PodVMBundle) -> None:

@@ -69,7 +69,7 @@ def tdx_registers(
         Unavailable: a file of the bundle cannot be read (`imagetool.bundle.missing`).
     """
     image = tdx_firmware(bundle) if firmware is None else firmware
-    return {"mrtd": mrtd(image, order=order), **runtime_registers(_read(bundle, names.UKI))}
+    return {"mrtd": mrtd(image, order=order), **runtime_registers(read_part(bundle, names.UKI))}
 
 
 def tdx_firmware(bundle: PodVMBundle) -> bytes:
@@ -78,10 +78,15 @@ def tdx_firmware(bundle: PodVMBundle) -> bytes:
     Raises:
         Unavailable: a file of the bundle cannot be read (`imagetool.bundle.missing`).
     """
-    return _read(bundle, names.OVMF_VARS) + _read(bundle, names.OVMF_CODE)
+    return read_part(bundle, names.OVMF_VARS) + read_part(bundle, names.OVMF_CODE)
 
 
-def _read(bundle: PodVMBundle, name: str) -> bytes:
+def read_part(bundle: PodVMBundle, name: str) -> bytes:
+    """Return the content of one of the image's files.
+
+    Raises:
+        Unavailable: it cannot be read (`imagetool.bundle.missing`).
+    """
     try:
         return bundle.file(name).read_bytes()
     except OSError as err:

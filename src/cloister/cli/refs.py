@@ -221,16 +221,20 @@ def verify_command(
     at: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%SZ"], help="Judge at this time, UTC [default: now].")
     ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where what it holds goes, for verifiers of evidence.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Verify a signed set: issuer, time, and that no newer version was accepted here before."""
     from cloister.crypto.signer import ECDSAP256PublicKey
+    from cloister.rats.referenceset import encode_reference_set
     from cloister.sdk.references import verify_signed_references
 
     keys = [ECDSAP256PublicKey.from_pem(path.read_bytes()) for path in key]
     when = datetime.now(UTC) if at is None else at.replace(tzinfo=UTC)
     verified = verify_signed_references(file.read_bytes(), keys, home=home_from_environment(), at=when)
     values = verified.values
+    if out is not None:
+        out.write_bytes(encode_reference_set(values))
     if output is Output.JSON:
         print_json(_set_as_json(values) | {"key_id": verified.key_id, "digest": verified.seen.digest})
         return
@@ -304,11 +308,11 @@ def _bundle(path: Path | None) -> PodVMBundle:
 
 def _expected(data: bytes, request: ReferenceRequest, image: Path | None) -> tuple[ReferenceRequest, PodVMBundle]:
     """Return what reference values expect: their machines, and their image from the cache unless it is named."""
-    from cloister.rats.referenceset import parse_reference_set
+    from cloister.rats.referenceset import read_reference_values
     from cloister.sdk.bundle import cached_bundles
     from cloister.sdk.references import expected_by, image_of
 
-    entries = parse_reference_set(data).entries
+    entries = read_reference_values(data)
     expected = expected_by(entries, request)
     return expected, _bundle(image) if image else image_of(entries, cached_bundles(home_from_environment()))
 

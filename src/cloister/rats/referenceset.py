@@ -15,7 +15,13 @@ from typing import Final
 import msgspec
 
 from cloister.errors import FormatRefused
-from cloister.rats.reference import ReferenceEntry, ReferenceEntryWire, entry_from_wire, entry_to_wire
+from cloister.rats.reference import (
+    ReferenceEntry,
+    ReferenceEntryWire,
+    entry_from_wire,
+    entry_to_wire,
+    parse_reference_entries,
+)
 from cloister.wire.limits import REFERENCE_ENTRIES, REFERENCE_SET_BYTES
 from cloister.wire.strictjson import parse_json_object
 
@@ -92,6 +98,25 @@ def parse_reference_set(data: bytes) -> ReferenceSet:
     return ReferenceSet(
         id=wire.id, version=wire.version, issued_at=wire.issued_at, not_after=wire.not_after, entries=entries
     )
+
+
+def read_reference_values(data: bytes) -> tuple[ReferenceEntry, ...]:
+    """Return the entries in any unsigned form: a set, one entry, or a list of them.
+
+    Raises:
+        FormatRefused: none of these forms (`rats.reference.malformed`, `rats.reference.set.*`), or a signed envelope,
+            which nobody has verified here (`rats.reference.set.signed`).
+    """
+    if data.lstrip()[:1] != b"{":
+        return parse_reference_entries(data)
+    members = parse_json_object(data, ceiling=REFERENCE_SET_BYTES, code=_CODE, family=FormatRefused).keys()
+    if "payloadType" in members:
+        raise FormatRefused(
+            f"{_CODE}.signed",
+            "a signed envelope cannot be used before its signature is verified",
+            hint="verify it and keep what it holds: `cloister refs verify`, option --out",
+        )
+    return parse_reference_set(data).entries if "entries" in members else parse_reference_entries(data)
 
 
 def encode_reference_set(values: ReferenceSet) -> bytes:

@@ -69,6 +69,7 @@ DCAP_QUOTE_BYTES: Final = 64 * KIB  # with certificates; kernels hand out at mos
 COLLATERAL_BYTES: Final = 4 * MIB  # one vendor document; Intel's TCB info stays under 64 KiB
 COLLATERAL_DOCUMENTS: Final = 256
 REVOCATION_LIST_BYTES: Final = 4 * MIB
+OCSP_BYTES: Final = 64 * KIB  # with its responder's certificates; real ones stay under 4 KiB
 REVOCATION_LIST_ENTRIES: Final = 100_000
 COSE_BYTES: Final = 64 * KIB  # a Nitro document stays under 8 KiB, a CCA token under 4
 CBOR_DEPTH: Final = 16

@@ -102,6 +102,9 @@ def test_sign_and_verify(bundle: PodVMBundle, tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "prod/web version 3" in shown.stdout and "pcr00" in shown.stdout
     answer = json.loads(run("verify", signed, "--key", public, "--output", "json").stdout)
     assert answer["version"] == 3 and answer["key_id"] and len(answer["entries"]) == 12
+    accepted = tmp_path / "accepted"
+    assert run("verify", signed, "--key", public, "--out", accepted).exit_code == 0
+    assert parse_reference_set(accepted.read_bytes()).id == "prod/web"
     stdout = run("sign", values, "--key", key, "--id", "prod/web", "--version", "2")
     signed.write_text(stdout.stdout)
     assert code_of(run("verify", signed, "--key", public)) == "rats.reference.set.rollback"

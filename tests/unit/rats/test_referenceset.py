@@ -15,7 +15,7 @@ from cloister.crypto.references import PAYLOAD_TYPE, SeenVersion, sign_reference
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import FormatRefused, Refused
 from cloister.rats.reference import Component, ReferenceEntry, encode_reference_entry, parse_reference_entry
-from cloister.rats.referenceset import ReferenceSet, encode_reference_set, parse_reference_set
+from cloister.rats.referenceset import ReferenceSet, encode_reference_set, parse_reference_set, read_reference_values
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 ENTRY = ReferenceEntry(
@@ -154,3 +154,26 @@ def test_what_is_signed_but_no_set_is_refused() -> None:
         verify(sign_envelope(document(schema=2), SIGNER, payload_type=PAYLOAD_TYPE))
     with pytest.raises(Refused, match=r"crypto\.dsse\.payload_type"):
         verify(sign_envelope(encode_reference_set(SET), SIGNER, payload_type="application/json"))
+
+
+def test_unsigned_values_are_read_in_every_form() -> None:
+    one = encode_reference_entry(ENTRY)
+    for data in (encode_reference_set(SET), one, b"[" + one + b"]", b" [" + one + b"] "):
+        assert read_reference_values(data) == (ENTRY,)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (sign_reference_set(SET, SIGNER), "rats.reference.set.signed"),
+        (document(schema=2), "rats.reference.set.malformed"),
+        (b"[]", "rats.reference.malformed"),
+        (b"{}", "rats.reference.malformed"),
+        (b"", "rats.reference.malformed"),
+        (b"{", "rats.reference.set.not_json"),
+    ],
+)
+def test_other_forms_are_refused(data: bytes, code: str) -> None:
+    with pytest.raises(FormatRefused) as caught:
+        read_reference_values(data)
+    assert caught.value.code == code

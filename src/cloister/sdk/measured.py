@@ -16,6 +16,8 @@ from cloister.rats.evidence import Evidence
 from cloister.sdk.references import Platform
 from cloister.tee.jsonfile import looks_like_json, read_json_evidence
 from cloister.tee.registry import reader_for
+from cloister.tee.sev_snp.abi import parse_report
+from cloister.tee.sev_snp.evidence import parse_evidence as parse_snp_evidence
 from cloister.tee.tpm.abi import parse_quote_attest
 from cloister.tee.tpm.eventlog import Event, measured, parse_event_log, replay_digests, start_value
 from cloister.tee.tpm.evidence import parse_evidence
@@ -24,8 +26,6 @@ from cloister.wire.binary import BinaryReader
 from cloister.wire.limits import EVENT_LOG_BYTES, EVIDENCE_FILE_BYTES
 
 _CODE: Final = "evidence.measured"
-_SNP_BYTES: Final = 1184  # SEV-SNP firmware ABI 1.55, table 23
-_SNP_MEASUREMENT: Final = 0x90
 _REGISTER_BYTES: Final = 48
 _QUOTE_HEADER: Final = 48  # TDX DCAP quote library API, A.3
 _BODY_OFFSETS: Final[Mapping[int, int]] = {4: _QUOTE_HEADER, 5: _QUOTE_HEADER + 6}  # by version of the quote
@@ -93,20 +93,8 @@ def _tpm(data: bytes) -> Measured:
 
 
 def _snp_measurement(data: bytes) -> bytes:
-    if not looks_like_json(data):
-        if len(data) != _SNP_BYTES:
-            raise _malformed("not a report of SEV-SNP", expected=f"{_SNP_BYTES} bytes", actual=str(len(data)))
-        return data[_SNP_MEASUREMENT : _SNP_MEASUREMENT + _REGISTER_BYTES]
-    body = read_json_evidence(data, tee="snp")
-    report = body.get("attestation_report")
-    value: Any = report.get(MEASUREMENT) if isinstance(report, dict) else None  # Any: untrusted JSON
-    if isinstance(value, list) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
-        value = bytes(value)
-    if not isinstance(value, bytes) or len(value) != _REGISTER_BYTES:
-        raise _malformed(
-            "no measurement in this JSON", path="attestation_report.measurement", expected=f"{_REGISTER_BYTES} numbers"
-        )
-    return value
+    body = reader_for("snp")(data, tee="snp").body
+    return parse_report(parse_snp_evidence(Evidence(tee="snp", body=body)).report).measurement
 
 
 def _tdx(data: bytes, event_log: bytes) -> Measured:

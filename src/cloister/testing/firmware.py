@@ -1,4 +1,4 @@
-"""Fake firmware files, PE images and pod-VM images: small, but with every structure that predictions read.
+"""Fake firmware, PE images, pod-VM images and reports: small, but with every structure that predictions read.
 
 Nothing here boots. Layouts: the table of GUIDs at the end of an OVMF file, SEV metadata (OVMF's OvmfSevMetadata), TDX
 metadata (TDX Virtual Firmware Design Guide, section 11), an LZMA section with two firmware volumes, PE32+ headers.
@@ -155,6 +155,17 @@ def fake_bundle(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     return load_bundle(directory)
+
+
+def fake_report(measurement: bytes) -> bytes:
+    """Return an SEV-SNP report (version 2) with this measurement, of the right form and signed by nobody."""
+    report = bytearray(1184)
+    report[0] = 2
+    report[8:16] = (1 << 17).to_bytes(8, "little")  # the policy bit that must be one
+    report[0x34] = 1  # ECDSA P-384
+    report[0x90:0xC0] = measurement
+    report[0x2A0] = report[0x2A0 + 72] = 1  # R and S
+    return bytes(report)
 
 
 def _put(image: bytearray, place: int, data: bytes) -> None:

@@ -17,7 +17,7 @@ from cloister.errors import CloisterError
 from cloister.imagetool.podvm import PodVMBundle
 from cloister.imagetool.podvm.confidential import snp_digests
 from cloister.rats.referenceset import parse_reference_set
-from cloister.testing.firmware import fake_bundle, fake_firmware
+from cloister.testing.firmware import fake_bundle, fake_firmware, fake_report
 
 
 @pytest.fixture
@@ -129,14 +129,14 @@ def test_what_cannot_be_signed(bundle: PodVMBundle, tmp_path: Path) -> None:
 def test_explanation_in_words(bundle: PodVMBundle, tmp_path: Path) -> None:
     firmware, report = tmp_path / "ovmf.fd", tmp_path / "report.bin"
     firmware.write_bytes(fake_firmware())
-    report.write_bytes(bytes(1184))
+    report.write_bytes(fake_report(bytes(48)))
     result = run("explain", report, "--platform", "snp", "--ovmf", firmware, "--image", bundle.path)
     assert result.exit_code == 0 and "UNKNOWN" in result.stdout and "--candidate" in result.stdout
     report.write_bytes(b"x")
     arguments = ("explain", report, "--platform", "snp", "--ovmf", firmware, "--image", bundle.path)
-    assert code_of(run(*arguments)) == "evidence.measured.malformed"
-    assert code_of(run("explain", report, "--platform", "snp", "--image", bundle.path)).startswith("evidence.measured")
-    report.write_bytes(bytes(1184))
+    assert code_of(run(*arguments)) == "tee.sev_snp.report.truncated"
+    assert code_of(run("explain", report, "--platform", "snp", "--image", bundle.path)).startswith("tee.sev_snp")
+    report.write_bytes(fake_report(bytes(48)))
     assert code_of(run("explain", report, "--platform", "snp", "--image", bundle.path)) == "imagetool.snp.no_firmware"
 
 
@@ -145,9 +145,8 @@ def test_explanation_of_a_changed_machine_in_words(bundle: PodVMBundle, tmp_path
     firmware.write_bytes(fake_firmware())
 
     def explain(vcpus: int) -> str:
-        data = bytearray(1184)
-        data[0x90:0xC0] = snp_digests(bundle, fake_firmware(), vcpus=[vcpus], guest_features=0x21)[vcpus]
-        report.write_bytes(data)
+        digests = snp_digests(bundle, fake_firmware(), vcpus=[vcpus], guest_features=0x21)
+        report.write_bytes(fake_report(digests[vcpus]))
         shape = ("--vcpus", "2", "--guest-features", "0x1", "--guest-features", "0x21")
         result = run("explain", report, "--platform", "snp", "--ovmf", firmware, "--image", bundle.path, *shape)
         assert result.exit_code == 0

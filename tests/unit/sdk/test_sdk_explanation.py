@@ -33,7 +33,7 @@ from cloister.sdk.measured import read_measured
 from cloister.sdk.references import Platform, ReferenceRequest
 from cloister.tee.tpm.eventlog import Event
 from cloister.testing.eventlog import EV_IPL, build_event_log, seabios_events
-from cloister.testing.firmware import fake_bundle, fake_firmware
+from cloister.testing.firmware import fake_bundle, fake_firmware, fake_report
 from cloister.testing.tpm import EndorsementCA, FakeTPM
 from cloister.wire.base64 import encode_b64
 
@@ -317,9 +317,7 @@ OTHER_FIRMWARE = fake_firmware(text=b"other firmware")
 
 
 def snp_report(bundle: PodVMBundle, vcpus: int = 2, firmware: bytes = FIRMWARE, **shape: Any) -> bytes:  # Any: a table
-    report = bytearray(1184)
-    report[0x90:0xC0] = snp_digests(bundle, firmware, vcpus=[vcpus], **shape)[vcpus]
-    return bytes(report)
+    return fake_report(snp_digests(bundle, firmware, vcpus=[vcpus], **shape)[vcpus])
 
 
 def ovmf(world: World, data: bytes = FIRMWARE, name: str = "ovmf.fd") -> str:
@@ -335,7 +333,7 @@ def snp_explain(world: World, evidence: bytes | dict[str, Any], *arguments: str)
 def test_snp_same_image(world: World) -> None:
     answer = snp_explain(world, snp_report(world.image, vcpus=4))
     assert answer["matches"] is True and answer["unjudged"] == ["memory"]
-    body = {"attestation_report": {"measurement": list(snp_report(world.image)[0x90:0xC0])}, "cert_chain": []}
+    body = {"attestation_report": encode_b64(snp_report(world.image)), "cert_chain": []}
     assert snp_explain(world, body)["matches"] is True
 
 
@@ -455,13 +453,12 @@ def test_an_image_without_its_files_cannot_be_compared_with(world: World) -> Non
 @pytest.mark.parametrize(
     ("data", "platform", "code"),
     [
-        (b"", Platform.SNP, "evidence.measured.malformed"),
-        (bytes(1183), Platform.SNP, "evidence.measured.malformed"),
-        (bytes(1185), Platform.SNP, "evidence.measured.malformed"),
-        (b"{}", Platform.SNP, "evidence.measured.malformed"),
-        (b'{"attestation_report": {"measurement": [256]}}', Platform.SNP, "evidence.measured.malformed"),
-        (b'{"attestation_report": {"measurement": "aa"}}', Platform.SNP, "evidence.measured.malformed"),
-        (b'{"attestation_report": []}', Platform.SNP, "evidence.measured.malformed"),
+        (b"", Platform.SNP, "tee.sev_snp.report.truncated"),
+        (bytes(1184), Platform.SNP, "tee.sev_snp.report.version"),
+        (fake_report(bytes(48))[:-1], Platform.SNP, "tee.sev_snp.report.truncated"),
+        (fake_report(bytes(48)) + b"x", Platform.SNP, "tee.sev_snp.report.trailing_bytes"),
+        (b"{}", Platform.SNP, "tee.sev_snp.malformed"),
+        (b'{"attestation_report": "AAAA"}', Platform.SNP, "tee.sev_snp.report.truncated"),
         (b"", Platform.TDX, "evidence.measured.truncated"),
         (bytes(700), Platform.TDX, "evidence.measured.malformed"),
         (tdx_quote({}, version=3), Platform.TDX, "evidence.measured.malformed"),

@@ -8,29 +8,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from cloister.errors import FormatRefused
 from cloister.imagetool.podvm.confidential import MEASUREMENT
 from cloister.rats.evidence import Evidence
 from cloister.sdk.references import Platform
-from cloister.tee.jsonfile import looks_like_json, read_json_evidence
+from cloister.tee.eventlog import Event, measured, parse_event_log, replay_digests
 from cloister.tee.registry import reader_for
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.evidence import parse_evidence as parse_snp_evidence
+from cloister.tee.tdx.evidence import LOG_CODE as TDX_LOG_CODE
+from cloister.tee.tdx.evidence import parse_evidence as parse_tdx_evidence
 from cloister.tee.tpm.abi import parse_quote_attest
-from cloister.tee.tpm.eventlog import Event, measured, parse_event_log, replay_digests, start_value
-from cloister.tee.tpm.evidence import parse_evidence
-from cloister.wire.base64 import decode_b64
-from cloister.wire.binary import BinaryReader
-from cloister.wire.limits import EVENT_LOG_BYTES, EVIDENCE_FILE_BYTES
+from cloister.tee.tpm.evidence import parse_evidence as parse_tpm_evidence
 
 _CODE: Final = "evidence.measured"
-_REGISTER_BYTES: Final = 48
-_QUOTE_HEADER: Final = 48  # TDX DCAP quote library API, A.3
-_BODY_OFFSETS: Final[Mapping[int, int]] = {4: _QUOTE_HEADER, 5: _QUOTE_HEADER + 6}  # by version of the quote
-_TDX_TEE: Final = 0x81
-_TDX_FIELDS: Final[Mapping[str, int]] = {"mrtd": 136, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472}
+_TPM_LOG_CODE: Final = "tee.tpm.eventlog"
 _LOGGED_TPM: Final = (4, 9, 11, 12)
 _UNPROVEN_TPM: Final = 0  # starts from the launch measurement, which no log tells
 
@@ -61,8 +55,9 @@ def read_measured(data: bytes, platform: Platform, *, event_log: bytes = b"") ->
         event_log: CCEL of a trust domain, where the evidence carries none.
 
     Raises:
-        FormatRefused: not evidence of this platform (`evidence.measured.*`, `tee.*`).
-        EvidenceError: TPM evidence without what vouches for its key (`tee.tpm.*`).
+        FormatRefused: not evidence of this platform (`tee.*`), or values that are not quoted
+            (`evidence.measured.values`).
+        EvidenceError: evidence of another platform, or TPM evidence without what vouches for its key (`tee.*`).
     """
     if platform is Platform.TPM:
         return _tpm(data)
@@ -73,7 +68,7 @@ def read_measured(data: bytes, platform: Platform, *, event_log: bytes = b"") ->
 
 def _tpm(data: bytes) -> Measured:
     body = reader_for("tpm")(data, tee="tpm").body
-    parsed = parse_evidence(Evidence(tee="tpm", body=body))
+    parsed = parse_tpm_evidence(Evidence(tee="tpm", body=body))
     quoted = parse_quote_attest(parsed.message).pcr_digest
     if hashlib.sha256(b"".join(parsed.values)).digest() != quoted:
         raise FormatRefused(
@@ -87,8 +82,10 @@ def _tpm(data: bytes) -> Measured:
     if not parsed.events:
         return Measured(registers=registers)
     names = {index: f"pcr{index:02d}" for index in _LOGGED_TPM}
-    proven, notes = _replayed(parsed.events, names, registers, algorithm="sha256")
-    unproven = {f"pcr{_UNPROVEN_TPM:02d}": measured(parsed.events, _UNPROVEN_TPM)}
+    proven, notes = _replayed(parsed.events, names, registers, algorithm="sha256", code=_TPM_LOG_CODE)
+    unproven = {
+        f"pcr{_UNPROVEN_TPM:02d}": measured(parsed.events, _UNPROVEN_TPM, algorithm="sha256", code=_TPM_LOG_CODE)
+    }
     return Measured(registers=registers, events=proven, unproven=unproven, notes=notes)
 
 
@@ -98,55 +95,30 @@ def _snp_measurement(data: bytes) -> bytes:
 
 
 def _tdx(data: bytes, event_log: bytes) -> Measured:
-    quote = data
-    if looks_like_json(data):
-        body = read_json_evidence(data, tee="tdx")
-        quote = _decode(body, "quote", EVIDENCE_FILE_BYTES)
-        event_log = event_log or (_decode(body, "cc_eventlog", EVENT_LOG_BYTES) if body.get("cc_eventlog") else b"")
-    reader = BinaryReader(quote, order="little", code=_CODE)
-    version = reader.unsigned(2, "version")
-    reader.take(2, "key type")
-    if reader.unsigned(4, "TEE type") != _TDX_TEE or version not in _BODY_OFFSETS:
-        raise _malformed("not a quote of a trust domain", expected="version 4 or 5, type 0x81", actual=str(version))
-    body_start = _BODY_OFFSETS[version]
-    registers = {}
-    for name, offset in _TDX_FIELDS.items():
-        value = quote[body_start + offset : body_start + offset + _REGISTER_BYTES]
-        if len(value) != _REGISTER_BYTES:
-            raise _malformed("quote is cut off", path=name)
-        registers[name] = value
-    if not event_log:
+    body = reader_for("tdx")(data, tee="tdx").body
+    parsed = parse_tdx_evidence(Evidence(tee="tdx", body=body))
+    report = parsed.body
+    values = (report.mr_td, report.rtmr0, report.rtmr1, report.rtmr2, report.rtmr3)
+    registers = dict(zip(("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"), values, strict=True))
+    events = parse_event_log(event_log, code=TDX_LOG_CODE) if event_log else parsed.events
+    if not events:
         return Measured(registers=registers)
     names = {index: f"rtmr{index - 1}" for index in (2, 3)}  # CCEL numbers MRTD 0 and RTMR 0..3 from 1
-    proven, notes = _replayed(parse_event_log(event_log), names, registers, algorithm="sha384")
+    proven, notes = _replayed(events, names, registers, algorithm="sha384", code=TDX_LOG_CODE)
     return Measured(registers=registers, events=proven, notes=notes)
 
 
 def _replayed(
-    events: Sequence[Event], names: Mapping[int, str], registers: Mapping[str, bytes], *, algorithm: str
+    events: Sequence[Event], names: Mapping[int, str], registers: Mapping[str, bytes], *, algorithm: str, code: str
 ) -> tuple[Mapping[str, tuple[bytes, ...]], tuple[str, ...]]:
     """Return the digests of registers that the log replays to, and a note for each other one."""
     proven: dict[str, tuple[bytes, ...]] = {}
     notes = []
     for index, name in names.items():
-        digests = measured(events, index, algorithm=algorithm)
-        # A register number of a CCEL never is PCR 0, so the start is zero there too.
-        if (
-            replay_digests(digests, start_value(events, index, algorithm=algorithm), algorithm=algorithm)
-            == (registers[name])
-        ):
+        digests = measured(events, index, algorithm=algorithm, code=code)
+        # None of these registers is PCR 0, so that each starts from zeros.
+        if replay_digests(digests, bytes(len(registers[name])), algorithm=algorithm) == registers[name]:
             proven[name] = digests
         else:
             notes.append(f"the event log does not replay to {name}: its events are not used")
     return proven, tuple(notes)
-
-
-def _decode(body: Mapping[str, Any], name: str, ceiling: int) -> bytes:  # Any: untrusted JSON
-    value = body.get(name)
-    if not isinstance(value, str):
-        raise _malformed("member is missing or not text", path=name)
-    return decode_b64(value, path=name, ceiling=ceiling)
-
-
-def _malformed(message: str, *, path: str = "", expected: str = "", actual: str = "") -> FormatRefused:
-    return FormatRefused(f"{_CODE}.malformed", message, path=path, expected=expected, actual=actual)

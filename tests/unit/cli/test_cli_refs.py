@@ -17,6 +17,7 @@ from cloister.errors import CloisterError
 from cloister.imagetool.podvm import PodVMBundle
 from cloister.imagetool.podvm.confidential import snp_digests
 from cloister.rats.referenceset import parse_reference_set
+from cloister.testing.dcap import FakeIntel, FakePlatform, td_report
 from cloister.testing.firmware import fake_bundle, fake_firmware, fake_report
 
 
@@ -156,8 +157,6 @@ def test_explanation_of_a_changed_machine_in_words(bundle: PodVMBundle, tmp_path
     text = explain(7)
     assert text.startswith("changed: vCPU count\n") and "CHANGED" in text and "differs: measurement" in text
     assert "note: " not in text
-    (tmp_path / "quote.bin").write_bytes(
-        (4).to_bytes(2, "little") + bytes(2) + (0x81).to_bytes(4, "little") + bytes(700)
-    )
+    (tmp_path / "quote.bin").write_bytes(FakePlatform(FakeIntel()).quote(td_report()))
     result = run("explain", tmp_path / "quote.bin", "--platform", "tdx", "--image", bundle.path)
     assert "note: rtmr0 is not predicted" in result.stdout

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,8 @@ from cloister.sdk.equations import Known, build_problem
 from cloister.sdk.explanation import command_line_edits, split_command_line
 from cloister.sdk.measured import read_measured
 from cloister.sdk.references import Platform, ReferenceRequest
-from cloister.tee.tpm.eventlog import Event
+from cloister.tee.eventlog import Event
+from cloister.testing.dcap import FakeIntel, FakePlatform, enclave_report, td_report
 from cloister.testing.eventlog import EV_IPL, build_event_log, seabios_events
 from cloister.testing.firmware import fake_bundle, fake_firmware, fake_report
 from cloister.testing.tpm import EndorsementCA, FakeTPM
@@ -39,6 +39,7 @@ from cloister.wire.base64 import encode_b64
 
 CA = EndorsementCA()
 EK = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PLATFORM = FakePlatform(FakeIntel())
 ALL = {"firmware", "kernel", "initrd", "command line", "root hash", "vCPU count", "memory"}
 CHANGES: dict[str, dict[str, Any]] = {  # Any: arguments of fake_bundle
     "kernel": {"kernel": b"other kernel"},
@@ -370,11 +371,8 @@ def test_snp_cpu_model_and_features_are_noted(world: World) -> None:
 
 
 def tdx_quote(registers: dict[str, bytes], version: int = 4) -> bytes:
-    header = struct.pack("<HHI", version, 2, 0x81).ljust(48, b"\0") + (bytes(6) if version == 5 else b"")
-    body = bytearray(648)
-    for name, offset in {"mrtd": 136, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472}.items():
-        body[offset : offset + 48] = registers.get(name, bytes(48))
-    return header + bytes(body)
+    report = td_report(td15=version == 5, **{name.replace("mrtd", "mr_td"): value for name, value in registers.items()})
+    return PLATFORM.quote(report)
 
 
 def tdx_evidence(
@@ -459,13 +457,13 @@ def test_an_image_without_its_files_cannot_be_compared_with(world: World) -> Non
         (fake_report(bytes(48)) + b"x", Platform.SNP, "tee.sev_snp.report.trailing_bytes"),
         (b"{}", Platform.SNP, "tee.sev_snp.malformed"),
         (b'{"attestation_report": "AAAA"}', Platform.SNP, "tee.sev_snp.report.truncated"),
-        (b"", Platform.TDX, "evidence.measured.truncated"),
-        (bytes(700), Platform.TDX, "evidence.measured.malformed"),
-        (tdx_quote({}, version=3), Platform.TDX, "evidence.measured.malformed"),
-        (tdx_quote({})[:500], Platform.TDX, "evidence.measured.malformed"),
-        (b"{}", Platform.TDX, "evidence.measured.malformed"),
-        (b'{"quote": "%"}', Platform.TDX, "wire.base64.malformed"),
-        (b'{"quote": 1}', Platform.TDX, "evidence.measured.malformed"),
+        (b"", Platform.TDX, "tee.file.form"),
+        (bytes(700), Platform.TDX, "tee.file.form"),
+        (tdx_quote({})[:500], Platform.TDX, "tee.dcap.quote.truncated"),
+        (b"{}", Platform.TDX, "tee.tdx.evidence.malformed"),
+        (b'{"quote": "%"}', Platform.TDX, "tee.tdx.evidence.malformed"),
+        (b'{"quote": 1}', Platform.TDX, "tee.tdx.evidence.malformed"),
+        (PLATFORM.quote(enclave_report()), Platform.TDX, "tee.tdx.not_a_td"),
         (b"{", Platform.TDX, "tee.file.not_json"),
         (b"{}", Platform.TPM, "tee.tpm.malformed"),
         (b"x", Platform.TPM, "tee.file.not_json"),

@@ -23,7 +23,6 @@ from cloister.tee.tdx.evidence import parse_evidence as parse_tdx_evidence
 from cloister.tee.tpm.abi import parse_quote_attest
 from cloister.tee.tpm.evidence import parse_evidence as parse_tpm_evidence
 
-_CODE: Final = "evidence.measured"
 _TPM_LOG_CODE: Final = "tee.tpm.eventlog"
 _LOGGED_TPM: Final = (4, 9, 11, 12)
 _UNPROVEN_TPM: Final = 0  # starts from the launch measurement, which no log tells
@@ -72,7 +71,7 @@ def _tpm(data: bytes) -> Measured:
     quoted = parse_quote_attest(parsed.message).pcr_digest
     if hashlib.sha256(b"".join(parsed.values)).digest() != quoted:
         raise FormatRefused(
-            f"{_CODE}.values",
+            "evidence.measured.values",
             "register values are not those quoted",
             path="tpm_quote.pcrs",
             expected=quoted.hex()[:16] + "..",

@@ -7,9 +7,11 @@ machine's memory of the newest version it has accepted of each set (`CLOISTER_HO
 from __future__ import annotations
 
 import enum
+import fcntl
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -240,11 +242,26 @@ def verify_signed_references(
         Unavailable: it cannot be read or written (`rats.reference.set.memory`).
     """
     place = home.root / "owner" / "reference-sets.json"
-    seen = _read_seen(place)
-    verified = verify_reference_set(data, {key_id(key): key for key in keys}, at=at, seen=seen)
-    if seen.get(verified.values.id) != verified.seen:
-        _write_seen(place, {**seen, verified.values.id: verified.seen})
+    with _exclusive(place):  # two at a time could each forget what the other accepted
+        seen = _read_seen(place)
+        verified = verify_reference_set(data, {key_id(key): key for key in keys}, at=at, seen=seen)
+        if seen.get(verified.values.id) != verified.seen:
+            _write_seen(place, {**seen, verified.values.id: verified.seen})
     return verified
+
+
+@contextmanager
+def _exclusive(place: Path) -> Iterator[None]:
+    """Hold the lock of the record at `place`."""
+    try:
+        handle = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise Unavailable("rats.reference.set.memory", f"cannot be locked: {err.strerror}", path=str(place)) from err
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read_seen(place: Path) -> Mapping[str, SeenVersion]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import json
 from dataclasses import replace
@@ -135,6 +136,20 @@ def test_versions_are_remembered(bundle: PodVMBundle, home: Home) -> None:
     with pytest.raises(Refused, match=r"rats\.reference\.set\.equivocation"):
         verify_signed_references(signed(bundle, 2, days=2), keys, home=home, at=NOW)
     assert verify_signed_references(signed(bundle, 3), keys, home=home, at=NOW).values.version == 3
+
+
+def test_versions_of_many_sets_accepted_at_once_are_all_remembered(bundle: PodVMBundle, home: Home) -> None:
+    names = [f"set/{number}" for number in range(16)]
+    request = ReferenceRequest(platform=Platform.TPM, vcpus=[1], memory_mib=[512])
+    entries = compute_references(bundle, request, not_after=UNTIL)
+
+    def accept(name: str) -> None:
+        values = ReferenceSet(id=name, version=5, issued_at=NOW, not_after=UNTIL, entries=entries)
+        verify_signed_references(sign_reference_set(values, SIGNER), [SIGNER.public_key], home=home, at=NOW)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(accept, names))
+    assert set(json.loads((home.root / "owner" / "reference-sets.json").read_text())) == set(names)
 
 
 def test_a_refused_set_is_not_remembered(bundle: PodVMBundle, home: Home) -> None:

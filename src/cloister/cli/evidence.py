@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -20,6 +20,9 @@ from cloister.cli.output import EXIT_REFUSED, EXIT_UNAVAILABLE, StepPrinter, pri
 from cloister.cli.refusals import refusal_number
 from cloister.rats.claims import LEVEL_MEANING, Claims
 from cloister.rats.result import Bound, Examination, Finding, Question, Verdict
+
+if TYPE_CHECKING:
+    from cloister.sdk.evidence import Described
 
 app = typer.Typer(no_args_is_help=True, help="Collect, look at and verify evidence of any TEE.", rich_markup_mode=None)
 
@@ -172,7 +175,7 @@ def show_command(
         line = f"NOT VERIFIED: {refusal_number(described.problem.code)} {described.problem.message}"
         stdout.print(Text(visible(line), style="red"))
     if described.claims is not None:
-        _print_branches(described.claims, described.findings, moment)
+        _print_branches(described, described.claims, moment)
 
 
 @app.command("collect")
@@ -300,12 +303,13 @@ def _print_step(mark: str, text: str, detail: str) -> None:
     stdout.print(Text(visible(f" {mark:<3} {text:<28} {detail}".rstrip())))
 
 
-def _print_branches(claims: Claims, findings: Sequence[Finding], at: datetime) -> None:
+def _print_branches(described: Described, claims: Claims, at: datetime) -> None:
     """Print what evidence says as an indented tree; no line is wrapped or cut by the width of the terminal."""
     named = set(claims.measurements.values())
     registers = {name: value for name, value in claims.registers.items() if any(value) and value not in named}
-    _branch("what it is", _identity(claims))
-    _branch("who signed it", (f"{item.message}: {item.actual}" for item in findings if _names_signer(item)))
+    _branch("what it is", _identity(claims, verified=described.problem is None))
+    signers = (item for item in described.findings if _names_signer(item))
+    _branch("who signed it", (f"{item.message}: {item.actual}" for item in signers))
     _branch("TCB", _tcb(claims))
     _branch("measurements", (f"{role.value:<14}{value.hex()}" for role, value in claims.measurements.items()))
     _branch("registers", (f"{name:<14}{value.hex()}" for name, value in registers.items()))
@@ -330,9 +334,12 @@ def _validity(claims: Claims, at: datetime) -> Iterator[str]:
     yield f"{days} days left, until {until}" if days >= 0 else f"expired {-days} days ago, {until}"
 
 
-def _identity(claims: Claims) -> Iterator[str]:
+def _identity(claims: Claims, *, verified: bool) -> Iterator[str]:
     yield f"{claims.platform or claims.tee}"
-    yield f"level {claims.level.value}: {LEVEL_MEANING[claims.level]}"
+    if verified:
+        yield f"level {claims.level.value}: {LEVEL_MEANING[claims.level]}"
+    else:
+        yield "level not known: nobody verified who signed it, so all of this may be made up"
     yield f"debug {'ON: its operator can read and alter it' if claims.debug else 'off'}"
     if claims.instance_id:
         yield f"instance {_short(claims.instance_id)}"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cloister import __version__
-from cloister.cli import demo, doctor, explain, image, podvm, run, serve
+from cloister.cli import demo, doctor, evidence, explain, image, podvm, run, serve
 from cloister.cli.output import exit_code, print_error, stdout
 from cloister.errors import CloisterError
 
@@ -58,6 +58,7 @@ app.command("explain", short_help="Explain a refusal: number, code or denial id.
 app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
+app.add_typer(evidence.app, name="evidence")
 
 
 def _end(number: int, _: object) -> None:

@@ -166,6 +166,15 @@ def report_data(runtime: RuntimeData, additional_evidence: str) -> bytes:
     return hashlib.sha384(encode_canonical(body)).digest()
 
 
+def device_report_data(runtime: RuntimeData) -> bytes:
+    """Return the 48-byte SHA-384 that the evidence of every further device must carry.
+
+    Over the canonical JSON of `{"nonce", "tee-pubkey"}`: a device's evidence cannot contain itself. The primary
+    evidence binds its text (`report_data`), so that devices cannot be swapped afterwards.
+    """
+    return hashlib.sha384(encode_canonical({"nonce": runtime.nonce, "tee-pubkey": runtime.tee_pubkey})).digest()
+
+
 def parse_tpm_enrolment(extra_params: JSONValue) -> tuple[bytes, bytes] | None:
     """Return (EK certificate DER, AK TPM2B_PUBLIC) from a Request's `extra-params`; None when the guest offers none.
 

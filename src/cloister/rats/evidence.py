@@ -88,6 +88,13 @@ class ExpectedBinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnverifiedClaims:
+    """What evidence says before anybody checked who signed it: for people to look at, never to decide by."""
+
+    claims: Claims
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticEvidence:
     """Evidence whose signature chain a `cloister.tee.*.verifier` verified; not yet known to be of this session.
 

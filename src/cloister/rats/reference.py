@@ -70,6 +70,24 @@ def parse_reference_entry(data: bytes) -> ReferenceEntry:
     return ReferenceEntry(id=wire.id, tee=wire.tee, registers=registers, not_after=wire.not_after, origin=wire.origin)
 
 
+def parse_reference_entries(data: bytes) -> tuple[ReferenceEntry, ...]:
+    """Parse one JSON entry, or a JSON list of them.
+
+    Raises:
+        FormatRefused: `rats.reference.malformed`; also an empty list and two entries of one id.
+    """
+    if data.lstrip()[:1] != b"[":
+        return (parse_reference_entry(data),)
+    try:
+        items = msgspec.json.decode(data, type=list[msgspec.Raw])
+    except msgspec.MsgspecError as err:
+        raise FormatRefused("rats.reference.malformed", f"not a list of reference value entries: {err}") from err
+    entries = tuple(parse_reference_entry(bytes(item)) for item in items)
+    if not entries or len({entry.id for entry in entries}) != len(entries):
+        raise FormatRefused("rats.reference.malformed", "no entry, or two entries of one id")
+    return entries
+
+
 def encode_reference_entry(entry: ReferenceEntry) -> bytes:
     """Return the JSON form; `parse_reference_entry` reads it back equal."""
     wire = ReferenceEntryWire(

@@ -1,22 +1,17 @@
-"""Findings, the trustworthiness vector (AR4SI) and the Attestation Result (EAR).
+"""Findings, and the verdicts that are functions of them: the Attestation Result and the answer to three questions.
 
 Appraisal collects every finding; the verdict is a function of the findings, so the explanation can never disagree
-with it.
-Sources: RFC 9334, draft-ietf-rats-ar4si (tiers and categories), draft-fv-rats-ear (claim names). The EAR written
-here uses the claim names of CoCo's attestation service, so that relying parties written for it understand ours.
+with it. Sources: RFC 9334, draft-ietf-rats-ar4si (tiers).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
-from cloister.rats.claims import Claims, Level
-
-EAR_PROFILE: Final = "tag:cloister,2026:ear/1"
+from cloister.rats.claims import Claims
 
 
 class Question(enum.StrEnum):
@@ -204,63 +199,3 @@ class Examination:
     findings: tuple[Finding, ...]
     claims: Claims | None
     unchecked: tuple[Unchecked, ...] = ()
-
-
-def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
-    """Return the AR4SI vector for `findings`.
-
-    `instance-identity`, `hardware` and `executables` follow the three questions; 2 is affirming, 32 a warning, 96
-    contraindicated, 0 says nothing because nothing was checked or the answer is open.
-    A level other than `hardware` can never affirm `hardware`: it is 32 (warning), whatever the policy accepted.
-    """
-
-    def value(question: Question) -> int:
-        answers = [finding for finding in findings if finding.question is question]
-        if any(finding.refuses for finding in answers):
-            return 96
-        if not answers or any(finding.unknown for finding in answers):
-            return 0
-        return 2 if all(finding.ok for finding in answers) else 32
-
-    hardware = value(Question.AUTHENTIC)
-    if hardware == 2 and level is not Level.HARDWARE:
-        hardware = 32
-    return {
-        "instance-identity": value(Question.BOUND),
-        "hardware": hardware,
-        "executables": value(Question.ACCEPTABLE),
-    }
-
-
-def encode_ear(result: AttestationResult, *, runtime_data: Mapping[str, Any], verifier: str) -> dict[str, Any]:
-    """Return the EAR claims set (unsigned) of `result`; the caller signs it as a JWT.
-
-    Args:
-        result: the appraisal.
-        runtime_data: nonce and TEE public key as the guest sent them; verified against the evidence.
-        verifier: build name of the verifier.
-    """
-    return {
-        "eat_profile": EAR_PROFILE,
-        "iat": int(result.issued_at.timestamp()),
-        "exp": int(result.expires_at.timestamp()),
-        "iss": "cloister-verifier",
-        "ear.verifier-id": {"developer": "https://github.com/cloister", "build": verifier},
-        "submods": {
-            "cpu0": {
-                "ear.status": result.tier.value,
-                "ear.trustworthiness-vector": trust_vector(result.findings, result.claims.level),
-                "ear.appraisal-policy-id": result.policy_id,
-                "ear.cloister.policy-digest": result.policy_digest,
-                "ear.cloister.level": result.claims.level.value,
-                "ear.cloister.findings": [finding.as_dict() for finding in result.findings],
-                "ear.cloister.unchecked": [item.reason for item in result.unchecked],
-                "ear.veraison.annotated-evidence": {
-                    result.claims.tee: dict(result.claims.raw),
-                    "report_data": result.claims.report_data.hex(),
-                    "init_data": result.init_data_digest,
-                    "runtime_data_claims": dict(runtime_data),
-                },
-            }
-        },
-    }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from cloister.rats.endorsement import Endorsements, PinnedRoot
-    from cloister.rats.evidence import AuthenticEvidence, Evidence
+    from cloister.rats.evidence import AuthenticEvidence, Evidence, UnverifiedClaims
     from cloister.rats.result import Finding
     from cloister.rats.rules import PlatformRules
 
@@ -57,6 +57,18 @@ class Authenticate(Protocol):
             FormatRefused: a part does not parse.
             EndorsementError: a certificate, CRL or other vendor statement does not hold.
             EvidenceError: a signature or another check does not hold.
+        """
+        ...
+
+
+class ReadClaims(Protocol):
+    """Every technology's `verifier.read_claims`: what evidence says, whoever signed it. The level is the lowest."""
+
+    def __call__(self, evidence: Evidence) -> UnverifiedClaims:
+        """Return the claims of evidence that parses.
+
+        Raises:
+            FormatRefused, EvidenceError: it does not.
         """
         ...
 
@@ -162,6 +174,16 @@ def authenticator_for(tee: str) -> Authenticate:
     """
     authenticate: Authenticate = import_module(f"{_package(tee)}.verifier").authenticate
     return authenticate
+
+
+def claims_reader_for(tee: str) -> ReadClaims:
+    """Return how the claims of a technology are read without verifying them.
+
+    Raises:
+        EvidenceError: no such technology (`tee.unknown`).
+    """
+    read: ReadClaims = import_module(f"{_package(tee)}.verifier").read_claims
+    return read
 
 
 def appraiser_for(tee: str) -> AppraisePlatform:

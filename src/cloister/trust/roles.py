@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from cloister.protocol.initdata import InitData
 from cloister.protocol.kbs import RuntimeData
 from cloister.trust.store.records import AppraisalRecord
-
-# Claims beside those of `cloister.rats.result.encode_ear`.
-ATTESTATION_CLAIM: Final = "jti"  # RFC 7519 section 4.1.7; names the record of this result
-INSTANCE_CLAIM: Final = "ear.cloister.instance"  # identity of the chip or vTPM
-SUBMODULE: Final = "cpu0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from cloister.rats.claims import LEVEL_MEANING, Claims, Level
 from cloister.rats.result import (
-    EAR_PROFILE,
     AttestationResult,
     Finding,
     Question,
+    Severity,
     Tier,
     Unchecked,
-    encode_ear,
-    trust_vector,
+    Verdict,
 )
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -77,26 +74,14 @@ def test_a_result_cannot_be_edited() -> None:
         result(*ALL_GOOD).policy_id = "other"  # type: ignore[misc]  # the point of the test
 
 
-@pytest.mark.parametrize("oks", list(itertools.product([True, False], repeat=3)))
-@pytest.mark.parametrize("level", list(Level))
-def test_trust_vector(level: Level, oks: tuple[bool, bool, bool]) -> None:
-    authentic, bound, acceptable = oks
-    findings = [
-        finding(Question.AUTHENTIC, authentic),
-        finding(Question.BOUND, bound),
-        finding(Question.ACCEPTABLE, acceptable),
-    ]
-    good_hardware = 2 if level is Level.HARDWARE else 32
-    assert trust_vector(findings, level) == {
-        "instance-identity": 2 if bound else 96,
-        "hardware": good_hardware if authentic else 96,
-        "executables": 2 if acceptable else 96,
-    }
-
-
-@pytest.mark.parametrize("level", list(Level))
-def test_vector_of_nothing_affirms_nothing(level: Level) -> None:
-    assert 2 not in trust_vector([], level).values()
+def test_a_warning_does_not_refuse_and_an_open_question_is_not_affirming() -> None:
+    warning = replace(finding(Question.ACCEPTABLE, False), severity=Severity.WARNING)
+    unknown = replace(finding(Question.AUTHENTIC, False), severity=Severity.UNAVAILABLE)
+    assert (result(*ALL_GOOD, warning).tier, result(*ALL_GOOD, warning).verdict) == (Tier.AFFIRMING, Verdict.ACCEPT)
+    assert (result(*ALL_GOOD, unknown).tier, result(*ALL_GOOD, unknown).verdict) == (Tier.NONE, Verdict.UNAVAILABLE)
+    bad = result(*ALL_GOOD, unknown, finding(Question.BOUND, False))
+    assert (bad.tier, bad.verdict) == (Tier.CONTRAINDICATED, Verdict.UNAVAILABLE)
+    assert result(*ALL_GOOD, finding(Question.BOUND, False)).verdict is Verdict.REFUSE
 
 
 def test_finding_leaves_empty_fields_out() -> None:
@@ -107,29 +92,6 @@ def test_finding_leaves_empty_fields_out() -> None:
         "severity": "error",
         "message": "m",
     }
-
-
-@pytest.mark.parametrize("level", list(Level))
-def test_ear_says_level_findings_and_what_was_not_checked(level: Level) -> None:
-    ear = encode_ear(result(*ALL_GOOD, level=level), runtime_data={"nonce": "n"}, verifier="cloister 0.1")
-    assert ear["eat_profile"] == EAR_PROFILE
-    assert ear["exp"] - ear["iat"] == 300
-    module = ear["submods"]["cpu0"]
-    assert module["ear.cloister.level"] == level.value
-    assert module["ear.status"] == "affirming"
-    assert len(module["ear.cloister.findings"]) == 3
-    assert module["ear.cloister.unchecked"] == ["no revocation list"]
-    assert module["ear.appraisal-policy-id"] == "default"
-    evidence = module["ear.veraison.annotated-evidence"]
-    assert evidence["tpm"] == {"pcr00": "00"}
-    assert (evidence["report_data"], evidence["init_data"]) == ("01" * 48, "sha256:bb")
-    assert evidence["runtime_data_claims"] == {"nonce": "n"}
-    json.dumps(ear)
-
-
-def test_ear_of_a_refusal_says_so() -> None:
-    ear = encode_ear(result(*ALL_GOOD, finding(Question.BOUND, False)), runtime_data={}, verifier="v")
-    assert ear["submods"]["cpu0"]["ear.status"] == "contraindicated"
 
 
 def test_every_level_has_its_meaning_in_words() -> None:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cloister.errors import EndorsementError, FormatRefused
 from cloister.rats.claims import Claims, Level
 from cloister.rats.endorsement import Endorsements, TrustedRoot
-from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot, UnverifiedClaims
 from cloister.rats.result import Question, Unchecked
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.insecure import abi
@@ -48,11 +48,7 @@ def authenticate(
         EvidenceError: any other step does not hold.
     """
     # 1
-    wire = abi.parse_evidence(evidence)
-    public_key = _decode(wire.public_key, "public_key", abi.PUBLIC_KEY_BYTES)
-    report_data = _decode(wire.report_data, "report_data", abi.REPORT_DATA_BYTES)
-    signature = _decode(wire.signature, "signature", abi.SIGNATURE_BYTES)
-    registers = {name: bytes.fromhex(value) for name, value in wire.registers.items()}
+    wire, public_key, report_data, signature = _parse(evidence)
     checks = Checklist()
     # 2
     root = _verify_root(checks, public_key, endorsements)
@@ -65,24 +61,52 @@ def authenticate(
         otherwise="evidence is not signed by the simulation key",
         path="signature",
     )
-    init_data = registers.get(abi.INIT_DATA_REGISTER, b"")
+    claims = _claims(wire, public_key, report_data)
     return AuthenticEvidence(
-        claims=Claims(
-            tee=abi.TEE,
-            level=root.level,
-            debug=False,
-            registers=registers,
-            report_data=report_data,
-            init_data=init_data,
-            instance_id=hashlib.sha256(public_key).hexdigest(),
-            raw={"simulated": True, "public_key": wire.public_key, **wire.registers},
-            platform="simulation, no TEE",
-            native=dict(wire.registers),
-        ),
+        claims=claims,
         findings=checks.findings,
         unchecked=_UNCHECKED,
         freshness=Slot(name="report_data", value=report_data, size=abi.REPORT_DATA_BYTES, path="report_data"),
-        init_data=Slot(name="register 8", value=init_data, extended=True, path=f"registers.{abi.INIT_DATA_REGISTER}"),
+        init_data=Slot(
+            name="register 8", value=claims.init_data, extended=True, path=f"registers.{abi.INIT_DATA_REGISTER}"
+        ),
+    )
+
+
+def read_claims(evidence: Evidence) -> UnverifiedClaims:
+    """Return what simulated evidence says, whoever signed it.
+
+    Raises:
+        FormatRefused, EvidenceError: it does not parse.
+    """
+    wire, public_key, report_data, _ = _parse(evidence)
+    return UnverifiedClaims(claims=_claims(wire, public_key, report_data))
+
+
+def _parse(evidence: Evidence) -> tuple[abi.SimulatedEvidence, bytes, bytes, bytes]:
+    """Return the evidence, and of it public key, report data and signature."""
+    wire = abi.parse_evidence(evidence)
+    return (
+        wire,
+        _decode(wire.public_key, "public_key", abi.PUBLIC_KEY_BYTES),
+        _decode(wire.report_data, "report_data", abi.REPORT_DATA_BYTES),
+        _decode(wire.signature, "signature", abi.SIGNATURE_BYTES),
+    )
+
+
+def _claims(wire: abi.SimulatedEvidence, public_key: bytes, report_data: bytes) -> Claims:
+    registers = {name: bytes.fromhex(value) for name, value in wire.registers.items()}
+    return Claims(
+        tee=abi.TEE,
+        level=Level.SIMULATED,
+        debug=False,
+        registers=registers,
+        report_data=report_data,
+        init_data=registers.get(abi.INIT_DATA_REGISTER, b""),
+        instance_id=hashlib.sha256(public_key).hexdigest(),
+        raw={"simulated": True, "public_key": wire.public_key, **wire.registers},
+        platform="simulation, no TEE",
+        native=dict(wire.registers),
     )
 
 

@@ -22,7 +22,7 @@ _STATUSES: Final = {
     "trust.request.cut": 400,
     "protocol.kbs.too_long": 413,
 }
-_NO_SESSION: Final = ("trust.session.", "trust.token.", "crypto.jwt.", VERSION_CODE)
+_NO_SESSION: Final = ("trust.session.", "trust.token.", "rats.ear.", "crypto.jwt.", VERSION_CODE)
 _HINT_CHARS: Final = 300
 
 

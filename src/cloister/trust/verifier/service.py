@@ -10,7 +10,7 @@ true reason. The token shows no value a guest is expected to have: those go only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,27 +19,23 @@ import msgspec
 from cloister import __version__
 from cloister.crypto.jwt import sign_jwt
 from cloister.crypto.signer import Signer
-from cloister.errors import EvidenceError, FormatRefused, Unavailable
-from cloister.protocol.kbs import TPM_EXTRA, parse_tpm_enrolment, report_data
+from cloister.errors import FormatRefused, Unavailable
+from cloister.protocol.kbs import TPM_EXTRA, device_report_data, parse_tpm_enrolment, report_data
+from cloister.rats.ear import PRIMARY, encode_ear
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.result import AttestationResult, Verdict, encode_ear
+from cloister.rats.result import AttestationResult, Tier, Unchecked, Verdict
 from cloister.tee.registry import authenticator_for, pins_for
 from cloister.tee.verification import appraise_evidence, verify_evidence
-from cloister.trust.roles import (
-    ATTESTATION_CLAIM,
-    INSTANCE_CLAIM,
-    SUBMODULE,
-    AppraisalRequest,
-    Appraised,
-    IssuedChallenge,
-)
+from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge
 from cloister.trust.store.database import Store
 from cloister.trust.store.records import AppraisalRecord, new_attestation_id, stored_finding
-from cloister.trust.verifier.inputs import AppraisalInputSource
+from cloister.trust.verifier.devices import parse_additional_evidence
+from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource
 from cloister.wire.base64 import encode_b64
 
 _BUILD: Final = f"cloister {__version__}"
-_NO_DEVICES: Final = ("", "{}")
+_BOUND_BY_PRIMARY: Final = Unchecked(reason="the evidence of the CPU binds the init data")
+_WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
 
@@ -86,27 +82,22 @@ class VerifierService:
             AppraisalRefused: no appraisal policy is stored.
             Unavailable: the store failed.
         """
-        result = self._judge(request)
+        results = self._judge(request)
         identity = new_attestation_id()
-        runtime = msgspec.to_builtins(request.runtime_data)
-        claims = encode_ear(_for_the_guest(result), runtime_data=runtime, verifier=_BUILD)
-        claims[ATTESTATION_CLAIM] = identity
-        claims["submods"][SUBMODULE][INSTANCE_CLAIM] = result.claims.instance_id
+        claims = encode_ear(
+            {name: _for_the_guest(result) for name, result in results.items()},
+            runtime_data=msgspec.to_builtins(request.runtime_data),
+            verifier=_BUILD,
+            identity=identity,
+        )
         return Appraised(
             token=sign_jwt(claims, self._signer, chain=self._chain),
-            record=_record(identity, result),
+            record=_record(identity, results),
             body=msgspec.json.encode(request.evidence),
         )
 
-    def _judge(self, request: AppraisalRequest) -> AttestationResult:
-        if request.additional_evidence not in _NO_DEVICES:
-            raise EvidenceError(
-                "trust.verifier.additional_evidence",
-                "evidence of further devices cannot be verified by this build",
-                path="tee-evidence.additional_evidence",
-                expected="none",
-                hint="attest without additional devices",
-            )
+    def _judge(self, request: AppraisalRequest) -> dict[str, AttestationResult]:
+        """Return the result of every device by submodule name, the CPU's first."""
         if not isinstance(request.evidence, dict) or _depth(request.evidence) > _DEEPEST:
             raise FormatRefused(
                 "trust.verifier.evidence_shape",
@@ -114,26 +105,40 @@ class VerifierService:
                 path="tee-evidence.primary_evidence",
             )
         inputs = self._inputs.current()
-        verified = verify_evidence(
-            Evidence(tee=request.tee, body=request.evidence),
-            ExpectedBinding(
-                report_data=report_data(request.runtime_data, request.additional_evidence),
-                init_data_digest=request.init_data.digest,
-                session_secret=request.session_secret,
-            ),
-            replace(inputs.endorsements, grace=inputs.policy.grace, pins=pins_for(request.tee)),
-            at=request.at,
+        primary = ExpectedBinding(
+            report_data=report_data(request.runtime_data, request.additional_evidence),
+            init_data_digest=request.init_data.digest,
+            session_secret=request.session_secret,
         )
-        result = appraise_evidence(
-            verified,
-            inputs.policy,
-            inputs.references,
-            init_data_digest=request.init_data.digest_text,
-            at=request.at,
-            advisories=inputs.advisories,
+        device = ExpectedBinding(
+            report_data=device_report_data(request.runtime_data), init_data_digest=_BOUND_BY_PRIMARY
         )
-        _require_decided(result)
-        return result
+        cpu = Evidence(tee=request.tee, body=request.evidence)
+        results = {PRIMARY: _judge_one(cpu, primary, inputs, request, request.init_data.digest_text)}
+        for name, evidence in parse_additional_evidence(request.additional_evidence).items():
+            results[name] = _judge_one(evidence, device, inputs, request, "")
+        return results
+
+
+def _judge_one(
+    evidence: Evidence, binding: ExpectedBinding, inputs: AppraisalInputs, request: AppraisalRequest, init_data: str
+) -> AttestationResult:
+    verified = verify_evidence(
+        evidence,
+        binding,
+        replace(inputs.endorsements, grace=inputs.policy.grace, pins=pins_for(evidence.tee)),
+        at=request.at,
+    )
+    result = appraise_evidence(
+        verified,
+        inputs.policy,
+        inputs.references,
+        init_data_digest=init_data,
+        at=request.at,
+        advisories=inputs.advisories,
+    )
+    _require_decided(result)
+    return result
 
 
 def _require_decided(result: AttestationResult) -> None:
@@ -160,7 +165,9 @@ def _for_the_guest(result: AttestationResult) -> AttestationResult:
     return replace(result, findings=shown)
 
 
-def _record(identity: str, result: AttestationResult) -> AppraisalRecord:
+def _record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
+    """Return what the owner keeps: the CPU's result, and the findings of every device."""
+    result = results[PRIMARY]
     claims = result.claims
     return AppraisalRecord(
         id=identity,
@@ -171,10 +178,10 @@ def _record(identity: str, result: AttestationResult) -> AppraisalRecord:
         init_data=result.init_data_digest,
         policy_id=result.policy_id,
         policy_digest=result.policy_digest,
-        tier=result.tier.value,
+        tier=max((item.tier for item in results.values()), key=_WORST.index).value,
         registers={name: value.hex() for name, value in claims.registers.items()},
-        findings=tuple(stored_finding(finding) for finding in result.findings),
-        unchecked=tuple(item.reason for item in result.unchecked),
+        findings=tuple(stored_finding(finding) for item in results.values() for finding in item.findings),
+        unchecked=tuple(unchecked.reason for item in results.values() for unchecked in item.unchecked),
     )
 
 

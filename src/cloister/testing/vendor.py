@@ -144,7 +144,7 @@ class FakeVendor:
         responders: replies that depend on the request, by path with query.
         personality: how they are sent.
         calls: every request, in order.
-        most_at_once: the most requests that were being answered at one time.
+        most_at_once: the most requests that were waiting for their reply at one time.
         ca: whose certificate the server has; None without TLS.
     """
 
@@ -170,8 +170,12 @@ class FakeVendor:
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
-        self._server.server_close()
         self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Give up the port, also of a server that was never started."""
+        self._server.server_close()
 
     @property
     def address(self) -> str:
@@ -238,18 +242,22 @@ def _handler_of(service: FakeVendor) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, body: bytes) -> None:
             self.close_connection = True
-            with service.answering(self.command, self.path, body) as reply, contextlib.suppress(OSError):
+            with service.answering(self.command, self.path, body) as reply:
                 time.sleep(reply.pause_seconds)
-                if reply.hang_up:
-                    return
-                self.send_response(reply.status)
-                for name, value in reply.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(reply.body) if reply.declared is None else reply.declared))
-                self.end_headers()
-                for piece in [reply.body[n : n + 1] for n in range(len(reply.body))] if reply.drip else [reply.body]:
-                    self.wfile.write(piece)
-                    if reply.drip:
-                        time.sleep(_PIECE_SECONDS)
+            with contextlib.suppress(OSError):  # who asked may have gone
+                self._send(reply)
+
+        def _send(self, reply: Reply) -> None:
+            if reply.hang_up:
+                return
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(reply.body) if reply.declared is None else reply.declared))
+            self.end_headers()
+            for piece in [reply.body[n : n + 1] for n in range(len(reply.body))] if reply.drip else [reply.body]:
+                self.wfile.write(piece)
+                if reply.drip:
+                    time.sleep(_PIECE_SECONDS)
 
     return Handler

@@ -6,6 +6,7 @@ import random
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -63,10 +64,11 @@ def asker(tmp_path: Path) -> Asker:
 
 
 @pytest.fixture
-def service() -> FakeVendor:
+def service() -> Iterator[FakeVendor]:
     made = FakeVendor()
     made.serve("/thing?a=1", BODY, "application/octet-stream")
-    return made
+    yield made
+    made.close()
 
 
 def test_an_answer(asker: Asker, service: FakeVendor) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -154,7 +154,11 @@ def inspect_pck_crl(item: Item, data: bytes, chain: str) -> Content:
     content = inspect_list(item, data, chain, PCK_CAS[item["ca"]])
     issuer = _first(item, chain, PCK_CAS[item["ca"]])
     key = issuer.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not x509.load_der_x509_crl(data).is_signature_valid(key):
+    try:
+        signed = isinstance(key, ec.EllipticCurvePublicKey) and x509.load_der_x509_crl(data).is_signature_valid(key)
+    except (InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError) as err:
+        raise _unsigned(item) from err
+    if not signed:
         raise _unsigned(item)
     return content
 
@@ -227,7 +231,7 @@ def _first(item: Item, chain: str, name: str) -> x509.Certificate:
 
 def _chain(item: Item, answer: Answer, names: tuple[str, ...]) -> str:
     encoded = next((answer.headers[name] for name in names if name in answer.headers), "")
-    chain = unquote(encoded, errors="strict") if encoded.isascii() and len(encoded) <= _CHAIN_CHARS else ""
+    chain = unquote(encoded, errors="replace") if encoded.isascii() and len(encoded) <= _CHAIN_CHARS else ""
     if not chain.isascii() or not chain:
         raise EndorsementError(
             "collateral.answer.malformed",

@@ -14,6 +14,8 @@ from typing import Final
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloister.crypto.x509path import load_certificate
 from cloister.errors import Refused, Unavailable
@@ -25,8 +27,9 @@ from cloister.tee.collateral.intel import platform_items
 from cloister.tee.collateral.item import Item, Kind, Service, make_item
 from cloister.tee.collateral.needs import follow_up, needs_of
 from cloister.tee.collateral.nvidia import ocsp_item, rim_item
+from cloister.tee.collateral.recipes import RECIPES
 from cloister.tee.collateral.sources import ADDRESSES, ServiceSource, Source, StoreSource, parse_addresses
-from cloister.tee.collateral.transport import HTTPTransport
+from cloister.tee.collateral.transport import Answer, HTTPTransport
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.endorsements import store_names, vcek_identity
 from cloister.testing import dcap, nvidia, vendor
@@ -633,3 +636,90 @@ def test_two_processes_ask_once(tmp_path: Path, service: FakeVendor) -> None:
             process.join()
         assert sorted(result.get(timeout=10) for _ in processes) == [False, True]
     assert service.count() == 1
+
+
+# -- whatever comes ------------------------------------------------------------------------------------------------
+
+
+def test_lists_in_every_form_a_pccs_writes(tmp_path: Path, service: FakeVendor) -> None:
+    desk = Desk(tmp_path, service, INTEL_NOW)
+    intel = dcap.FakeIntel()
+    publish_intel(service, intel, pccs=True)
+    path = "/sgx/certification/v4/rootcacrl"
+    der = intel.revocation_list(intel.root)
+    pem = x509.load_der_x509_crl(der).public_bytes(Encoding.PEM)
+    item = make_item(Kind.INTEL_ROOT_CRL)
+    with service:
+        for good in (der, pem, der.hex().encode(), der.hex().upper().encode() + b"\n"):
+            service.serve(path, good, "text/html")
+            outcome = desk.get(item, refresh=True)
+            assert outcome.entry is not None and outcome.error is None
+            assert outcome.entry.content.data == der
+        for bad in (
+            pem + pem.replace(b"-----BEGIN", b"\n-----BEGIN"),
+            der.hex().encode()[:-1],
+            b"30zz",
+            b"",
+            intel.root_der,
+        ):
+            service.serve(path, bad, "text/html")
+            refused = desk.get(item, refresh=True).error
+            if bad.count(b"BEGIN") != 2:  # the same list twice is one list
+                assert refused is not None
+                assert refused.code == "collateral.answer.malformed"
+
+
+def test_a_list_without_an_end_is_refused(desk: Desk, service: FakeVendor) -> None:
+    amd = FakeAMD("Genoa")
+    _, crl = chain_items("Genoa")
+    whole = amd.revocation_list(start=NOW - DAY, end=NOW + DAY)
+    end = x509.load_der_x509_crl(whole).next_update_utc
+    assert end is not None
+    tagged = b"\x17\x0d" + end.strftime("%y%m%d%H%M%SZ").encode()
+    assert whole.count(tagged) == 1
+    without = _without(whole, tagged)
+    assert x509.load_der_x509_crl(without).next_update_utc is None
+    service.serve("/vcek/v1/Genoa/crl", without, "application/pkix-crl")
+    with service:
+        assert desk.refused(crl) == "collateral.answer.malformed"
+
+
+def _without(der: bytes, part: bytes) -> bytes:
+    """Return a CRL without a part of what is signed; the two lengths around it (of two bytes and of one) are mended."""
+    assert (der[1], der[5]) == (0x82, 0x81)
+    outer, inner = int.from_bytes(der[2:4], "big") - len(part), der[6] - len(part)
+    return (der[:2] + outer.to_bytes(2, "big") + der[4:6] + bytes([inner]) + der[7:]).replace(part, b"", 1)
+
+
+@pytest.mark.parametrize("header", ["%ff", "%", "x" * 20_000, "", "%2D%2D", "\xe9"])
+def test_issuer_chains_of_any_text(tmp_path: Path, service: FakeVendor, header: str) -> None:
+    desk = Desk(tmp_path, service, INTEL_NOW)
+    publish_intel(service, dcap.FakeIntel())
+    item = platform_items("tdx", dcap.FMSPC, "platform")[0]
+    path = next(path for path in service.answers if "/tcb?" in path)
+    body = service.answers[path].body
+    service.serve(path, body, "application/json", {"TCB-Info-Issuer-Chain": header})
+    with service:
+        assert desk.refused(item) == "collateral.answer.malformed"
+
+
+@given(st.binary(max_size=300), st.text(st.characters(max_codepoint=0x7F), max_size=60), st.sampled_from(list(Kind)))
+def test_any_answer_is_the_item_or_refused(body: bytes, header: str, kind: Kind) -> None:
+    items = {
+        Kind.VCEK: vcek_of(_CHIP),
+        **{item.kind: item for item in chain_items("Genoa")},
+        **{item.kind: item for item in platform_items("tdx", dcap.FMSPC, "platform")},
+        Kind.RIM: rim_item("NV_GPU_DRIVER_GH100_550.90.07"),
+        Kind.OCSP: make_item(Kind.OCSP, request="3003020101"),
+    }
+    names = ("tcb-info-issuer-chain", "sgx-enclave-identity-issuer-chain", "sgx-pck-crl-issuer-chain")
+    recipe, item = RECIPES[kind], items[kind]
+    for data in (body, b"{" + body, b"\x30\x82" + body, b"-----BEGIN CERTIFICATE-----\n" + body, body.hex().encode()):
+        answer = Answer(body=data, headers=dict.fromkeys(names, header))
+        with pytest.raises(Refused):
+            recipe.inspect(item, *recipe.unwrap(item, answer))
+        with pytest.raises(Refused):
+            recipe.inspect(item, data, header)
+
+
+_CHIP: Final = FakeChip.made_by(FakeAMD("Genoa"))

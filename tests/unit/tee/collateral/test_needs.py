@@ -190,6 +190,15 @@ def test_a_quote_of_another_ca_or_channel() -> None:
     assert {item["update"] for item in items[:2]} == {"early"}
 
 
+def test_a_quote_of_an_unknown_ca_does_not_say_what_it_needs() -> None:
+    intel = dcap.FakeIntel()
+    intel.cas["Other CA"] = intel.authority("Other CA", path_length=0)
+    quote = dcap.FakePlatform(intel, "TDX", ca="Other CA").quote(dcap.td_report())
+    with pytest.raises(EndorsementError) as caught:
+        needs_of(Evidence(tee="tdx", body={"quote": encode_b64(quote)}))
+    assert caught.value.code == "collateral.needs.certificate"
+
+
 def test_nvidia_from_reports_to_a_verdict(tmp_path: Path, service: FakeVendor) -> None:
     pki, manifests = nvidia.DevicePKI(), nvidia.ManifestPKI()
     devices = [pki.device(), pki.device(nvidia.SWITCH)]

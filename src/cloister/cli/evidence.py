@@ -52,7 +52,8 @@ def _time(text: str | None) -> datetime | None:
     return moment.astimezone(UTC)
 
 
-def _platform(text: str) -> str:
+def platform_choice(text: str) -> str:
+    """Return the name of a platform, as given."""
     from cloister.sdk.evidence import PLATFORMS
 
     if text not in PLATFORMS:
@@ -63,7 +64,9 @@ def _platform(text: str) -> str:
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Raw evidence, or the JSON a guest sends.")
 ]
-PlatformOption = Annotated[str, typer.Option("--platform", metavar="NAME", callback=_platform, help=_PLATFORM_HELP)]
+PlatformOption = Annotated[
+    str, typer.Option("--platform", metavar="NAME", callback=platform_choice, help=_PLATFORM_HELP)
+]
 AtOption = Annotated[
     str | None, typer.Option("--at", metavar="RFC3339", help="Time of the verification [default: now].")
 ]
@@ -194,7 +197,7 @@ def collect_command(
     """
     from cloister.sdk.evidence import attest
 
-    chosen, body = attest(_hex(report_data) or b"", platform=_platform(platform) if platform else "")
+    chosen, body = attest(_hex(report_data) or b"", platform=platform_choice(platform) if platform else "")
     text = json.dumps(body, indent=1) + "\n"
     if out is None:
         stdout.file.write(text)

@@ -9,7 +9,7 @@ that forgets debug, revocation or the age of its collateral.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -69,7 +69,10 @@ class ContractCase:
         binary_members: dotted paths of base64 members; a number stands for an item of a list.
         unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
             read from there; their own tests flip the rest.
-        optional: members that may be left out.
+        optional: members that may be left out, or null.
+        labels: members of any value that nothing is decided by.
+        padded: binary members behind which zeros are padding; other bytes there must not be accepted, by verification
+            or by the strict default policy.
         variants: for each of `VARIANTS`, the piece that must not be accepted, or why there cannot be one.
     """
 
@@ -84,6 +87,8 @@ class ContractCase:
     binary_members: tuple[str, ...]
     unauthenticated: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
+    padded: frozenset[str] = frozenset()
     variants: Mapping[str, Variant | str] = field(default_factory=dict)
 
 
@@ -117,6 +122,7 @@ def violations(authenticate: Authenticate, case: ContractCase) -> list[str]:
     for name, body in (*_changed_members(case), *_changed_bytes(case)):
         evidence = replace(case.evidence, body=body)
         found += _check_refuses(authenticate, case, name, evidence, case.binding, case.endorsements)
+    found += _check_padding(authenticate, case)
     return found
 
 
@@ -144,13 +150,7 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
 
 def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     """Try debug, stale and revoked; and good evidence without any reference value, which accepts nothing."""
-    policy = AppraisalPolicy(
-        id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
-    )
-
-    def judge(verified: VerifiedEvidence) -> AttestationResult:
-        return appraise(verified, policy, (), init_data_digest="", at=case.at)
-
+    judge = _judge(case, ())
     for name in VARIANTS:
         variant = case.variants.get(name, "")
         if isinstance(variant, str):
@@ -173,6 +173,32 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
     empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, judge, at=case.at)
     if empty.acceptable or "appraisal.reference_values.empty" not in {finding.code for finding in empty.findings}:
         yield "no reference values: accepted"
+
+
+def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
+    """Try zeros, and zeros with another byte behind them, after each padded member."""
+    for path in sorted(case.padded):
+        data = decode_b64(_get(case.evidence.body, path), path=path, ceiling=KBS_REQUEST_BYTES)
+        for tail, wanted in ((bytes(7), True), (bytes(7) + b"\x01", False)):
+            body = _with(case.evidence.body, path, encode_b64(data + tail))
+            result = examine_with(
+                authenticate,
+                replace(case.evidence, body=body),
+                case.binding,
+                case.endorsements,
+                _judge(case, Unchecked(reason="the contract asks for no measurements")),
+                at=case.at,
+            )
+            if (result.verdict is Verdict.ACCEPT) is not wanted:
+                yield f"{path} with {len(tail)} bytes of tail: {result.verdict.value}"
+
+
+def _judge(case: ContractCase, references: tuple[()] | Unchecked) -> Callable[[VerifiedEvidence], AttestationResult]:
+    """Return the strict policy's judgement, on any level."""
+    policy = AppraisalPolicy(
+        id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
+    )
+    return lambda verified: appraise(verified, policy, references, init_data_digest="", at=case.at)
 
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:
@@ -210,8 +236,8 @@ def _changed_members(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any
     for path in _paths(case.evidence.body):
         if path not in case.optional:
             yield f"{path} left out", _with(case.evidence.body, path, None, remove=True)
-        for value in _WRONG_TYPES:
-            if value != _get(case.evidence.body, path):
+        for value in () if path in case.labels else _WRONG_TYPES:
+            if value != _get(case.evidence.body, path) and not (value is None and path in case.optional):
                 yield f"{path} = {value!r}", _with(case.evidence.body, path, value)
 
 
@@ -223,7 +249,8 @@ def _changed_bytes(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]
             (f"{path} cut at {offset}", data[:offset]) for offset in range(1 if path in case.optional else 0, len(data))
         ]
         if path not in case.unauthenticated:
-            changed.append((f"{path} with a trailing byte", data + b"\x00"))
+            if path not in case.padded:
+                changed.append((f"{path} with a trailing byte", data + b"\x00"))
             for offset, byte in enumerate(data):
                 flipped = data[:offset] + bytes([byte ^ (1 << offset % 8)]) + data[offset + 1 :]
                 changed.append((f"{path} with a bit of byte {offset} flipped", flipped))

@@ -19,10 +19,10 @@ from cloister.rats.binding import INIT_DATA
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.policy import AppraisalPolicy, appraise
+from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.result import AttestationResult, Question, Unchecked, Verdict, VerifiedEvidence
 from cloister.tee.registry import Authenticate
-from cloister.tee.verification import examine_with, verify_with
+from cloister.tee.verification import appraise_evidence, examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
 from cloister.wire.limits import KBS_REQUEST_BYTES
 
@@ -198,7 +198,7 @@ def _judge(case: ContractCase, references: tuple[()] | Unchecked) -> Callable[[V
     policy = AppraisalPolicy(
         id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
     )
-    return lambda verified: appraise(verified, policy, references, init_data_digest="", at=case.at)
+    return lambda verified: appraise_evidence(verified, policy, references, init_data_digest="", at=case.at)
 
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:

@@ -105,3 +105,14 @@ POLICY_CONTAINERS: Final = 32
 POLICY_LIST_ITEMS: Final = 1024
 POLICY_VALUE_BYTES: Final = 128 * KIB
 LEASE_SECONDS: Final = 24 * 3600  # a lease longer than a day revokes nothing in time
+
+# Reference values: what an owner signs and a verifier reads.
+REFERENCE_SET_BYTES: Final = 8 * MIB  # an entry with its components takes under 1 KiB
+REFERENCE_ENTRIES: Final = 4096
+ENVELOPE_SIGNATURES: Final = 16
+
+# Firmware files that launch digests are computed from.
+FIRMWARE_BYTES: Final = 64 * MIB  # a flash chip; real builds take 2 to 16
+FIRMWARE_SECTIONS: Final = 64
+FIRMWARE_MEMORY_BYTES: Final = 64 * MIB  # added page by page
+VCPUS: Final = 256  # what a launch statement can say

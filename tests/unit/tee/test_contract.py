@@ -99,7 +99,6 @@ def _snp_case() -> ContractCase:
             "unknown_member": "tee.sev_snp.malformed",
         },
         binary_members=("attestation_report",),
-        labels=frozenset({"cert_chain.0.cert_type"}),  # what a certificate is, its name and its issuer say
         variants={
             "debug": Variant(code="appraisal.debug", evidence=chip.evidence(policy=0xB0000)),
             "stale": Variant(
@@ -141,6 +140,56 @@ def _simulated_case(directory: Path) -> ContractCase:
         },
         binary_members=("public_key", "report_data", "signature"),
         variants=dict.fromkeys(VARIANTS, "a simulation has nothing of the kind"),
+    )
+
+
+def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> ContractCase:
+    kind = tee.upper()
+    platform = dcap.FakePlatform(intel, kind)
+    events = dcap.boot_log()
+    body: dict[str, Any]
+    if tee == "tdx":
+        body = {
+            "quote": encode_b64(platform.quote(dcap.logged_report(events, td15=True))),
+            "cc_eventlog": encode_b64(build_event_log(events, algorithms=("sha384",))),
+        }
+        debug = platform.quote(dcap.td_report(td_attributes=(1 << 28 | 1).to_bytes(8, "little")))
+    else:
+        body = {"quote": encode_b64(platform.quote(dcap.enclave_report()))}
+        debug = platform.quote(dcap.enclave_report(attributes=b"\x07" + bytes(15)))
+    return ContractCase(
+        evidence=Evidence(tee=tee, body=body),
+        binding=ExpectedBinding(report_data=dcap.REPORT_DATA, init_data_digest=dcap.CONFIG_ID),
+        endorsements=intel.endorsements(tee),
+        at=dcap.NOW,
+        level=Level.HARDWARE,
+        foreign=foreign.endorsements(tee),
+        code_prefix="tee.",
+        codes={
+            "other_report_data": "evidence.freshness",
+            "no_report_data": "evidence.freshness.no_session",
+            "other_init_data": "evidence.init_data",
+            "no_init_data": "evidence.init_data.length",
+            "long_init_data": "evidence.init_data.length",
+            "no_roots": "tee.dcap.no_roots",
+            "foreign_roots": "tee.dcap.pck_chain.untrusted",
+            "roots_of_another_technology": "tee.dcap.no_roots",
+            "another_technology": f"tee.{tee}.evidence.malformed",
+            "unknown_member": f"tee.{tee}.evidence.malformed",
+        },
+        binary_members=tuple(body),
+        # Event types and data are not measured: test_tdx_verifier flips the digests.
+        unauthenticated=frozenset({"cc_eventlog"}),
+        optional=frozenset({"cc_eventlog"}),
+        padded=frozenset({"quote"}),
+        variants={
+            "debug": Variant(code="appraisal.debug", evidence=Evidence(tee=tee, body={"quote": encode_b64(debug)})),
+            "stale": Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE),
+            "revoked": Variant(
+                code="tee.dcap.certificate.revoked",
+                endorsements=intel.endorsements(tee, intel.collateral(kind, revoked=[platform.pck])),
+            ),
+        },
     )
 
 
@@ -197,56 +246,6 @@ def _nvidia_case() -> ContractCase:
     )
 
 
-def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> ContractCase:
-    kind = tee.upper()
-    platform = dcap.FakePlatform(intel, kind)
-    events = dcap.boot_log()
-    body: dict[str, Any]
-    if tee == "tdx":
-        body = {
-            "quote": encode_b64(platform.quote(dcap.logged_report(events, td15=True))),
-            "cc_eventlog": encode_b64(build_event_log(events, algorithms=("sha384",))),
-        }
-        debug = platform.quote(dcap.td_report(td_attributes=(1 << 28 | 1).to_bytes(8, "little")))
-    else:
-        body = {"quote": encode_b64(platform.quote(dcap.enclave_report()))}
-        debug = platform.quote(dcap.enclave_report(attributes=b"\x07" + bytes(15)))
-    return ContractCase(
-        evidence=Evidence(tee=tee, body=body),
-        binding=ExpectedBinding(report_data=dcap.REPORT_DATA, init_data_digest=dcap.CONFIG_ID),
-        endorsements=intel.endorsements(tee),
-        at=dcap.NOW,
-        level=Level.HARDWARE,
-        foreign=foreign.endorsements(tee),
-        code_prefix="tee.",
-        codes={
-            "other_report_data": "evidence.freshness",
-            "no_report_data": "evidence.freshness.no_session",
-            "other_init_data": "evidence.init_data",
-            "no_init_data": "evidence.init_data.length",
-            "long_init_data": "evidence.init_data.length",
-            "no_roots": "tee.dcap.no_roots",
-            "foreign_roots": "tee.dcap.pck_chain.untrusted",
-            "roots_of_another_technology": "tee.dcap.no_roots",
-            "another_technology": f"tee.{tee}.evidence.malformed",
-            "unknown_member": f"tee.{tee}.evidence.malformed",
-        },
-        binary_members=tuple(body),
-        # Event types and data are not measured: test_tdx_verifier flips the digests.
-        unauthenticated=frozenset({"cc_eventlog"}),
-        optional=frozenset({"cc_eventlog"}),
-        padded=frozenset({"quote"}),
-        variants={
-            "debug": Variant(code="appraisal.debug", evidence=Evidence(tee=tee, body={"quote": encode_b64(debug)})),
-            "stale": Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE),
-            "revoked": Variant(
-                code="tee.dcap.certificate.revoked",
-                endorsements=intel.endorsements(tee, intel.collateral(kind, revoked=[platform.pck])),
-            ),
-        },
-    )
-
-
 @pytest.fixture
 def case_of(
     tpm: FakeTPM,
@@ -261,9 +260,9 @@ def case_of(
         "tpm": lambda: _tpm_case(tpm, ca, foreign_ca),
         "snp": _snp_case,
         "cloister-simulated": lambda: _simulated_case(tmp_path),
-        "nvidia": _nvidia_case,
         "tdx": lambda: _dcap_case("tdx", intel, foreign_intel),
         "sgx": lambda: _dcap_case("sgx", intel, foreign_intel),
+        "nvidia": _nvidia_case,
     }
     return lambda tee: makers[tee]()
 

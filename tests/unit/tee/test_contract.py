@@ -99,6 +99,7 @@ def _snp_case() -> ContractCase:
             "unknown_member": "tee.sev_snp.malformed",
         },
         binary_members=("attestation_report",),
+        labels=frozenset({"cert_chain.0.cert_type"}),  # what a certificate is, its name and its issuer say
         variants={
             "debug": Variant(code="appraisal.debug", evidence=chip.evidence(policy=0xB0000)),
             "stale": Variant(

@@ -114,7 +114,7 @@ def test_lengths_and_counts() -> None:
     assert refusal(encode_report(replace(REPORT, blocks=()))) == "tee.nvidia_gpu.report.malformed"
     assert refusal(encode_report(replace(REPORT, opaque=((3, b"a"), (3, b"a"))))) == "tee.nvidia_gpu.report.malformed"
     long = (abi.Block(index=1, kind=1, value=bytes(65)),)
-    assert refusal(encode_report(replace(REPORT, blocks=long))) == "tee.nvidia_gpu.report.record.too_long"
+    assert refusal(encode_report(replace(REPORT, blocks=long))) == "tee.nvidia_gpu.report.malformed"
     over = ((3, bytes(1021)),)
     assert refusal(encode_report(replace(REPORT, opaque=over))) == "tee.nvidia_gpu.report.too_long"
     backwards = replace(REPORT, blocks=REPORT.blocks[::-1])

@@ -208,7 +208,7 @@ class _Verification:
         carried = (*(_der(item) for item in certificates), *collateral.certificates)
         roots, self._anchors = chain.find_anchors(self._tee, self._endorsements, carried)
         self._signers = _signers(collateral.certificates)
-        self._lists = tuple(load_revocation_list(item, code="tee.dcap.crl") for item in collateral.revocation_lists)
+        self._lists = collateral.revocation_lists
         # 2
         info = self._tcb_info(collateral, pck)
         # 3
@@ -234,7 +234,7 @@ class _Verification:
             evaluation_number=min(numbers) if info is not None else None,
             window=Window(not_before=max(self._starts), not_after=min(self._ends)),
             findings=(*self._checks.findings, *self._open),
-            crl_numbers=(self._crl_number(path[1]), self._crl_number(path[-1])),
+            crl_numbers=(_crl_number(path[1], self._lists), _crl_number(path[-1], self._lists)),
             root_key_id=_key_id(path[-1]),
         )
 
@@ -493,23 +493,18 @@ class _Verification:
             return
         self._told.add(certificate)
         status: RevocationStatus = verify_not_revoked(
-            certificate, issuer, self._lists, at=self._at, code="tee.dcap.certificate", grace=self._endorsements.grace
+            certificate,
+            issuer,
+            _lists_of(issuer, self._lists),
+            at=self._at,
+            code="tee.dcap.certificate",
+            grace=self._endorsements.grace,
         )
         self._open.append(revocation_finding(status, code="tee.dcap.revocation"))
         if status.this_update is not None:
             self._starts.append(status.this_update)
         if status.next_update is not None:
             self._ends.append(status.next_update)
-
-    def _crl_number(self, issuer: x509.Certificate) -> int | None:
-        numbers = [
-            extension.value.crl_number
-            for item in self._lists
-            if item.issuer == issuer.subject
-            for extension in item.extensions
-            if isinstance(extension.value, x509.CRLNumber)
-        ]
-        return max(numbers) if numbers else None
 
 
 def _check_vendor(quote: abi.Quote) -> None:
@@ -535,6 +530,24 @@ def _unknown(code: str, message: str) -> Finding:
         actual="none",
         hint="fetch the collateral for the FMSPC in the PCK certificate",
     )
+
+
+@lru_cache(maxsize=_CACHED)
+def _lists_of(issuer: x509.Certificate, lists: tuple[bytes, ...]) -> tuple[x509.CertificateRevocationList, ...]:
+    """Return the lists that bear the name of `issuer`."""
+    parsed = (load_revocation_list(item, code="tee.dcap.crl") for item in lists)
+    return tuple(item for item in parsed if item.issuer == issuer.subject)
+
+
+@lru_cache(maxsize=_CACHED)
+def _crl_number(issuer: x509.Certificate, lists: tuple[bytes, ...]) -> int | None:
+    numbers = [
+        extension.value.crl_number
+        for item in _lists_of(issuer, lists)
+        for extension in item.extensions
+        if isinstance(extension.value, x509.CRLNumber)
+    ]
+    return max(numbers, default=None)
 
 
 @lru_cache(maxsize=_CACHED)

@@ -9,7 +9,7 @@ that forgets debug, revocation or the age of its collateral.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -18,8 +18,8 @@ from cloister.errors import Refused
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.policy import AppraisalPolicy
-from cloister.rats.result import Question, Unchecked, Verdict
+from cloister.rats.policy import AppraisalPolicy, appraise
+from cloister.rats.result import AttestationResult, Question, Unchecked, Verdict, VerifiedEvidence
 from cloister.tee.registry import Authenticate
 from cloister.tee.verification import examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
@@ -145,7 +145,7 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
 
 def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     """Try debug, stale and revoked; and good evidence without any reference value, which accepts nothing."""
-    policy = _strict(case)
+    judge = _judge(case, ())
     for name in VARIANTS:
         variant = case.variants.get(name, "")
         if isinstance(variant, str):
@@ -157,8 +157,7 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
             variant.evidence or case.evidence,
             case.binding,
             variant.endorsements or case.endorsements,
-            policy,
-            (),
+            judge,
             at=variant.at or case.at,
         )
         told = any(finding.code == variant.code and not finding.ok for finding in result.findings)
@@ -166,7 +165,7 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
             codes = ", ".join(finding.code for finding in result.findings if not finding.ok)
             found = f"{result.verdict.value} with {codes or 'nothing'}"
             yield f"{name}: {found}, not {variant.verdict.value} with {variant.code}"
-    empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, policy, (), at=case.at)
+    empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, judge, at=case.at)
     if empty.acceptable or "appraisal.reference_values.empty" not in {finding.code for finding in empty.findings}:
         yield "no reference values: accepted"
 
@@ -182,18 +181,19 @@ def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[s
                 replace(case.evidence, body=body),
                 case.binding,
                 case.endorsements,
-                _strict(case),
-                Unchecked(reason="the contract asks for no measurements"),
+                _judge(case, Unchecked(reason="the contract asks for no measurements")),
                 at=case.at,
             )
             if (result.verdict is Verdict.ACCEPT) is not wanted:
                 yield f"{path} with {len(tail)} bytes of tail: {result.verdict.value}"
 
 
-def _strict(case: ContractCase) -> AppraisalPolicy:
-    return AppraisalPolicy(
+def _judge(case: ContractCase, references: tuple[()] | Unchecked) -> Callable[[VerifiedEvidence], AttestationResult]:
+    """Return the strict policy's judgement, on any level."""
+    policy = AppraisalPolicy(
         id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
     )
+    return lambda verified: appraise(verified, policy, references, init_data_digest="", at=case.at)
 
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:

@@ -30,6 +30,10 @@ INITDATA_BYTES: Final = 1 * MIB
 INITDATA_ENTRIES: Final = 32
 INITDATA_WAIT_SECONDS: Final = 600  # a booted pod VM without init data; sealing a large image takes minutes
 
+# Between the agent and its key process.
+KEY_REQUEST_BYTES: Final = INITDATA_BYTES + 4 * KIB  # the longest carries the init data
+KEY_ANSWER_BYTES: Final = KBS_RESPONSE_BYTES + 64 * KIB  # the longest carries a token, which a broker's answer bounds
+
 # Guest API: what the untrusted host may send.
 GUESTAPI_FRAME_BYTES: Final = 256 * KIB
 STREAM_FRAME_BYTES: Final = 32 * KIB
@@ -65,6 +69,8 @@ REGISTRY_SECONDS: Final = 30  # silence on a connection
 # Evidence and what vouches for it.
 EVIDENCE_FILE_BYTES: Final = 8 * MIB  # eight GPUs with their chains in one JSON file stay under 1
 SNP_REPORT_BYTES: Final = 1184  # exactly: SEV-SNP ABI, table 23
+SNP_CERTIFICATES: Final = 16  # a host's table: VCEK or VLEK, ASK, ARK, CRL, and some of its own
+SNP_CERTIFICATE_TABLE_BYTES: Final = 64 * KIB  # the kernel hands out at most 16
 DCAP_QUOTE_BYTES: Final = 64 * KIB  # with certificates; kernels hand out at most 8 KiB, some clouds pad
 COLLATERAL_BYTES: Final = 4 * MIB  # one vendor document; Intel's TCB info stays under 64 KiB
 COLLATERAL_DOCUMENTS: Final = 256

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
     "snp": "cloister.tee.sev_snp",
+    "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
     "tdx": "cloister.tee.tdx",
     "sgx": "cloister.tee.sgx",

@@ -9,19 +9,21 @@ that forgets debug, revocation or the age of its collateral.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
 from cloister.errors import Refused
+from cloister.rats.binding import INIT_DATA
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.policy import AppraisalPolicy, appraise
+from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.result import AttestationResult, Question, Unchecked, Verdict, VerifiedEvidence
 from cloister.tee.registry import Authenticate
-from cloister.tee.verification import examine_with, verify_with
+from cloister.tee.verification import appraise_evidence, examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
 from cloister.wire.limits import KBS_REQUEST_BYTES
 
@@ -30,6 +32,7 @@ _ESCAPES: Final = (ArithmeticError, AttributeError, LookupError, OSError, Runtim
 _WRONG_TYPES: Final[tuple[Any, ...]] = (None, 7, 1.5, True, "?", ["x"], {"x": "y"})
 _BOUND_BYTES: Final = 32  # an SPDM nonce, the shortest there is
 _BINDING_CODES: Final = "evidence."
+NO_INIT_DATA: Final = f"{INIT_DATA}.not_requested"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +60,18 @@ class ContractCase:
 
     Attributes:
         evidence: accepted with the next three.
-        binding: what it is bound to.
+        binding: what it is bound to; `Unchecked` init data where the technology has no field for it.
         endorsements: who endorses it.
         at: when.
         level: what its root proves.
         foreign: roots of the same technology and names, but other keys.
         code_prefix: what every refusal's code begins with.
         codes: exact code for each named change; `CHANGES` lists the names.
-        binary_members: dotted paths of base64 members.
+        binary_members: dotted paths of base64 members; a number stands for an item of a list.
         unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
             read from there; their own tests flip the rest.
         optional: members that may be left out, or null.
+        labels: members that only say what another one is, and that nothing is decided by.
         padded: binary members behind which zeros are padding; other bytes there must not be accepted, by verification
             or by the strict default policy.
         variants: for each of `VARIANTS`, the piece that must not be accepted, or why there cannot be one.
@@ -84,6 +88,7 @@ class ContractCase:
     binary_members: tuple[str, ...]
     unauthenticated: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
     padded: frozenset[str] = frozenset()
     variants: Mapping[str, Variant | str] = field(default_factory=dict)
 
@@ -106,20 +111,24 @@ VARIANTS: Final = ("debug", "stale", "revoked")
 
 
 def violations(authenticate: Authenticate, case: ContractCase) -> list[str]:
-    """Return every way in which `verify` breaks the contract; empty when it keeps it."""
-    found = list(_check_accepts(authenticate, case))
-    found += _check_variants(authenticate, case)
+    """Return every way in which a verifier breaks the contract; empty when it keeps it."""
+    return list(find_violations(authenticate, case))
+
+
+def find_violations(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
+    """Yield the same one by one, the cheap trials first."""
+    yield from _check_accepts(authenticate, case)
+    yield from _check_variants(authenticate, case)
     for name, (evidence, binding, endorsements) in _named_changes(case).items():
-        found += _check_refuses(authenticate, case, name, evidence, binding, endorsements, case.codes[name])
+        yield from _check_refuses(authenticate, case, name, evidence, binding, endorsements, case.codes[name])
     if case.binding.session_secret:
         for name, secret in (("no session secret", b""), ("other session secret", bytes(32))):
             binding = replace(case.binding, session_secret=secret)
-            found += _check_refuses(authenticate, case, name, case.evidence, binding, case.endorsements)
-    for name, body in (*_changed_members(case), *_changed_bytes(case)):
+            yield from _check_refuses(authenticate, case, name, case.evidence, binding, case.endorsements)
+    for name, body in itertools.chain(_changed_members(case), _changed_bytes(case)):
         evidence = replace(case.evidence, body=body)
-        found += _check_refuses(authenticate, case, name, evidence, case.binding, case.endorsements)
-    found += _check_padding(authenticate, case)
-    return found
+        yield from _check_refuses(authenticate, case, name, evidence, case.binding, case.endorsements)
+    yield from _check_padding(authenticate, case)
 
 
 def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
@@ -137,7 +146,8 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
     ).freshness.value
     if len(bound) < _BOUND_BYTES:
         yield f"only {len(bound)} bytes of the session are bound"
-    if not all(finding.ok for finding in result.findings):
+    unasked = isinstance(case.binding.init_data_digest, Unchecked)
+    if not all(finding.ok or (unasked and finding.code == NO_INIT_DATA) for finding in result.findings):
         yield "good evidence has a finding that does not hold"
     if {finding.question for finding in result.findings} < {Question.AUTHENTIC, Question.BOUND}:
         yield "no finding says that the evidence is authentic and bound"
@@ -193,13 +203,15 @@ def _judge(case: ContractCase, references: tuple[()] | Unchecked) -> Callable[[V
     policy = AppraisalPolicy(
         id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
     )
-    return lambda verified: appraise(verified, policy, references, init_data_digest="", at=case.at)
+    return lambda verified: appraise_evidence(verified, policy, references, init_data_digest="", at=case.at)
 
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:
     evidence, binding, endorsements = case.evidence, case.binding, case.endorsements
-    if not isinstance(binding.report_data, bytes) or not isinstance(binding.init_data_digest, bytes):
+    if not isinstance(binding.report_data, bytes):
         raise TypeError("a case is bound to a session")
+    # A technology without a field for init data must refuse every digest, so any will do here.
+    digest = bytes(32) if isinstance(binding.init_data_digest, Unchecked) else binding.init_data_digest
     flipped = bytes([binding.report_data[0] ^ 1]) + binding.report_data[1:]
     other_roots = Endorsements(roots=tuple(replace(root, tee="another") for root in endorsements.roots))
     return {
@@ -207,13 +219,13 @@ def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBind
         "no_report_data": (evidence, replace(binding, report_data=b""), endorsements),
         "other_init_data": (
             evidence,
-            replace(binding, init_data_digest=bytes(len(binding.init_data_digest))),
+            replace(binding, init_data_digest=bytes(len(digest))),
             endorsements,
         ),
         "no_init_data": (evidence, replace(binding, init_data_digest=b""), endorsements),
         "long_init_data": (
             evidence,
-            replace(binding, init_data_digest=binding.init_data_digest + bytes(64)),
+            replace(binding, init_data_digest=digest + bytes(64)),
             endorsements,
         ),
         "no_roots": (evidence, binding, Endorsements(roots=())),
@@ -229,7 +241,7 @@ def _changed_members(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any
     for path in _paths(case.evidence.body):
         if path not in case.optional:
             yield f"{path} left out", _with(case.evidence.body, path, None, remove=True)
-        for value in _WRONG_TYPES:
+        for value in _WRONG_TYPES if path not in case.labels else ():
             if value != _get(case.evidence.body, path) and not (value is None and path in case.optional):
                 yield f"{path} = {value!r}", _with(case.evidence.body, path, value)
 
@@ -272,28 +284,29 @@ def _check_refuses(
         yield f"{name}: accepted"
 
 
-def _paths(body: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in body.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{key}.")
+def _paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every member, those of objects in lists too."""
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in members:
+        yield f"{prefix}{key}"
+        if isinstance(child, (dict, list)):
+            yield from _paths(child, f"{prefix}{key}.")
 
 
 def _get(body: Mapping[str, Any], path: str) -> Any:
     value: Any = body
     for key in path.split("."):
-        value = value[key]
+        value = value[int(key) if isinstance(value, list) else key]
     return value
 
 
 def _with(body: Mapping[str, Any], path: str, value: Any, *, remove: bool = False) -> Mapping[str, Any]:
     changed: dict[str, Any] = copy.deepcopy(dict(body))
-    *parents, last = path.split(".")
-    place = changed
-    for key in parents:
-        place = place[key]
+    parent, _, last = path.rpartition(".")
+    place: Any = _get(changed, parent) if parent else changed
+    key = int(last) if isinstance(place, list) else last
     if remove:
-        del place[last]
+        del place[key]
     else:
-        place[last] = value
+        place[key] = value
     return changed

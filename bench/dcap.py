@@ -2,10 +2,10 @@
 
     python bench/dcap.py [--seconds 3]
 
-Each run takes the next of many quotes over other report data. `known platform`: same machine, same collateral as before,
-which is what a service sees. `new platform`: another machine under known collateral. `all new`: nothing known, every cache
-emptied before each run. `dcap-qvl` keeps nothing between two calls; its collateral is parsed beforehand. `floor` is the
-one P-256 verification that a known platform cannot do without. No network, no file is read.
+Each run takes the next of many quotes over other report data. `known platform`: same machine, same collateral as
+before, which is what a service sees. `new platform`: another machine under known collateral. `all new`: nothing known,
+every cache emptied before each run. `dcap-qvl` keeps nothing between two calls; its collateral is parsed beforehand.
+`floor` is the one P-256 verification that a known platform cannot do without. No network, no file is read.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtensionOID
 
 from cloister.errors import EndorsementError, FormatRefused
@@ -154,7 +155,7 @@ def _newest(
 
 
 def _verify_list(item: x509.CertificateRevocationList, issuer: x509.Certificate, code: str) -> None:
-    problem = _problem(item, issuer)
+    problem = _problem(_Signed(item.fingerprint(SHA256()), item), issuer)
     if problem == "signature":
         raise EndorsementError(
             f"{code}.crl_signature",
@@ -171,10 +172,18 @@ def _verify_list(item: x509.CertificateRevocationList, issuer: x509.Certificate,
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """A list as a key of a cache: the library's own object has no hash. Same fingerprint, same bytes."""
+
+    fingerprint: bytes
+    parsed: x509.CertificateRevocationList = field(compare=False)
+
+
 @lru_cache(maxsize=_CACHED)
-def _problem(item: x509.CertificateRevocationList, issuer: x509.Certificate) -> str:
+def _problem(signed: _Signed, issuer: x509.Certificate) -> str:
     """Return what is wrong with a list, as far as that does not depend on the time. Same bytes, same answer."""
-    key = issuer.public_key()
+    item, key = signed.parsed, issuer.public_key()
     try:
         if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)) or not item.is_signature_valid(key):
             return "signature"

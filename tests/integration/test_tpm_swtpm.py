@@ -13,24 +13,27 @@ import subprocess
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cloister.errors import EndorsementError, EvidenceError, Unavailable
 from cloister.rats.claims import Level
+from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
+from cloister.tee.collateral.files import parse_trust_roots
 from cloister.tee.tpm import commands
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.abi import encode_public, parse_public, parse_quote_attest
 from cloister.tee.tpm.attester import TPMAttester
 from cloister.tee.tpm.credential import ak_name, bound_credential, challenge_for, ek_public_key, make_credential
-from cloister.tee.tpm.quote import qualified_name
+from cloister.tee.tpm.quote import attestation_key, encode_key, qualified_name
 from cloister.tee.tpm.transport import SocketTransport
 from cloister.tee.verification import verify_evidence
 from cloister.testing.eventlog import build_event_log, seabios_events
-from cloister.wire.base64 import decode_b64
+from cloister.testing.tpm import AK_PROFILE, EndorsementCA
+from cloister.wire.base64 import decode_b64, encode_b64
 from swtpm_process import START_SECONDS, SoftwareTPM
 
 pytestmark = pytest.mark.tool
@@ -86,6 +89,27 @@ def test_a_real_tpm_proves_itself(attester: TPMAttester, machine: SoftwareTPM) -
     assert attester.read_pcrs()[8] == result.claims.init_data
     certificate = decode_b64(evidence.body["ek_certificate"], ceiling=4096)
     assert len(ek_public_key(certificate).public_numbers().n.to_bytes(256, "big")) == 256
+
+
+def test_a_real_tpm_is_vouched_for_by_a_certificate_of_its_ak(attester: TPMAttester) -> None:
+    """The way of clouds: no enrolment, a CA certifies the AK; and the way of owners: the AK itself is the root."""
+    ca = EndorsementCA(now=now())
+    key = attestation_key(parse_public(attester.enrol()[1]))
+    profile = replace(AK_PROFILE, not_before=now() - timedelta(hours=1), not_after=now() + timedelta(hours=1))
+    quoted = attester.attest(REPORT_DATA, b"")
+    body = {name: quoted[name] for name in ("ak_public", "tpm_quote")}
+    certified = Evidence(tee="tpm", body={**body, "ak_certificate": encode_b64(ca.issue(key, profile))})
+    binding = ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DIGEST)
+    result = verify_evidence(certified, binding, ca.endorsements(), at=now())
+    assert result.claims.registers["pcr08"] == hashlib.sha256(bytes(32) + INIT_DATA_DIGEST).digest()
+    root = parse_trust_roots("tpm", Level.MEASURED, [("ak", encode_key(key))]).roots
+    bare = Evidence(tee="tpm", body={**body, "ak_public": encode_b64(encode_key(key))})
+    assert verify_evidence(bare, binding, Endorsements(roots=root), at=now()).claims.level is Level.MEASURED
+    other = ca.issue(EndorsementCA().root_key.public_key(), profile)
+    with pytest.raises(EvidenceError) as caught:
+        stolen = Evidence(tee="tpm", body={**body, "ak_certificate": encode_b64(other)})
+        verify_evidence(stolen, binding, ca.endorsements(), at=now())
+    assert caught.value.code == "tee.tpm.ak_certificate.key"
 
 
 def test_what_the_tpm_writes_is_what_our_encoders_write(attester: TPMAttester) -> None:

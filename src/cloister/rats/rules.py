@@ -102,10 +102,12 @@ class TPMRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     Attributes:
         require_event_log: refuse evidence without a log that replays to the quoted registers.
         minimum_firmware_version: least firmware version of the TPM, as it reports it.
+        insecure_accept_empty_nonce: accept quotes that were made without a nonce.
     """
 
     require_event_log: bool = False
     minimum_firmware_version: int = 0
+    insecure_accept_empty_nonce: bool = False
 
 
 class AzureRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -5,21 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cloister.errors import EvidenceError, Refused
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import AuthenticEvidence, Evidence, ExpectedBinding, Slot
+from cloister.rats.result import Verdict
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.tee.registry import TECHNOLOGIES, Authenticate, authenticator_for, register_technology
-from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
+from cloister.testing.eventlog import seabios_events
+from cloister.testing.tpm import AK_PROFILE, INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
 from cloister.testing.verifiercontract import CHANGES, VARIANTS, ContractCase, Variant, violations
 
 CaseMaker = Callable[[str], ContractCase]
@@ -60,8 +63,17 @@ def _tpm_case(tpm: FakeTPM, ca: EndorsementCA, foreign_ca: EndorsementCA) -> Con
         optional=frozenset({"event_log"}),
         variants={
             "debug": "a TPM has no debug mode",
-            "stale": "makers of TPMs publish no collateral that is used here",
-            "revoked": "no revocation data is used for EK certificates; the result says so",
+            "stale": Variant(
+                code="tee.tpm.ek_certificate.revocation",
+                verdict=Verdict.UNAVAILABLE,
+                endorsements=replace(
+                    ca.endorsements(), revocation_lists=(ca.revocation_list(next_update=NOW - timedelta(hours=1)),)
+                ),
+            ),
+            "revoked": Variant(
+                code="tee.tpm.ek_certificate.revoked",
+                endorsements=replace(ca.endorsements(), revocation_lists=(ca.revocation_list([tpm.ek_certificate]),)),
+            ),
         },
     )
 
@@ -103,6 +115,39 @@ def case_of(tpm: FakeTPM, ca: EndorsementCA, foreign_ca: EndorsementCA, tmp_path
         "cloister-simulated": lambda: _simulated_case(tmp_path),
     }
     return lambda tee: makers[tee]()
+
+
+def test_tpm_evidence_with_a_certified_ak_keeps_the_contract_too(
+    ca: EndorsementCA, foreign_ca: EndorsementCA, ek: rsa.RSAPrivateKey
+) -> None:
+    tpm = FakeTPM(ca, events=seabios_events(), ek=ek)
+    tpm.extend(8, INIT_DATA_DIGEST)
+    certificate = ca.issue(tpm.ak_key.public_key(), AK_PROFILE)
+    case = replace(
+        _tpm_case(tpm, ca, foreign_ca),
+        evidence=tpm.foreign_evidence(REPORT_DATA[:32], certificate=certificate),
+        binding=ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DIGEST),
+        binary_members=("ak_public", "ak_certificate", "tpm_quote.signature", "tpm_quote.message", "event_log"),
+        # A certificate is of the key alone: attributes that the verifier does not ask about may be any.
+        unauthenticated=frozenset({"event_log", "ak_public"}),
+        optional=frozenset({"event_log", "ak_intermediates"}),
+        variants={
+            "debug": "a TPM has no debug mode",
+            "stale": Variant(
+                code="tee.tpm.ak_certificate.revocation",
+                verdict=Verdict.UNAVAILABLE,
+                endorsements=replace(
+                    ca.endorsements(), revocation_lists=(ca.revocation_list(next_update=NOW - timedelta(hours=1)),)
+                ),
+            ),
+            "revoked": Variant(
+                code="tee.tpm.ak_certificate.revoked",
+                endorsements=replace(ca.endorsements(), revocation_lists=(ca.revocation_list([certificate]),)),
+            ),
+        },
+    )
+    case = replace(case, codes={**case.codes, "foreign_roots": "tee.tpm.ak_certificate.untrusted"})
+    assert violations(authenticator_for("tpm"), case) == []
 
 
 @pytest.mark.parametrize("tee", TECHNOLOGIES)

@@ -7,14 +7,13 @@ do not change; members are only added.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.text import Text
-from rich.tree import Tree
 
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import EXIT_REFUSED, EXIT_UNAVAILABLE, StepPrinter, print_json, stdout, visible
@@ -168,13 +167,12 @@ def show_command(
         document["problem"] = described.problem.as_dict() if described.problem else None
         print_json({**document, "claims": claims_document(described.claims) if described.claims else {}})
         return
-    tree = Tree(Text(visible(f"{file.name}: {described.form}")))
+    stdout.print(Text(visible(f"{file.name}: {described.form}"), style="bold"))
     if described.problem is not None:
         line = f"NOT VERIFIED: {refusal_number(described.problem.code)} {described.problem.message}"
-        tree.add(Text(visible(line), style="red"))
+        stdout.print(Text(visible(line), style="red"))
     if described.claims is not None:
-        _grow(tree, described.claims, described.findings, moment)
-    stdout.print(tree)
+        _print_branches(described.claims, described.findings, moment)
 
 
 @app.command("collect")
@@ -302,32 +300,34 @@ def _print_step(mark: str, text: str, detail: str) -> None:
     stdout.print(Text(visible(f" {mark:<3} {text:<28} {detail}".rstrip())))
 
 
-def _grow(tree: Tree, claims: Claims, findings: Sequence[Finding], at: datetime) -> None:
-    """Add the branches of a readable tree; long values are cut, none is base64."""
-
-    def branch(title: str, lines: Iterator[str]) -> None:
-        shown = list(lines)
-        if shown:
-            limb = tree.add(Text(title, style="bold"))
-            for line in shown:
-                limb.add(Text(visible(line)))
-
-    branch("what it is", _identity(claims))
-    branch("who signed it", (f"{finding.message}: {finding.actual}" for finding in findings if _names_signer(finding)))
-    branch("TCB", _tcb(claims))
-    branch("measurements", (f"{role.value:<14}{value.hex()}" for role, value in claims.measurements.items()))
+def _print_branches(claims: Claims, findings: Sequence[Finding], at: datetime) -> None:
+    """Print what evidence says as an indented tree; no line is wrapped or cut by the width of the terminal."""
     named = set(claims.measurements.values())
-    branch(
-        "registers",
-        (f"{name:<14}{value.hex()}" for name, value in claims.registers.items() if any(value) and value not in named),
-    )
-    branch("bound to", _bound_to(claims))
-    branch("also says", (f"{name}: {_short(value)}" for name, value in _own_words(claims).items()))
-    if claims.window is not None:
-        days = (claims.window.not_after - at).days
-        until = claims.window.not_after.date().isoformat()
-        words = f"{days} days left, until {until}" if days >= 0 else f"expired {-days} days ago, {until}"
-        branch("validity of what vouches for it", iter([words]))
+    registers = {name: value for name, value in claims.registers.items() if any(value) and value not in named}
+    _branch("what it is", _identity(claims))
+    _branch("who signed it", (f"{item.message}: {item.actual}" for item in findings if _names_signer(item)))
+    _branch("TCB", _tcb(claims))
+    _branch("measurements", (f"{role.value:<14}{value.hex()}" for role, value in claims.measurements.items()))
+    _branch("registers", (f"{name:<14}{value.hex()}" for name, value in registers.items()))
+    _branch("bound to", _bound_to(claims))
+    _branch("also says", (f"{name}: {_short(value)}" for name, value in _own_words(claims).items()))
+    _branch("validity of what vouches for it", _validity(claims, at))
+
+
+def _branch(title: str, lines: Iterable[str]) -> None:
+    shown = list(lines)
+    if shown:
+        stdout.print(Text(f"  {title}", style="bold"))
+        for line in shown:
+            stdout.print(Text(visible(f"    {line}")))
+
+
+def _validity(claims: Claims, at: datetime) -> Iterator[str]:
+    if claims.window is None:
+        return
+    days = (claims.window.not_after - at).days
+    until = claims.window.not_after.date().isoformat()
+    yield f"{days} days left, until {until}" if days >= 0 else f"expired {-days} days ago, {until}"
 
 
 def _identity(claims: Claims) -> Iterator[str]:

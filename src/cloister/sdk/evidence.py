@@ -12,7 +12,7 @@ critical advisories and provisional firmware are warnings. Nothing is fetched: w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +24,24 @@ from cloister.rats.claims import Claims, Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
-from cloister.rats.reference import ReferenceEntry, parse_reference_entries
-from cloister.rats.result import Bound, Examination, Finding, Question, Severity, Unchecked, Verdict
+from cloister.rats.reference import parse_reference_entries
+from cloister.rats.result import (
+    AttestationResult,
+    Bound,
+    Examination,
+    Finding,
+    Question,
+    Severity,
+    Unchecked,
+    Verdict,
+    VerifiedEvidence,
+)
 from cloister.rats.rules import Handling
 from cloister.tee.advisories import shipped_advisories
 from cloister.tee.collateral.files import parse_trust_roots, sort_endorsement_files
-from cloister.tee.registry import ReadEvidence, authenticator_for, claims_reader_for, pins_for, reader_for
-from cloister.tee.verification import examine_evidence
+from cloister.tee.registry import authenticator_for, claims_reader_for, pins_for, reader_for
+from cloister.tee.regopolicy import appraise_with_rego, looks_like_rego, parse_rego_policy
+from cloister.tee.verification import appraise_evidence, examine_with
 from cloister.wire.limits import COLLATERAL_BYTES, COLLATERAL_DOCUMENTS, EVIDENCE_FILE_BYTES
 
 PLATFORMS: Final = {
@@ -89,8 +100,10 @@ def verify_evidence(
         endorsements: certificates that are not trusted by being given (VCEK, ARK and ASK, device chains).
         collateral: vendor statements: DCAP collateral, CRLs, OCSP responses, RIMs; a directory stands for its files.
         trust_roots: extra roots: certificates, or raw keys where a technology has those.
-        policy: appraisal policy (TOML or JSON); the strict default without.
-        reference: reference values (JSON); without, that measurements are not checked is a warning.
+        policy: appraisal policy (TOML or JSON), or a Rego policy as CoCo's attestation service takes it; the strict
+            default without.
+        reference: reference values (JSON); without, that measurements are not checked is a warning. For a Rego policy
+            the JSON object of values by name.
         advisories: a newer table of advisories (TOML).
         insecure_no_revocation: accept evidence whose revocation could not be checked.
         at: aware time of the verification; now without.
@@ -147,15 +160,15 @@ def examine_file(
         init_data_digest=_NO_INIT_DATA if init_data is None else init_data,
         exact=True,
     )
-    form = "unknown form"
+    form, moment = "unknown form", at or datetime.now(UTC)
     try:
-        judge = _policy(tee, policy, insecure_no_revocation=insecure_no_revocation)
         trusted = _endorsements(tee, endorsements, collateral, trust_roots)
-        references = _NO_REFERENCE if reference is None else parse_reference_entries(_read(reference, COLLATERAL_BYTES))
         table = shipped_advisories() if advisories is None else parse_advisories(_read(advisories, COLLATERAL_BYTES))
+        base, judge = _judge(tee, policy, reference, table, moment, insecure_no_revocation=insecure_no_revocation)
         found = reader_for(tee)(_read(evidence, EVIDENCE_FILE_BYTES), tee=tee)
-        form = found.form
-        answer = _examine(found, tee, binding, trusted, judge, references, table, at or datetime.now(UTC))
+        form, item = found.form, Evidence(tee=tee, body=found.body)
+        trusted = replace(trusted, grace=base.grace)
+        answer = examine_with(authenticator_for(tee), item, binding, trusted, judge, at=moment)
     except Refused as err:
         answer = refusal_of(err, binding)
     return Examined(form=form, answer=answer)
@@ -268,28 +281,34 @@ def refusal_of(err: CloisterError, binding: ExpectedBinding) -> Examination:
     )
 
 
-def _examine(
-    found: ReadEvidence,
+Judge = Callable[[VerifiedEvidence], AttestationResult]
+
+
+def _judge(
     tee: str,
-    binding: ExpectedBinding,
-    endorsements: Endorsements,
-    policy: AppraisalPolicy,
-    references: Sequence[ReferenceEntry] | Unchecked,
+    policy: Source | None,
+    reference: Source | None,
     advisories: Sequence[Advisory],
     at: datetime,
-) -> Examination:
-    return examine_evidence(
-        Evidence(tee=tee, body=found.body), binding, endorsements, policy, references, at=at, advisories=advisories
+    *,
+    insecure_no_revocation: bool,
+) -> tuple[AppraisalPolicy, Judge]:
+    """Return the typed policy, and how verified evidence is judged: by it, or by a Rego policy on top of it."""
+    base = strict_policy(tee, insecure_no_revocation=insecure_no_revocation)
+    text = b"" if policy is None else _read(policy, COLLATERAL_BYTES)
+    values = b"" if reference is None else _read(reference, COLLATERAL_BYTES)
+    if looks_like_rego(text):
+        rego = parse_rego_policy(text, values or b"{}")
+        return base, lambda verified: appraise_with_rego(
+            verified, rego, base, init_data_digest="", at=at, input_claims={}, advisories=advisories
+        )
+    if policy is not None:
+        base = parse_appraisal_policy(text)
+        base = replace(base, accept_unchecked_revocation=base.accept_unchecked_revocation or insecure_no_revocation)
+    references = parse_reference_entries(values) if reference is not None else _NO_REFERENCE
+    return base, lambda verified: appraise_evidence(
+        verified, base, references, init_data_digest="", at=at, advisories=advisories
     )
-
-
-def _policy(tee: str, source: Source | None, *, insecure_no_revocation: bool) -> AppraisalPolicy:
-    if source is None:
-        return strict_policy(tee, insecure_no_revocation=insecure_no_revocation)
-    policy = parse_appraisal_policy(_read(source, COLLATERAL_BYTES))
-    if not insecure_no_revocation:
-        return policy
-    return replace(policy, accept_unchecked_revocation=True)
 
 
 def _endorsements(

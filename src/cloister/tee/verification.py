@@ -8,7 +8,7 @@ answers all three and is what people and scripts use. Both walk the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -105,11 +105,11 @@ def examine_evidence(
         authenticator_for(evidence.tee),
         evidence,
         binding,
-        endorsements,
-        policy,
-        references,
+        replace(endorsements, grace=policy.grace),
+        lambda verified: appraise_evidence(
+            verified, policy, references, init_data_digest="", at=at, advisories=advisories
+        ),
         at=at,
-        advisories=advisories,
     )
 
 
@@ -118,14 +118,11 @@ def examine_with(
     evidence: Evidence,
     binding: ExpectedBinding,
     endorsements: Endorsements,
-    policy: AppraisalPolicy,
-    references: Sequence[ReferenceEntry] | Unchecked,
+    judge: Callable[[VerifiedEvidence], AttestationResult],
     *,
     at: datetime,
-    advisories: Sequence[Advisory] = (),
 ) -> Examination:
-    """Do what `examine_evidence` does, with a verifier given by hand."""
-    endorsements = replace(endorsements, grace=policy.grace)
+    """Do what `examine_evidence` does, with verifier and judge given by hand."""
     try:
         authentic = authenticate(evidence, endorsements, at=at, session_secret=binding.session_secret)
     except Refused as err:
@@ -138,9 +135,7 @@ def examine_with(
             claims=None,
         )
     judged = judge_binding(authentic, binding)
-    result = appraise_evidence(
-        _bound(authentic, judged), policy, references, init_data_digest="", at=at, advisories=advisories
-    )
+    result = judge(_bound(authentic, judged))
     authenticity = [finding for finding in result.findings if finding.question is Question.AUTHENTIC]
     acceptability = [finding for finding in result.findings if finding.question is Question.ACCEPTABLE]
     return Examination(

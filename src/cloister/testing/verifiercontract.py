@@ -18,8 +18,8 @@ from cloister.errors import Refused
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.policy import AppraisalPolicy
-from cloister.rats.result import Question, Verdict
+from cloister.rats.policy import AppraisalPolicy, appraise
+from cloister.rats.result import AttestationResult, Question, Verdict, VerifiedEvidence
 from cloister.tee.registry import Authenticate
 from cloister.tee.verification import examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
@@ -144,6 +144,10 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
     policy = AppraisalPolicy(
         id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
     )
+
+    def judge(verified: VerifiedEvidence) -> AttestationResult:
+        return appraise(verified, policy, (), init_data_digest="", at=case.at)
+
     for name in VARIANTS:
         variant = case.variants.get(name, "")
         if isinstance(variant, str):
@@ -155,8 +159,7 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
             variant.evidence or case.evidence,
             case.binding,
             variant.endorsements or case.endorsements,
-            policy,
-            (),
+            judge,
             at=variant.at or case.at,
         )
         told = any(finding.code == variant.code and not finding.ok for finding in result.findings)
@@ -164,7 +167,7 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
             codes = ", ".join(finding.code for finding in result.findings if not finding.ok)
             found = f"{result.verdict.value} with {codes or 'nothing'}"
             yield f"{name}: {found}, not {variant.verdict.value} with {variant.code}"
-    empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, policy, (), at=case.at)
+    empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, judge, at=case.at)
     if empty.acceptable or "appraisal.reference_values.empty" not in {finding.code for finding in empty.findings}:
         yield "no reference values: accepted"
 

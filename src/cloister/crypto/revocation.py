@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtensionOID
 
+from cloister.crypto.x509path import extension, serial_number
 from cloister.errors import EndorsementError, FormatRefused
 from cloister.rats.result import Finding, Question, Severity
 from cloister.wire.limits import REVOCATION_LIST_BYTES, REVOCATION_LIST_ENTRIES
@@ -80,21 +81,24 @@ def verify_not_revoked(
 ) -> RevocationStatus:
     """Return what the lists of `issuer` say of `certificate`.
 
-    Steps: 1 lists of that issuer's name; 2 each is signed by the issuer and has no critical extension that is not
-    understood; 3 the certificate is on none of them; 4 the newest is in force.
+    Steps: 1 lists of that issuer's name, which may sign lists; 2 each is signed by the issuer and has no critical
+    extension that is not understood; 3 the certificate is on none of them; 4 the newest is in force.
 
     Raises:
-        EndorsementError: on a list (`<code>.revoked`), a list not signed by the issuer whose name it bears
-            (`<code>.crl_signature`), or one with parts not understood (`<code>.crl_extension`).
+        EndorsementError: on a list (`<code>.revoked`), a list not signed by the issuer whose name it bears, or by one
+            that may not sign lists (`<code>.crl_signature`), or one with parts not understood
+            (`<code>.crl_extension`).
     """
     # 1
     name = certificate.subject.rfc4514_string()[:120] or "certificate without a subject"
     mine = [item for item in lists if item.issuer == issuer.subject]
+    if mine:
+        _verify_may_sign(issuer, code)
     for item in mine:
         # 2
         _verify_list(item, issuer, code)
         # 3
-        entry = item.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        entry = item.get_revoked_certificate_by_serial_number(serial_number(certificate))
         if entry is not None:
             raise EndorsementError(
                 f"{code}.revoked",
@@ -128,6 +132,19 @@ def revocation_finding(status: RevocationStatus, *, code: str) -> Finding:
         path=status.subject,
         hint="" if good else "fetch the vendor's current revocation lists",
     )
+
+
+def _verify_may_sign(issuer: x509.Certificate, code: str) -> None:
+    """RFC 5280 6.3.3 (f): where an issuer's key usage is limited, signing lists must be among it."""
+    usage = extension(issuer, x509.KeyUsage)
+    if usage is not None and not usage.crl_sign:
+        raise EndorsementError(
+            f"{code}.crl_signature",
+            "revocation list bears the name of a CA that may not sign lists",
+            path=issuer.subject.rfc4514_string()[:120],
+            expected="key usage cRLSign",
+            hint="fetch the list from the vendor again",
+        )
 
 
 def _newest(

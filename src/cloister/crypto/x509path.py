@@ -87,6 +87,13 @@ def extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:
         return None
 
 
+def serial_number(certificate: x509.Certificate) -> int:
+    """Return the serial number, also the zero that some vendors give all certificates, of which the library warns."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return certificate.serial_number
+
+
 def verify_path(
     leaf: x509.Certificate,
     *,

@@ -32,12 +32,14 @@ class Weight(enum.StrEnum):
 
 
 class Advisory(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One row.
+    """One row. Several rows may have one id, each for other platforms: an owner acknowledges them together.
 
     Attributes:
         id: what people call it; an owner acknowledges it by this.
         title: one line.
         products: product lines it concerns (`Claims.product`).
+        where: values of native claims that narrow the product lines (`{"silicon": "Genoa-X"}`); a platform that does
+            not report the claim is concerned.
         severity: its weight.
         published: date of the publication.
         link: where to read about it.
@@ -53,12 +55,15 @@ class Advisory(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     published: date
     link: str
     minimum_tcb: dict[str, int] = msgspec.field(default_factory=dict)
+    where: dict[str, Any] = msgspec.field(default_factory=dict)  # Any: JSON scalars to compare with
     required: dict[str, Any] = msgspec.field(default_factory=dict)  # Any: JSON scalars to compare with
     unfixable: bool = False
 
     def applies_to(self, claims: Claims) -> bool:
         """Return whether the platform of `claims` has the weakness, as far as its claims tell."""
         if claims.product not in self.products:
+            return False
+        if any(name in claims.native and claims.native[name] != value for name, value in self.where.items()):
             return False
         reported = claims.tcb.reported if claims.tcb is not None else {}
         remedied = all(reported.get(name, -1) >= least for name, least in self.minimum_tcb.items()) and all(
@@ -77,8 +82,8 @@ def parse_advisories(data: bytes) -> tuple[Advisory, ...]:
     """Parse a table (TOML, version 1).
 
     Raises:
-        FormatRefused: not a table, a row that nothing remedies and that does not say so, or two rows of one id
-            (`rats.advisory.malformed`).
+        FormatRefused: not a table, a row that nothing remedies and that does not say so, or two rows of one id for the
+            same platforms (`rats.advisory.malformed`).
     """
     if len(data) > POLICY_BYTES:
         raise FormatRefused(_MALFORMED, "table too long", expected=f"at most {POLICY_BYTES} bytes")
@@ -91,8 +96,12 @@ def parse_advisories(data: bytes) -> tuple[Advisory, ...]:
     for row in table.advisory:
         if row.unfixable == bool(row.minimum_tcb or row.required):
             raise FormatRefused(_MALFORMED, "a row needs a remedy, or must say that there is none", path=row.id)
-    if len({row.id for row in table.advisory}) != len(table.advisory):
-        raise FormatRefused(_MALFORMED, "two rows have the same id")
+    seen: set[tuple[str, str, str]] = set()
+    for row in table.advisory:
+        mine = {(row.id, product, repr(sorted(row.where.items()))) for product in row.products}
+        if mine & seen or len(mine) != len(row.products):
+            raise FormatRefused(_MALFORMED, "two rows of one id are for the same platforms", path=row.id)
+        seen |= mine
     return table.advisory
 
 

@@ -25,6 +25,7 @@ class SNPRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     Attributes:
         vmpls: privilege levels the report may come from; 0 is the guest's most privileged.
         insecure_accept_migration_agent: accept guests whose memory a migration agent may take elsewhere.
+        migration_agents: accepted migration agents, by report id, hex.
         accept_smt: accept simultaneous multithreading.
         require_single_socket: refuse guests that may span sockets.
         require_chip_id: refuse reports with a masked chip id.
@@ -34,7 +35,10 @@ class SNPRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
             the current and the committed TCB.
         minimum_launch_tcb: the same for the TCB the guest was started under.
         required_mitigations: bits that the launch mitigation vector must have (report version 5).
+        required_current_mitigations: the same for the mitigation vector of now.
         provisional_firmware: what firmware that runs but is not committed means.
+        platform_info: states of the platform that are demanded, by name (`alias_check_complete`, `tsme_enabled`).
+        signing_keys: kinds of key accepted (`VCEK`, `VLEK`); empty accepts both.
         products: product lines accepted (`Milan`, `Genoa`, `Turin`); empty accepts all known.
         id_key_digests: accepted digests of the ID key, hex; empty asks for none.
         author_key_digests: accepted digests of the author key, hex; empty asks for none.
@@ -42,6 +46,7 @@ class SNPRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
     vmpls: tuple[int, ...] = (0,)
     insecure_accept_migration_agent: bool = False
+    migration_agents: tuple[str, ...] = ()
     accept_smt: bool = True
     require_single_socket: bool = False
     require_chip_id: bool = False
@@ -50,7 +55,10 @@ class SNPRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     minimum_tcb: dict[str, int] = msgspec.field(default_factory=dict)
     minimum_launch_tcb: dict[str, int] = msgspec.field(default_factory=dict)
     required_mitigations: int = 0
+    required_current_mitigations: int = 0
     provisional_firmware: Handling = Handling.WARN
+    platform_info: dict[str, bool] = msgspec.field(default_factory=dict)
+    signing_keys: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
     id_key_digests: tuple[str, ...] = ()
     author_key_digests: tuple[str, ...] = ()

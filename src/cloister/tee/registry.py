@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
+    "snp": "cloister.tee.sev_snp",
     "cloister-simulated": "cloister.tee.insecure",
 }
 

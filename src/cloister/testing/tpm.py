@@ -173,7 +173,7 @@ class EndorsementCA:
             .not_valid_before(self._start)
             .not_valid_after(self._end)
             .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-            .add_extension(_key_usage(key_cert_sign=True), critical=True)
+            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
             .sign(self.root_key, SHA256())
         )
 
@@ -454,6 +454,7 @@ def _key_usage(
     key_encipherment: bool = False,
     digital_signature: bool = False,
     key_cert_sign: bool = False,
+    crl_sign: bool = False,
     key_agreement: bool = False,
 ) -> x509.KeyUsage:
     return x509.KeyUsage(
@@ -463,7 +464,7 @@ def _key_usage(
         data_encipherment=False,
         key_agreement=key_agreement,
         key_cert_sign=key_cert_sign,
-        crl_sign=False,
+        crl_sign=crl_sign,
         encipher_only=False,
         decipher_only=False,
     )

@@ -65,6 +65,8 @@ REGISTRY_SECONDS: Final = 30  # silence on a connection
 # Evidence and what vouches for it.
 EVIDENCE_FILE_BYTES: Final = 8 * MIB  # eight GPUs with their chains in one JSON file stay under 1
 SNP_REPORT_BYTES: Final = 1184  # exactly: SEV-SNP ABI, table 23
+SNP_CERTIFICATES: Final = 16  # a host's table: VCEK or VLEK, ASK, ARK, CRL, and some of its own
+SNP_CERTIFICATE_TABLE_BYTES: Final = 64 * KIB  # the kernel hands out at most 16
 DCAP_QUOTE_BYTES: Final = 64 * KIB  # with certificates; kernels hand out at most 8 KiB, some clouds pad
 COLLATERAL_BYTES: Final = 4 * MIB  # one vendor document; Intel's TCB info stays under 64 KiB
 COLLATERAL_DOCUMENTS: Final = 256

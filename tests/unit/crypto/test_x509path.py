@@ -319,3 +319,72 @@ def test_extensions_by_kind(root: x509.Certificate) -> None:
 def test_a_naive_time_is_a_mistake_of_the_caller(root: x509.Certificate) -> None:
     with pytest.raises(RuntimeError):
         verify_path(root, anchors=[root], at=NOW.replace(tzinfo=None), code="x")
+
+
+# --- what is remembered ---
+
+
+def test_a_path_that_is_remembered_does_not_outlive_its_validity(keys: list[Key]) -> None:
+    always = certificate("root", keys[0], "root", keys[0], start=NOW - 9 * DAY, end=NOW + 9 * DAY)
+    middle = certificate("middle", keys[1], "root", keys[0], start=NOW - 2 * DAY, end=NOW + DAY)
+    leaf = certificate("leaf", keys[2], "middle", keys[1], ca=False, start=NOW - DAY, end=NOW + 5 * DAY)
+    for _ in range(2):
+        assert verify_path(leaf, anchors=[always], intermediates=[middle], at=NOW, code="x")
+        assert code_of(leaf, always, intermediates=[middle], at=NOW + 2 * DAY) == "x.expired"
+        assert code_of(leaf, always, intermediates=[middle], at=NOW - 2 * DAY) == "x.not_yet_valid"
+
+
+def test_a_path_that_is_remembered_does_not_survive_another_anchor(root: x509.Certificate, keys: list[Key]) -> None:
+    leaf = certificate("leaf", keys[1], "root", keys[0], ca=False)
+    stranger = certificate("root", keys[3], "root", keys[3])
+    for _ in range(2):
+        assert verify_path(leaf, anchors=[root], at=NOW, code="x")
+        assert code_of(leaf, stranger) == "x.untrusted"
+        assert code_of(leaf) == "x.untrusted"
+    assert verify_path(leaf, anchors=[stranger, root], at=NOW, code="x") == (leaf, root)
+
+
+def test_a_path_that_is_remembered_is_of_its_intermediates_and_purpose(root: x509.Certificate, keys: list[Key]) -> None:
+    middle = certificate("middle", keys[1], "root", keys[0])
+    leaf = certificate("leaf", keys[2], "middle", keys[1], ca=False, purposes=[PURPOSE])
+    allowed = frozenset({ExtendedKeyUsageOID.SERVER_AUTH})
+    for _ in range(2):
+        assert verify_path(leaf, anchors=[root], intermediates=[middle], at=NOW, code="x", purpose=PURPOSE)
+        assert code_of(leaf, root, purpose=PURPOSE) == "x.untrusted"
+        assert code_of(leaf, root, intermediates=[middle]) == "x.critical_extension"
+        assert code_of(leaf, root, intermediates=[middle], purpose=ExtendedKeyUsageOID.SERVER_AUTH) == "x.purpose"
+        assert code_of(leaf, root, intermediates=[middle], leaf_critical=allowed) == "x.critical_extension"
+
+
+def test_a_code_that_is_remembered_is_the_callers(root: x509.Certificate, keys: list[Key]) -> None:
+    leaf = certificate("leaf", keys[1], "root", keys[0], ca=False)
+    assert verify_path(leaf, anchors=[root], at=NOW, code="x")
+    with pytest.raises(EndorsementError) as caught:
+        verify_path(leaf, anchors=[], at=NOW, code="y")
+    assert caught.value.code == "y.untrusted"
+
+
+def test_a_refusal_is_not_remembered(root: x509.Certificate, keys: list[Key]) -> None:
+    leaf = certificate("leaf", keys[1], "root", keys[0], ca=False, start=NOW, end=NOW + DAY)
+    assert code_of(leaf, root, at=NOW - timedelta(seconds=1)) == "x.not_yet_valid"
+    assert verify_path(leaf, anchors=[root], at=NOW, code="x") == (leaf, root)
+
+
+def test_what_is_remembered_is_bounded(root: x509.Certificate, keys: list[Key]) -> None:
+    from cloister.crypto import x509path
+
+    leaf = certificate("leaf", keys[1], "root", keys[0], ca=False)
+    for number in range(x509path._CACHED + 5):
+        verify_path(leaf, anchors=[root], at=NOW, code=f"x{number}")
+    assert len(x509path._KNOWN_PATHS._paths) == x509path._CACHED
+
+
+def test_serial_number_zero_is_read_without_a_warning() -> None:
+    """All keys of AMD's chips have it; the library warns, and warnings are errors here."""
+    from cloister.crypto.x509path import serial_number
+    from cloister.testing.snp import FakeAMD, FakeChip
+
+    chip = load_certificate(FakeChip.made_by(FakeAMD()).vek, code="x")
+    assert serial_number(chip) == 0
+    with pytest.warns(UserWarning, match="serial number"):
+        assert chip.serial_number == 0

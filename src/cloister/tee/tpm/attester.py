@@ -147,8 +147,8 @@ class TPMAttester(TPMDevice):
         event_log: str | None = EVENT_LOG,
         transport: Transport | None = None,
     ) -> None:
-        super().__init__(transport if transport is not None else DeviceTransport(os.path.join(root, device)))  # noqa: PTH118  # pathlib is not loaded yet in the guest
-        self._event_log = None if event_log is None else os.path.join(root, event_log)  # noqa: PTH118  # likewise
+        super().__init__(transport if transport is not None else DeviceTransport(os.path.join(root, device)))
+        self._event_log = None if event_log is None else os.path.join(root, event_log)
         self._ak: tuple[int, bytes] | None = None
         self._ek: int | None = None
         self._ek_certificate: bytes | None = None
@@ -265,7 +265,7 @@ class TPMAttester(TPMDevice):
         if self._event_log is None:
             return b""
         try:
-            with open(self._event_log, "rb") as file:  # noqa: PTH123  # pathlib is not loaded yet in the guest
+            with open(self._event_log, "rb") as file:
                 log = file.read(EVENT_LOG_BYTES + 1)
         except FileNotFoundError:
             return b""  # no log is evidence too; what it may be worth is the verifier's decision

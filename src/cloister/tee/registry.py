@@ -30,6 +30,8 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
     "snp": "cloister.tee.sev_snp",
     "cloister-simulated": "cloister.tee.insecure",
+    "tdx": "cloister.tee.tdx",
+    "sgx": "cloister.tee.sgx",
 }
 
 

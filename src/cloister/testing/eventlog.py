@@ -1,6 +1,6 @@
 """Builds TCG event logs as firmware writes them: the crypto-agile form, and the sequences of SeaBIOS and OVMF.
 
-The counterpart of `cloister.tee.tpm.eventlog` for tests: real layouts, made-up contents. What each firmware records is
+The counterpart of `cloister.tee.eventlog` for tests: real layouts, made-up contents. What each firmware records is
 what was seen of SeaBIOS 1.16 and OVMF 2025.02 under QEMU.
 """
 
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cloister.tee.tpm.eventlog import EV_NO_ACTION, Event
+from cloister.tee.eventlog import EV_NO_ACTION, Event
 
 EV_SEPARATOR: Final = 0x00000004
 EV_ACTION: Final = 0x00000005

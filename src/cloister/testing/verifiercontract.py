@@ -19,9 +19,9 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy, appraise
-from cloister.rats.result import AttestationResult, Question, Verdict, VerifiedEvidence
+from cloister.rats.result import AttestationResult, Question, Unchecked, Verdict, VerifiedEvidence
 from cloister.tee.registry import Authenticate
-from cloister.tee.verification import examine_with, verify_with
+from cloister.tee.verification import appraise_evidence, examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
 from cloister.wire.limits import KBS_REQUEST_BYTES
 
@@ -67,7 +67,9 @@ class ContractCase:
         binary_members: dotted paths of base64 members.
         unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
             read from there; their own tests flip the rest.
-        optional: members that may be left out.
+        optional: members that may be left out, or null.
+        padded: binary members behind which zeros are padding; other bytes there must not be accepted, by verification
+            or by the strict default policy.
         variants: for each of `VARIANTS`, the piece that must not be accepted, or why there cannot be one.
     """
 
@@ -82,6 +84,7 @@ class ContractCase:
     binary_members: tuple[str, ...]
     unauthenticated: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    padded: frozenset[str] = frozenset()
     variants: Mapping[str, Variant | str] = field(default_factory=dict)
 
 
@@ -115,6 +118,7 @@ def violations(authenticate: Authenticate, case: ContractCase) -> list[str]:
     for name, body in (*_changed_members(case), *_changed_bytes(case)):
         evidence = replace(case.evidence, body=body)
         found += _check_refuses(authenticate, case, name, evidence, case.binding, case.endorsements)
+    found += _check_padding(authenticate, case)
     return found
 
 
@@ -141,9 +145,7 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
 
 def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     """Try debug, stale and revoked; and good evidence without any reference value, which accepts nothing."""
-    policy = AppraisalPolicy(
-        id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
-    )
+    policy = _strict(case)
 
     def judge(verified: VerifiedEvidence) -> AttestationResult:
         return appraise(verified, policy, (), init_data_digest="", at=case.at)
@@ -170,6 +172,35 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
     empty = examine_with(authenticate, case.evidence, case.binding, case.endorsements, judge, at=case.at)
     if empty.acceptable or "appraisal.reference_values.empty" not in {finding.code for finding in empty.findings}:
         yield "no reference values: accepted"
+
+
+def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
+    """Try zeros, and zeros with another byte behind them, after each padded member."""
+    unasked = Unchecked(reason="the contract asks for no measurements")
+
+    def judge(verified: VerifiedEvidence) -> AttestationResult:
+        return appraise_evidence(verified, _strict(case), unasked, init_data_digest="", at=case.at)
+
+    for path in sorted(case.padded):
+        data = decode_b64(_get(case.evidence.body, path), path=path, ceiling=KBS_REQUEST_BYTES)
+        for tail, wanted in ((bytes(7), True), (bytes(7) + b"\x01", False)):
+            body = _with(case.evidence.body, path, encode_b64(data + tail))
+            result = examine_with(
+                authenticate,
+                replace(case.evidence, body=body),
+                case.binding,
+                case.endorsements,
+                judge,
+                at=case.at,
+            )
+            if (result.verdict is Verdict.ACCEPT) is not wanted:
+                yield f"{path} with {len(tail)} bytes of tail: {result.verdict.value}"
+
+
+def _strict(case: ContractCase) -> AppraisalPolicy:
+    return AppraisalPolicy(
+        id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
+    )
 
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:
@@ -206,7 +237,7 @@ def _changed_members(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any
         if path not in case.optional:
             yield f"{path} left out", _with(case.evidence.body, path, None, remove=True)
         for value in _WRONG_TYPES:
-            if value != _get(case.evidence.body, path):
+            if value != _get(case.evidence.body, path) and not (value is None and path in case.optional):
                 yield f"{path} = {value!r}", _with(case.evidence.body, path, value)
 
 
@@ -218,7 +249,8 @@ def _changed_bytes(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]
             (f"{path} cut at {offset}", data[:offset]) for offset in range(1 if path in case.optional else 0, len(data))
         ]
         if path not in case.unauthenticated:
-            changed.append((f"{path} with a trailing byte", data + b"\x00"))
+            if path not in case.padded:
+                changed.append((f"{path} with a trailing byte", data + b"\x00"))
             for offset, byte in enumerate(data):
                 flipped = data[:offset] + bytes([byte ^ (1 << offset % 8)]) + data[offset + 1 :]
                 changed.append((f"{path} with a bit of byte {offset} flipped", flipped))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from cloister.testing.dcap import FakeIntel
 from cloister.testing.eventlog import seabios_events
 from cloister.testing.tpm import INIT_DATA_DIGEST, LAUNCH_BLOB, EndorsementCA, FakeTPM
 
@@ -33,3 +34,15 @@ def tpm(ca: EndorsementCA, ek: rsa.RSAPrivateKey) -> FakeTPM:
     fake = FakeTPM(ca, launch_blob=LAUNCH_BLOB, events=seabios_events(), ek=ek)
     fake.extend(8, INIT_DATA_DIGEST)
     return fake
+
+
+@pytest.fixture(scope="session")
+def intel() -> FakeIntel:
+    """The attestation PKI whose root is trusted."""
+    return FakeIntel()
+
+
+@pytest.fixture(scope="session")
+def foreign_intel() -> FakeIntel:
+    """One of the same names with other keys."""
+    return FakeIntel()

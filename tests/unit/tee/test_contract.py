@@ -24,10 +24,11 @@ from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.tee.registry import TECHNOLOGIES, Authenticate, authenticator_for, register_technology
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.cocoshape import encode_shape
-from cloister.testing import snp
-from cloister.testing.eventlog import seabios_events
+from cloister.testing import dcap, snp
+from cloister.testing.eventlog import build_event_log, seabios_events
 from cloister.testing.tpm import AK_PROFILE, INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
 from cloister.testing.verifiercontract import CHANGES, VARIANTS, ContractCase, Variant, violations
+from cloister.wire.base64 import encode_b64
 
 CaseMaker = Callable[[str], ContractCase]
 
@@ -151,13 +152,72 @@ def _simulated_case(directory: Path) -> ContractCase:
     )
 
 
+def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> ContractCase:
+    kind = tee.upper()
+    platform = dcap.FakePlatform(intel, kind)
+    events = dcap.boot_log()
+    body: dict[str, Any]
+    if tee == "tdx":
+        body = {
+            "quote": encode_b64(platform.quote(dcap.logged_report(events, td15=True))),
+            "cc_eventlog": encode_b64(build_event_log(events, algorithms=("sha384",))),
+        }
+        debug = platform.quote(dcap.td_report(td_attributes=(1 << 28 | 1).to_bytes(8, "little")))
+    else:
+        body = {"quote": encode_b64(platform.quote(dcap.enclave_report()))}
+        debug = platform.quote(dcap.enclave_report(attributes=b"\x07" + bytes(15)))
+    return ContractCase(
+        evidence=Evidence(tee=tee, body=body),
+        binding=ExpectedBinding(report_data=dcap.REPORT_DATA, init_data_digest=dcap.CONFIG_ID),
+        endorsements=intel.endorsements(tee),
+        at=dcap.NOW,
+        level=Level.HARDWARE,
+        foreign=foreign.endorsements(tee),
+        code_prefix="tee.",
+        codes={
+            "other_report_data": "evidence.freshness",
+            "no_report_data": "evidence.freshness.no_session",
+            "other_init_data": "evidence.init_data",
+            "no_init_data": "evidence.init_data.length",
+            "long_init_data": "evidence.init_data.length",
+            "no_roots": "tee.dcap.no_roots",
+            "foreign_roots": "tee.dcap.pck_chain.untrusted",
+            "roots_of_another_technology": "tee.dcap.no_roots",
+            "another_technology": f"tee.{tee}.evidence.malformed",
+            "unknown_member": f"tee.{tee}.evidence.malformed",
+        },
+        binary_members=tuple(body),
+        # Event types and data are not measured: test_tdx_verifier flips the digests.
+        unauthenticated=frozenset({"cc_eventlog"}),
+        optional=frozenset({"cc_eventlog"}),
+        padded=frozenset({"quote"}),
+        variants={
+            "debug": Variant(code="appraisal.debug", evidence=Evidence(tee=tee, body={"quote": encode_b64(debug)})),
+            "stale": Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE),
+            "revoked": Variant(
+                code="tee.dcap.revoked",
+                endorsements=intel.endorsements(tee, intel.collateral(kind, revoked=[platform.pck])),
+            ),
+        },
+    )
+
+
 @pytest.fixture
-def case_of(tpm: FakeTPM, ca: EndorsementCA, foreign_ca: EndorsementCA, tmp_path: Path) -> CaseMaker:
+def case_of(
+    tpm: FakeTPM,
+    ca: EndorsementCA,
+    foreign_ca: EndorsementCA,
+    intel: dcap.FakeIntel,
+    foreign_intel: dcap.FakeIntel,
+    tmp_path: Path,
+) -> CaseMaker:
     """Return the contract case of a technology; one without a case fails, it is not skipped."""
     makers: dict[str, Callable[[], ContractCase]] = {
         "tpm": lambda: _tpm_case(tpm, ca, foreign_ca),
         "snp": _snp_case,
         "cloister-simulated": lambda: _simulated_case(tmp_path),
+        "tdx": lambda: _dcap_case("tdx", intel, foreign_intel),
+        "sgx": lambda: _dcap_case("sgx", intel, foreign_intel),
     }
     return lambda tee: makers[tee]()
 

@@ -1,0 +1,584 @@
+"""Verifier of DCAP quotes: which platform signed, and what Intel says of it. Pure.
+
+Trusts: Intel's root by fingerprint or a configured root, and the caller's time. Everything else in quote and
+collateral is trusted only as far as the root vouches for it. Not this module's business: what runs in the enclave or
+TD, and whether the owner likes the platform (`appraisal` of `tdx` and `sgx`).
+
+Steps:
+  1 quote version, TEE type, attestation key type and vendor of the quoting enclave belong together; the quote's
+    certificates and the SGX extension of its PCK certificate parse
+  2 TCB info: of this TEE and FMSPC; signed, over its exact bytes, by a certificate `Intel SGX TCB Signing` under the
+    root that is not revoked; in force
+  3 identity of the quoting enclave: the same
+  4 PCK certificate: Intel's names, a path of exactly the quote's certificates to the root, valid, on neither CA's
+    revocation list
+  5 report of the quoting enclave is signed by the PCK
+  6 that report binds attestation key and authentication data, and nothing else
+  7 the quoting enclave is Intel's: signer, product, MISCSELECT, attributes, not debug, a version Intel knows
+  8 quote is signed by the attestation key
+  9 TCB info is of this FMSPC and PCE; the TDX module is the one it names; a level of the platform
+ 10 statuses of platform, module and quoting enclave joined, advisories united; revoked platforms are refused
+ 11 attributes of enclave or TD: left to appraisal, where every one is judged by the owner's rules
+
+Without collateral steps 4 (but for revocation), 5, 6 and 8 are made, the quoting enclave must not be debug, and
+findings say that the rest is not known: that leaves the verdict open. Collateral past its next update is used, and
+leaves it open too.
+
+What was found of a platform is kept, by all that led to it but the time, with the time in which it holds: the next
+quote of the same platform under the same collateral costs step 8. What did not hold, or left anything open, is not
+kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Final, Protocol, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from cloister.crypto.revocation import (
+    RevocationStatus,
+    load_revocation_list,
+    revocation_finding,
+    verify_not_revoked,
+)
+from cloister.crypto.x509path import load_certificate, validity, verify_path
+from cloister.errors import EndorsementError, EvidenceError
+from cloister.rats.claims import Window
+from cloister.rats.endorsement import Endorsements, TrustedRoot
+from cloister.rats.result import Finding, Question, Severity
+from cloister.tee.checklist import Checklist, shorten
+from cloister.tee.dcap import abi, chain, tcb
+from cloister.tee.dcap.collateral import Collateral, Statement, gather_collateral
+from cloister.tee.dcap.pck import PCKExtension, parse_pck_extension
+from cloister.tee.dcap.statements import QEIdentity, TCBInfo, parse_qe_identity, parse_tcb_info
+
+_DEBUG: Final = 1 << 1  # enclave attribute
+_CACHED: Final = 1024
+_HASH_BYTES: Final = 32
+
+
+class _Dated(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def issued(self) -> datetime: ...
+    @property
+    def next_update(self) -> datetime: ...
+    @property
+    def evaluation_number(self) -> int: ...
+
+
+_S = TypeVar("_S", bound=_Dated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedQuote:
+    """A quote that a genuine platform signed.
+
+    Attributes:
+        quote: as parsed.
+        root: that its PCK certificate chains to.
+        pck: the platform.
+        qe_svn: version of the quoting enclave.
+        tcb: what Intel says of the platform; None without TCB info.
+        evaluation_number: `tcbEvaluationDataNumber`, the lesser of TCB info and identity; None without TCB info.
+        window: validity of all that was relied on.
+        findings: checks made, and what stays open.
+        crl_numbers: number of the newest revocation list of the PCK's CA, and of the root's; None where there is none.
+        root_key_id: SHA-384 of the root's public key.
+    """
+
+    quote: abi.Quote
+    root: TrustedRoot
+    pck: PCKExtension
+    qe_svn: int
+    tcb: tcb.TCBStatus | None
+    evaluation_number: int | None
+    window: Window
+    findings: tuple[Finding, ...]
+    crl_numbers: tuple[int | None, int | None]
+    root_key_id: bytes
+
+
+def verify_quote(quote: abi.Quote, endorsements: Endorsements, *, tee: str, at: datetime) -> VerifiedQuote:
+    """Return what is known of the platform that signed `quote`.
+
+    Args:
+        quote: as parsed.
+        endorsements: roots for `tee`, and collateral.
+        tee: wire name of the technology the evidence claims to be of: whose roots count.
+        at: aware time.
+
+    Raises:
+        FormatRefused: certificates that do not parse.
+        EndorsementError: a certificate, list or statement does not hold.
+        EvidenceError: another step does not hold.
+    """
+    if at.tzinfo is None:
+        raise RuntimeError("the time of a verification must be aware")
+    key = _platform_key(quote, endorsements, tee)
+    verification = _Verification(quote, endorsements, tee, at)
+    known = _KNOWN_PLATFORMS.get(key, at)
+    if known is not None:
+        verification.verify_signature()
+        return replace(known, quote=quote)
+    verified = verification.run()
+    if all(finding.ok for finding in verified.findings):
+        _KNOWN_PLATFORMS.put(key, verified)
+    return verified
+
+
+def _platform_key(quote: abi.Quote, endorsements: Endorsements, tee: str) -> Hashable:
+    """Return everything but the time that steps 1 to 7, 9 and 10 look at."""
+    data, module = quote.data, None
+    if isinstance(quote.body, abi.TDReport):
+        body = quote.body
+        module = (body.tee_tcb_svn, body.tee_tcb_svn2, body.mr_signer_seam, body.seam_attributes)
+    return (
+        quote.header.vendor_id,
+        quote.tee_type,
+        module,
+        data.attestation_key,
+        data.qe_report,
+        data.qe_signature,
+        data.authentication,
+        data.certification,
+        endorsements,
+        tee,
+    )
+
+
+class _KnownPlatforms:
+    """Platforms about which everything held, each with the time in which it holds. Bounded: the oldest goes."""
+
+    def __init__(self) -> None:
+        self._platforms: OrderedDict[Hashable, VerifiedQuote] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, at: datetime) -> VerifiedQuote | None:
+        with self._lock:
+            known = self._platforms.get(key)
+            if known is None or not known.window.not_before <= at < known.window.not_after:
+                return None
+            self._platforms.move_to_end(key)
+            return known
+
+    def put(self, key: Hashable, verified: VerifiedQuote) -> None:
+        with self._lock:
+            self._platforms[key] = verified
+            while len(self._platforms) > _CACHED:
+                self._platforms.popitem(last=False)
+
+
+_KNOWN_PLATFORMS: Final = _KnownPlatforms()
+
+
+class _Verification:
+    def __init__(self, quote: abi.Quote, endorsements: Endorsements, tee: str, at: datetime) -> None:
+        self._quote = quote
+        self._endorsements = endorsements
+        self._tee = tee
+        self._at = at
+        self._checks = Checklist()
+        self._open: list[Finding] = []
+        self._starts: list[datetime] = []
+        self._ends: list[datetime] = []
+        self._told: set[x509.Certificate] = set()
+
+    def run(self) -> VerifiedQuote:
+        quote, data = self._quote, self._quote.data
+        # 1
+        _check_vendor(quote)
+        certificates = chain.parse_quote_chain(data.certification)
+        pck = parse_pck_extension(certificates[0])
+        collateral = gather_collateral(self._endorsements)
+        carried = (*(_der(item) for item in certificates), *collateral.certificates)
+        roots, self._anchors = chain.find_anchors(self._tee, self._endorsements, carried)
+        self._signers = _signers(collateral.certificates)
+        self._lists = tuple(load_revocation_list(item, code="tee.dcap.crl") for item in collateral.revocation_lists)
+        # 2
+        info = self._tcb_info(collateral, pck)
+        # 3
+        identity = self._qe_identity(collateral)
+        # 4
+        path = self._verify_pck(certificates)
+        # 5 6
+        qe_report = self._verify_qe_report(certificates[0])
+        # 7
+        self._verify_qe(qe_report, identity)
+        # 8
+        self.verify_signature()
+        # 9 10
+        status = None if info is None else self._evaluate(info, identity, pck, qe_report)
+        numbers = [item.evaluation_number for item in (info, identity) if item is not None]
+        root = roots[self._anchors.index(path[-1])]
+        return VerifiedQuote(
+            quote=quote,
+            root=root,
+            pck=pck,
+            qe_svn=qe_report.isv_svn,
+            tcb=status,
+            evaluation_number=min(numbers) if info is not None else None,
+            window=Window(not_before=max(self._starts), not_after=min(self._ends)),
+            findings=(*self._checks.findings, *self._open),
+            crl_numbers=(self._crl_number(path[1]), self._crl_number(path[-1])),
+            root_key_id=_key_id(path[-1]),
+        )
+
+    def _tcb_info(self, collateral: Collateral, pck: PCKExtension) -> TCBInfo | None:
+        """Step 2."""
+        wanted = "TDX" if self._quote.tee_type == abi.TDX else "SGX"
+        found = [(item, info) for item in collateral.tcb_infos if (info := parse_tcb_info(item.text)).id == wanted]
+        # Only those of this platform matter where there are some; else step 9 refuses with what there is.
+        found = [pair for pair in found if pair[1].fmspc == pck.fmspc] or found
+        return self._newest(found, "tee.dcap.tcb_info", "TCB info", "the TCB status of the platform is not known")
+
+    def _qe_identity(self, collateral: Collateral) -> QEIdentity | None:
+        """Step 3."""
+        wanted = "TD_QE" if self._quote.tee_type == abi.TDX else "QE"
+        found = [
+            (item, identity)
+            for item in collateral.qe_identities
+            if (identity := parse_qe_identity(item.text)).id == wanted
+        ]
+        return self._newest(
+            found, "tee.dcap.qe_identity", "enclave identity", "whether the quoting enclave is Intel's is not known"
+        )
+
+    def _newest(self, found: Sequence[tuple[Statement, _S]], code: str, what: str, otherwise: str) -> _S | None:
+        """Return the statement to use: of those in force the one of the newest evaluation, else the newest."""
+        if not found:
+            self._open.append(_unknown("tee.dcap.collateral.missing", f"{otherwise}: no {what} was given"))
+            return None
+        for statement, _ in found:
+            self._verify_statement(statement, code, what)
+        newest = max((item for _, item in found), key=self._rank)
+        self._starts.append(newest.issued)
+        self._ends.append(newest.next_update)
+        # At another time another of them would be chosen: what is found now holds until then.
+        self._starts += [item.next_update for _, item in found if item.next_update <= self._at]
+        self._ends += [item.issued for _, item in found if item.issued > self._at]
+        self._judge_age(newest, what)
+        return newest
+
+    def _rank(self, statement: _Dated) -> tuple[bool, int, datetime]:
+        in_force = statement.issued <= self._at < statement.next_update
+        return in_force, statement.evaluation_number if in_force else 0, statement.issued
+
+    def _judge_age(self, statement: _Dated, what: str) -> None:
+        if statement.issued <= self._at < statement.next_update:
+            return
+        grace = statement.issued <= self._at < statement.next_update + self._endorsements.grace
+        self._open.append(
+            Finding(
+                code="tee.dcap.collateral.stale",
+                question=Question.AUTHENTIC,
+                ok=False,
+                severity=Severity.WARNING if grace else Severity.UNAVAILABLE,
+                message=f"{what} is not in force" + (", within the grace" if grace else ""),
+                expected=f"{statement.issued.isoformat()} to {statement.next_update.isoformat()}",
+                actual=self._at.isoformat(timespec="seconds"),
+                hint="fetch the vendor's current collateral",
+                path=what,
+            )
+        )
+
+    def _verify_statement(self, statement: Statement, code: str, what: str) -> None:
+        signer = next((item for item in self._signers if _is_signed(item, statement.signature, statement.text)), None)
+        self._checks.require(
+            signer is not None,
+            code=f"{code}.signature",
+            question=Question.AUTHENTIC,
+            message=f"{what} is signed by {chain.TCB_SIGNING}",
+            otherwise=f"{what} is not signed by any certificate {chain.TCB_SIGNING} that was given",
+            expected=f"a signature over {len(statement.text)} bytes",
+            actual=f"{len(self._signers)} signers were tried",
+            path=what,
+            hint="the collateral was altered, or its issuer chain is missing: fetch it from the vendor again",
+            error=EndorsementError,
+        )
+        if signer is not None:
+            path = verify_path(signer, anchors=self._anchors, at=self._at, code="tee.dcap.tcb_signing")
+            self._relied_on(path)
+            self._verify_not_revoked(signer, path[1])
+
+    def _verify_pck(self, certificates: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
+        """Step 4."""
+        path = verify_path(
+            certificates[0],
+            anchors=self._anchors,
+            intermediates=certificates[1:],
+            at=self._at,
+            code="tee.dcap.pck_chain",
+        )
+        names = tuple(chain.common_name(item) for item in path[:2])
+        self._checks.require(
+            len(path) == 3
+            and path[: len(certificates)] == certificates
+            and names[0] == chain.PCK
+            and names[1] in chain.PCK_CAS,
+            code="tee.dcap.pck_chain",
+            question=Question.AUTHENTIC,
+            message="PCK certificate chains to a trusted root",
+            otherwise="the certificates are not those of a platform: PCK, PCK CA, root",
+            expected=f"{chain.PCK} < {' or '.join(chain.PCK_CAS)} < root",
+            actual=" < ".join(chain.common_name(item) for item in path)[:160],
+            path="certification data",
+            error=EndorsementError,
+        )
+        self._relied_on(path)
+        self._verify_not_revoked(path[0], path[1])
+        self._verify_not_revoked(path[1], path[2])
+        return path
+
+    def _verify_qe_report(self, pck: x509.Certificate) -> abi.EnclaveReport:
+        """Steps 5 and 6."""
+        data = self._quote.data
+        self._checks.require(
+            _is_signed(pck, data.qe_signature, data.qe_report),
+            code="tee.dcap.qe_signature",
+            question=Question.AUTHENTIC,
+            message="report of the quoting enclave is signed by the PCK",
+            otherwise="report of the quoting enclave is not signed by the PCK",
+            path="qe_report",
+            hint="look at who carries the evidence; a genuine platform does not produce this",
+        )
+        report = abi.parse_enclave_report(data.qe_report)
+        bound = hashlib.sha256(data.attestation_key + data.authentication).digest()
+        self._checks.require(
+            hmac.compare_digest(report.report_data, bound + bytes(_HASH_BYTES)),
+            code="tee.dcap.qe_binding",
+            question=Question.AUTHENTIC,
+            message="quoting enclave vouches for the attestation key",
+            otherwise="quoting enclave vouches for another attestation key",
+            expected=shorten(bound),
+            actual=shorten(report.report_data),
+            path="attestation key",
+            hint="look at who carries the evidence; a genuine platform does not produce this",
+        )
+        return report
+
+    def _verify_qe(self, report: abi.EnclaveReport, identity: QEIdentity | None) -> None:
+        """Step 7."""
+        self._require_qe(not report.flags & _DEBUG, "debug", "off", "on")
+        if identity is None:
+            return
+        masked = int.from_bytes(report.attributes, "little") & int.from_bytes(identity.attributes_mask, "little")
+        self._require_qe(
+            report.mr_signer == identity.mr_signer,
+            "MRSIGNER",
+            shorten(identity.mr_signer),
+            shorten(report.mr_signer),
+        )
+        self._require_qe(
+            report.isv_prod_id == identity.isv_prod_id, "ISVPRODID", str(identity.isv_prod_id), str(report.isv_prod_id)
+        )
+        self._require_qe(
+            report.misc_select & identity.misc_select_mask == identity.misc_select,
+            "MISCSELECT",
+            f"{identity.misc_select:#x}",
+            f"{report.misc_select:#x}",
+        )
+        self._require_qe(
+            masked == int.from_bytes(identity.attributes, "little"),
+            "ATTRIBUTES",
+            identity.attributes.hex(),
+            report.attributes.hex(),
+        )
+        tcb.require_qe_level(identity, report.isv_svn)
+
+    def _require_qe(self, ok: bool, what: str, expected: str, actual: str) -> None:
+        self._checks.require(
+            ok,
+            code="tee.dcap.qe_identity",
+            question=Question.AUTHENTIC,
+            message=f"quoting enclave: {what} is as Intel's",
+            otherwise=f"quoting enclave is not the one Intel signed for: {what}",
+            expected=expected,
+            actual=actual,
+            origin="enclave identity",
+            path="qe_report",
+            hint="another enclave took the quoting enclave's place",
+        )
+
+    def verify_signature(self) -> None:
+        """Step 8."""
+        data = self._quote.data
+        key = _attestation_key(data.attestation_key)
+        self._checks.require(
+            key is not None and _verify(key, data.signature, self._quote.signed),
+            code="tee.dcap.signature_invalid",
+            question=Question.AUTHENTIC,
+            message="quote is signed by the attestation key",
+            otherwise="quote is not signed by the attestation key",
+            path="quote",
+            hint="look at who carries the evidence; a genuine platform does not produce this",
+        )
+
+    def _evaluate(
+        self, info: TCBInfo, identity: QEIdentity | None, pck: PCKExtension, qe_report: abi.EnclaveReport
+    ) -> tcb.TCBStatus:
+        """Steps 9 and 10."""
+        self._checks.require(
+            (info.fmspc, info.pce_id) == (pck.fmspc, pck.pce_id),
+            code="tee.dcap.fmspc",
+            question=Question.AUTHENTIC,
+            message="TCB info is for this kind of platform",
+            otherwise="TCB info is for another kind of platform",
+            expected=f"FMSPC {pck.fmspc.hex()}, PCE {pck.pce_id.hex()}",
+            actual=f"FMSPC {info.fmspc.hex()}, PCE {info.pce_id.hex()}",
+            origin="PCK certificate",
+            path="TCB info",
+            hint="fetch the collateral for the FMSPC of the platform",
+            error=EndorsementError,
+        )
+        svns: tuple[bytes, ...] = ()
+        if isinstance(self._quote.body, abi.TDReport):
+            body = self._quote.body
+            svns = (body.tee_tcb_svn,) if body.tee_tcb_svn2 is None else (body.tee_tcb_svn, body.tee_tcb_svn2)
+            for svn in svns:
+                self._verify_module(info, body, svn)
+        status = tcb.evaluate_tcb(info, identity, pck, qe_report.isv_svn, svns)
+        self._checks.require(
+            status.status != tcb.REVOKED,
+            code="tee.dcap.tcb_revoked",
+            question=Question.AUTHENTIC,
+            message=f"Intel has not revoked platforms of this TCB: {status.status}",
+            otherwise="Intel has revoked platforms of this TCB: their keys may be known to others",
+            expected="a TCB that is not revoked",
+            actual=", ".join(f"{name} {word}" for name, word in status.parts),
+            path="TCB info",
+            hint="update the platform's firmware and have it certified again",
+            error=EndorsementError,
+        )
+        return status
+
+    def _verify_module(self, info: TCBInfo, report: abi.TDReport, tee_tcb_svn: bytes) -> None:
+        module = tcb.module_identity(info, tee_tcb_svn)
+        if module is None:
+            return  # no level then, which appraisal refuses
+        self._checks.require(
+            tcb.matches_module(module, report),
+            code="tee.dcap.module_identity",
+            question=Question.AUTHENTIC,
+            message="TDX module is the one Intel signed for",
+            otherwise="TDX module is not the one Intel signed for",
+            expected=f"signer {shorten(module.mr_signer)}, attributes {module.attributes:#x}",
+            actual=f"signer {shorten(report.mr_signer_seam)}, attributes {report.seam_attributes.hex()}",
+            origin="TCB info",
+            path="MRSIGNERSEAM",
+            hint="the host loaded another module",
+        )
+
+    def _relied_on(self, path: Sequence[x509.Certificate]) -> None:
+        start, end = validity(path)
+        self._starts.append(start)
+        self._ends.append(end)
+
+    def _verify_not_revoked(self, certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+        if certificate in self._told:
+            return
+        self._told.add(certificate)
+        status: RevocationStatus = verify_not_revoked(
+            certificate, issuer, self._lists, at=self._at, code="tee.dcap", grace=self._endorsements.grace
+        )
+        self._open.append(revocation_finding(status, code="tee.dcap.revocation"))
+        if status.this_update is not None:
+            self._starts.append(status.this_update)
+        if status.next_update is not None:
+            self._ends.append(status.next_update)
+
+    def _crl_number(self, issuer: x509.Certificate) -> int | None:
+        numbers = [
+            extension.value.crl_number
+            for item in self._lists
+            if item.issuer == issuer.subject
+            for extension in item.extensions
+            if isinstance(extension.value, x509.CRLNumber)
+        ]
+        return max(numbers) if numbers else None
+
+
+def _check_vendor(quote: abi.Quote) -> None:
+    """Step 1, as far as the parser has not refused it."""
+    if quote.header.vendor_id != abi.INTEL_QE:
+        raise EvidenceError(
+            "tee.dcap.quote.vendor",
+            "quoting enclave of another vendor",
+            expected=abi.INTEL_QE.hex(),
+            actual=quote.header.vendor_id.hex(),
+            path="header",
+        )
+
+
+def _unknown(code: str, message: str) -> Finding:
+    return Finding(
+        code=code,
+        question=Question.AUTHENTIC,
+        ok=False,
+        severity=Severity.UNAVAILABLE,
+        message=message,
+        expected="the vendor's collateral for this platform",
+        actual="none",
+        hint="fetch the collateral for the FMSPC in the PCK certificate",
+    )
+
+
+@lru_cache(maxsize=_CACHED)
+def _signers(certificates: tuple[bytes, ...]) -> tuple[x509.Certificate, ...]:
+    """Return the certificates that by their name may sign collateral."""
+    parsed = (load_certificate(der, code="tee.dcap.collateral") for der in certificates)
+    return tuple(item for item in parsed if chain.common_name(item) == chain.TCB_SIGNING)
+
+
+@lru_cache(maxsize=_CACHED)
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+@lru_cache(maxsize=_CACHED)
+def _key_id(certificate: x509.Certificate) -> bytes:
+    point = certificate.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return hashlib.sha384(point).digest()
+
+
+@lru_cache(maxsize=_CACHED)
+def _is_signed(certificate: x509.Certificate, signature: bytes, data: bytes) -> bool:
+    """Return whether `certificate`'s P-256 key signed `data`. Same inputs, same answer: statements and reports of a
+    platform's quoting enclave come again and again."""
+    key = certificate.public_key()
+    return isinstance(key, ec.EllipticCurvePublicKey) and _verify(key, signature, data)
+
+
+@lru_cache(maxsize=_CACHED)
+def _attestation_key(point: bytes) -> ec.EllipticCurvePublicKey | None:
+    """Return the key of x and y; None when they are no point of P-256."""
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + point)
+    except ValueError:
+        return None
+
+
+def _verify(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:
+    if not isinstance(key.curve, ec.SECP256R1):
+        return False
+    half = len(signature) // 2
+    encoded = encode_dss_signature(int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big"))
+    try:
+        key.verify(encoded, data, ec.ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True

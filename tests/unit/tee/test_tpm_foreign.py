@@ -43,12 +43,6 @@ CRL_URL = "http://ca.example/list.crl"
 NOT_ASKED = Unchecked(reason="not asked for")
 
 
-@pytest.fixture(scope="session")
-def rsa_ak() -> rsa.RSAPrivateKey:
-    """One RSA AK for all."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
 @pytest.fixture
 def cloud(ca: EndorsementCA, ek: rsa.RSAPrivateKey, rsa_ak: rsa.RSAPrivateKey) -> FakeTPM:
     """A virtual TPM of a cloud: an RSA AK, a log, init data in register 8."""

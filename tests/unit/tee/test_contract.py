@@ -386,7 +386,7 @@ FAULTS = [
 @pytest.mark.parametrize("tee", TECHNOLOGIES)
 @pytest.mark.parametrize(("ignored", "found"), FAULTS)
 def test_a_verifier_that_ignores_an_input_is_found(tee: str, ignored: str, found: str, case_of: CaseMaker) -> None:
-    case = case_of(tee)
+    case = replace(case_of(tee), binary_members=(), padded=frozenset())  # the named changes find all of these
     if ignored == "init data" and case.codes["other_init_data"] == "evidence.init_data.no_field":
         return  # it has no init data that could be ignored
     assert found in violations(_lenient(ignored, tee, case), case)

@@ -64,19 +64,19 @@ def fetch_imds(method: str, path: str, *, headers: Mapping[str, str], body: byte
     connection = HTTPConnection(IMDS, timeout=_HTTP_SECONDS)
     try:
         connection.request(method, path, body=body or None, headers=dict(headers))
-        answer = connection.getresponse()
-        data = answer.read(IMDS_BYTES + 1)
+        with connection.getresponse() as answer:
+            status, data = answer.status, answer.read(IMDS_BYTES + 1)
     except (OSError, HTTPException) as err:
         raise Unavailable(f"{_CODE}.unreachable", f"no answer of the metadata service: {err}", path=path) from err
     finally:
         connection.close()
-    if answer.status != _OK or len(data) > IMDS_BYTES:
+    if status != _OK or len(data) > IMDS_BYTES:
         raise Unavailable(
             f"{_CODE}.status",
             "metadata service does not give what was asked for",
             path=path,
             expected=f"status {_OK}, at most {IMDS_BYTES} bytes",
-            actual=f"status {answer.status}, {len(data)} bytes",
+            actual=f"status {status}, {len(data)} bytes",
         )
     return data
 

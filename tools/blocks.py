@@ -1,7 +1,8 @@
-"""Tables of the reference pages, taken from the code: the guest API's schema, QEMU command lines, exit reasons."""
+"""Tables of the reference pages, taken from the code: schemas, policy fields, QEMU command lines, exit reasons."""
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,9 @@ from cloister.host.vmm.qemuargs import OVMF_MACHINE, Channels, Platform, ovmf_bo
 from cloister.host.vmm.spec import Accelerator, Bundle, PortForward, VMSpec
 from cloister.protocol import guestapi
 from cloister.protocol.initdata import build_initdata
+from cloister.rats.policy import AppraisalPolicyWire
+from cloister.rats.rules import PlatformRules
+from cloister.tee.advisories import shipped_advisories
 from cloister.wire import limits
 
 Tables = Mapping[str, Callable[[], str]]
@@ -189,7 +193,54 @@ def exit_reasons() -> str:
     return _table(("reason", "meaning", "as an error", "hint"), rows)
 
 
+def rules() -> str:
+    """Return the fields of an appraisal policy by section, with defaults and meaning."""
+    rows = []
+    for section, kind in (("", AppraisalPolicyWire), *_sections()):
+        meaning = _attributes(kind)
+        for field in msgspec.structs.fields(kind):
+            if field.name in PlatformRules.__struct_fields__:
+                continue
+            default = "required" if field.required else f"`{_default(field)}`"
+            rows.append((f"`{section}`" if section else "", f"`{field.name}`", default, meaning.get(field.name, "")))
+    return _table(("section", "field", "default", "meaning"), rows)
+
+
+def advisories() -> str:
+    """Return the rows of the shipped table of advisories."""
+    rows = []
+    for row in shipped_advisories():
+        remedy = [f"`{name}` {least} or newer" for name, least in row.minimum_tcb.items()]
+        remedy += [f"`{name}` {json.dumps(value)}" for name, value in row.required.items()]
+        words = ", ".join(remedy) or "none"
+        rows.append((f"[{row.id}]({row.link})", ", ".join(row.products), row.severity.value, row.title, words))
+    return _table(("id", "products", "severity", "what", "remedy"), rows)
+
+
+def _sections() -> list[tuple[str, type[msgspec.Struct]]]:
+    return [(name, type(getattr(PlatformRules(), name))) for name in PlatformRules.__struct_fields__]
+
+
+def _default(field: Any) -> str:
+    value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    return json.dumps(msgspec.to_builtins(value))
+
+
+def _attributes(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """Return the sentences of a docstring's `Attributes:` by name."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in (kind.__doc__ or "").partition("Attributes:")[2].splitlines():
+        word, colon, rest = line.strip().partition(": ")
+        if colon and word in kind.__struct_fields__:
+            name, found[word] = word, rest
+        elif name:
+            found[name] += f" {line.strip()}"
+    return {name: text.strip().replace("|", "\\|") for name, text in found.items()}
+
+
 PAGES: Mapping[str, Tables] = {
+    "docs/reference/evidence.md": {"rules": rules, "advisories": advisories},
     "docs/reference/guest-api.md": {
         "calls": calls,
         "claim": claim,

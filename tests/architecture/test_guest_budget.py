@@ -1,6 +1,7 @@
 """What runs inside the pod VM is a budget: listed by name, and cheap before the first word to the host.
 
-`guest_hello.txt` is what importing the agent loads, parents' `__init__` included: that is on the way to the hello.
+`guest_hello.txt` is what the agent loads up to its first word, parents' `__init__` included, behind the fork of the key
+process, which happens before anything else is loaded.
 `guest_closure.txt` is every module of ours that the guest can ever load, late imports included: that is what an owner
 trusts. A change of either is a change of a tracked file. `python tests/architecture/test_guest_budget.py` rewrites
 both.
@@ -16,9 +17,14 @@ from pathlib import Path
 import grimp
 import pytest
 
+from cloister.crypto.signer import ECDSAP256Signer
+
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
 AGENT = "cloister.guest.agent"
+LIFECYCLE = "cloister.guest.lifecycle"
+KEY_SERVICE = "cloister.guest.keyservice"
+BEFORE_FORK = ["cloister", "cloister.guest", AGENT, "cloister.guest.keyfork"]
 # Each costs a noticeable part of a second inside an emulated machine; together more than the firmware.
 EXPENSIVE = [
     "dataclasses",
@@ -78,11 +84,40 @@ def listed(file: str) -> list[str]:
     return (HERE / file).read_text("utf-8").split()
 
 
-@pytest.mark.parametrize("name", EXPENSIVE)
-def test_agent_says_hello_without(name: str) -> None:
+def test_the_key_process_is_forked_before_there_is_anything() -> None:
+    """Not even `threading`: a process is forked by one thread, and what is loaded later is loaded beside each other."""
     loaded = loaded_by_importing(AGENT)
-    assert AGENT in loaded
+    assert ours(loaded) == sorted(BEFORE_FORK)
+    assert not loaded & {"threading", "typing", "msgspec", "collections"}
+
+
+@pytest.mark.parametrize("module", [LIFECYCLE, KEY_SERVICE])
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_both_processes_begin_without(module: str, name: str) -> None:
+    loaded = loaded_by_importing(module)
+    assert module in loaded
     assert name not in loaded
+
+
+def test_the_process_that_faces_the_host_loads_no_client_of_the_broker() -> None:
+    program = "cloister.guest.background; from cloister.guest.background import *; from importlib import import_module"
+    program += "; [import_module(name) for name in (*PULL_LIBRARIES, *CONTAINER_LIBRARIES)]; import sys"
+    loaded = loaded_by_importing(program)
+    assert "cloister.oci.distribution" in loaded
+    assert not loaded & {"cloister.client.keybroker", "cloister.crypto.jwe", "cloister.tee.tpm.attester", "ssl"}
+
+
+def test_an_image_is_verified_without_the_formats_of_other_keys() -> None:
+    """`cryptography`'s serialization brings SSH keys and `dataclasses`: 0.2 s of an emulated start."""
+    pem = ECDSAP256Signer.generate().public_key.pem().decode()
+    program = (
+        "cloister.crypto.signer; from cloister.crypto.signer import *; from contextlib import suppress\n"
+        f"with suppress(Refused): ECDSAP256PublicKey.from_pem({pem!r}.encode()).verify(b'', b'')\n"
+        "import cloister.oci.signing.verify"
+    )
+    loaded = loaded_by_importing(program)
+    assert "cryptography.hazmat.primitives.asymmetric.ec" in loaded
+    assert not loaded & {"cryptography.hazmat.primitives.serialization", "dataclasses"}
 
 
 @pytest.mark.parametrize("name", EXPENSIVE)
@@ -92,7 +127,7 @@ def test_the_probe_sees_expensive_modules(name: str) -> None:
 
 
 def test_modules_before_hello_are_the_listed_ones() -> None:
-    assert ours(loaded_by_importing(AGENT)) == listed("guest_hello.txt")
+    assert ours(loaded_by_importing(LIFECYCLE)) == listed("guest_hello.txt")
 
 
 def test_modules_the_guest_can_load_are_the_listed_ones() -> None:
@@ -100,7 +135,7 @@ def test_modules_the_guest_can_load_are_the_listed_ones() -> None:
 
 
 def test_hello_is_part_of_the_closure() -> None:
-    assert set(ours(loaded_by_importing(AGENT))) <= closure()[0]
+    assert set(ours(loaded_by_importing(LIFECYCLE))) <= closure()[0]
 
 
 @pytest.mark.parametrize("package", OUTSIDE)
@@ -116,5 +151,5 @@ def test_guest_needs_two_distributions_only() -> None:
 
 
 if __name__ == "__main__":
-    (HERE / "guest_hello.txt").write_text("\n".join(ours(loaded_by_importing(AGENT))) + "\n", encoding="utf-8")
+    (HERE / "guest_hello.txt").write_text("\n".join(ours(loaded_by_importing(LIFECYCLE))) + "\n", encoding="utf-8")
     (HERE / "guest_closure.txt").write_text("\n".join(sorted(closure()[0])) + "\n", encoding="utf-8")

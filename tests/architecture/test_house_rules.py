@@ -86,7 +86,8 @@ def test_every_type_exception_names_code_and_reason() -> None:
 
 
 EDGES = {  # the outermost loop of a process or of a thread that serves many: log, refuse, go on
-    "guest/agent.py",
+    "guest/keyservice.py",
+    "guest/lifecycle.py",
     "guest/secrets.py",
     "guest/server.py",
     "trust/asgi.py",

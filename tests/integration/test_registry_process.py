@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -197,6 +198,26 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_made_anew() -> None:
             assert response.read(10) == b"ok"
             response.close()
         transport.close()
+
+
+def test_tls_is_made_once_and_only_for_a_server_that_speaks_it() -> None:
+    made: list[ssl.SSLContext] = []
+
+    def make() -> ssl.SSLContext:
+        made.append(ssl.create_default_context())
+        return made[-1]
+
+    plain = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    with Server(plain, b"", b"") as server:
+        transport = HTTPTransport(tls=make, timeout_seconds=5)
+        transport.open("GET", server.url, {}).close()
+        transport.close()
+        assert made == []
+        for _ in range(2):
+            with pytest.raises(Unavailable) as caught:
+                transport.open("GET", server.url.replace("http:", "https:"), {})
+            assert caught.value.code == "oci.transport.unreachable"
+        assert len(made) == 1
 
 
 @pytest.mark.parametrize(

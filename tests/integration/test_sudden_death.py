@@ -1,8 +1,9 @@
 """Killing any part at any step leaves no process, no key on disk, a clear error, and a clean retry.
 
 The steps are those of a run: seal, plan, launch, attest, pull, start, workload; the parts: trust service, registry,
-agent, and in a real machine QEMU and swtpm. A part dies in the middle of a step: while layers are written, or while
-the agent waits for an answer of a service that was stopped (SIGSTOP) just before. Nothing here sleeps to hit a moment.
+agent, its key process, and in a real machine QEMU and swtpm. A part dies in the middle of a step: while layers are
+written, or while the agent waits for an answer of a service that was stopped (SIGSTOP) just before. Nothing here sleeps
+to hit a moment.
 
 At the simulated level, where a run takes two seconds, every part dies at every step, by the same code that drives real
 machines; QEMU and swtpm die in real ones.
@@ -15,6 +16,7 @@ import concurrent.futures
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +28,11 @@ from pathlib import Path
 
 import pytest
 
+import cloister
 import images
 from cloister.errors import CloisterError
 from cloister.host.vmm.spec import Accelerator, Backend
+from cloister.imagetool import podvm
 from cloister.imagetool.podvm import Shape
 from cloister.sdk.home import Home, home_from_environment
 from cloister.sdk.plan import WorkloadRequest
@@ -36,11 +40,13 @@ from cloister.sdk.run import CONTAINER, Environment, Pod
 from cloister.sdk.services import ServiceProcess
 from cloister.sdk.session import Terminal
 
+DEFINITION = Path(__file__).resolve().parents[2] / "images/podvm.toml"
 STAY = ("sh", "-c", "echo up; sleep 600")
 STEPS = ("seal", "plan", "launch", "attest", "pull", "start", "workload")
 ENV_CANARY = "canary-of-the-environment-0925"
 NO_REGISTRY = "oci.transport."
 NO_BROKER = "client."
+KEY_PROCESS = b"cloister-keys"  # its name, as `ps` shows it
 UNHARMED = ""  # the part is not needed any more: the run goes on to its end
 ESTABLISHED = b"01"
 SECONDS = 60.0
@@ -67,6 +73,11 @@ OUTCOMES = {
     ("agent", "pull"): "host.vm.sandbox_died",
     ("agent", "start"): "host.vm.sandbox_died",
     ("agent", "workload"): "host.vm.sandbox_died",
+    ("keys", "launch"): "guest.keys.died",
+    ("keys", "attest"): "guest.keys.died",
+    ("keys", "pull"): "guest.keys.died",
+    ("keys", "start"): "guest.keys.died",
+    ("keys", "workload"): "guest.keys.died",
 }
 MACHINE_OUTCOMES = {
     (part, step): f"host.vm.{part}_died" for part in ("qemu", "swtpm") for step in ("launch", "attest", "workload")
@@ -93,6 +104,18 @@ def descendants(root: int) -> set[int]:
             found.add(child)
             waiting.append(child)
     return found
+
+
+def key_process_below(root: int) -> int:
+    """Process id of the key process of the agent in a sandbox, once it is there."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for pid in descendants(root):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_bytes().strip() == KEY_PROCESS:
+                    return pid
+        time.sleep(0.005)
+    raise AssertionError("no key process")
 
 
 def all_gone(processes: set[int], seconds: float = 15.0) -> bool:
@@ -172,6 +195,8 @@ class Run:
             service: ServiceProcess = getattr(self.environment, self.part)
             return service.child.pid
         pids = self.session.machine.pids
+        if self.part == "keys":
+            return key_process_below(pids["sandbox"])
         return pids[self.part] if self.part in pids else pids["sandbox"]
 
     def play(self) -> CloisterError | None:
@@ -292,10 +317,11 @@ def test_one_part_dies(sealed_home: Home, tmp_path: Path, part: str, step: str) 
 
 
 def test_every_step_is_covered() -> None:
-    """An agent lives from launch on; every other part is there at every step."""
+    """An agent and its key process live from launch on; every other part is there at every step."""
     for part in ("registry", "trust"):
         assert {step for name, step in OUTCOMES if name == part} == set(STEPS)
-    assert {step for name, step in OUTCOMES if name == "agent"} == set(STEPS) - {"seal", "plan"}
+    for part in ("agent", "keys"):
+        assert {step for name, step in OUTCOMES if name == part} == set(STEPS) - {"seal", "plan"}
 
 
 def test_the_search_for_keys_finds_them(tmp_path: Path) -> None:
@@ -332,3 +358,30 @@ def test_a_real_machine_dies(sealed_home: Home, tmp_path: Path, part: str, step:
 def test_a_real_machine_runs_after_one_died(sealed_home: Home, tmp_path: Path) -> None:
     check(Run(sealed_home, tmp_path / "first", "swtpm", "launch", Backend.SEABIOS), "host.vm.swtpm_died")
     assert Run(sealed_home, tmp_path / "second", backend=Backend.SEABIOS).play() is None
+
+
+DEATHS = {  # in the key process' own code, because nobody outside a pod VM reaches it
+    "launch": ("    _shut_in(agent)\n", "    os.kill(os.getpid(), 9)\n"),
+    "attest": ("            client.attest()\n", "            os.kill(os.getpid(), 9)\n"),
+    "pull": ("        return messages.Resource(", "        os.kill(os.getpid(), 9)\n        return messages.Resource("),
+}
+
+
+@pytest.mark.vm
+@pytest.mark.tool
+@pytest.mark.parametrize("step", DEATHS)
+def test_the_key_process_of_a_real_machine_dies(
+    sealed_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A pod-VM image whose key process kills itself at a step: a clear error at the host, and the machine ends."""
+    guest = tmp_path / "cloister"
+    shutil.copytree(Path(cloister.__file__).parent, guest, ignore=shutil.ignore_patterns("__pycache__"))
+    service = guest / "guest/keyservice.py"
+    before, after = DEATHS[step]
+    text = service.read_text("utf-8")
+    assert text.count(before) == 1
+    service.write_text(text.replace(before, after), "utf-8")
+    bundle = podvm.build(podvm.BuildRequest(definition=DEFINITION, cache=sealed_home.cache, guest=guest))
+    # The owner approves this image: what dies is what was measured.
+    monkeypatch.setattr("cloister.sdk.run.build_bundle", lambda *_, **__: bundle)
+    check(Run(sealed_home, tmp_path / "run", backend=Backend.SEABIOS), "guest.keys.died")

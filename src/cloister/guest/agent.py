@@ -1,245 +1,54 @@
-"""The agent's main: the order of events in the life of a pod.
+"""The agent's main: it forks the key process, and then lives the life of a pod (`cloister.guest.lifecycle`).
 
- 1 hello            so that the host sees life before anything heavy loads
- 2 init data        into register 8, before any call is read
- 3 policy           parsed from the measured text
- 4 network          and libraries, in the background
- 5 attestation      ephemeral key, RCAR handshake with the owner's broker; a `create` fetches beside it already
- 6 stream key       when the policy seals the streams
- 7 ready            containers are created, run, and end
- 8 lease        renewed with fresh evidence where the policy sets one; its end is the pod's end
- 9 wipe             keys overwritten, containers killed; the end of the agent is the end of the VM
+The fork is the first thing that happens, when the process has one thread, no descriptor but the standard ones, and
+next to nothing loaded: what the two load afterwards they load beside each other. So this module imports nothing that
+is not needed for it, not even `typing`.
 
-Any failure before 7 is told once as a `failed` event and ends the pod. The console gets fixed words only: no argument,
-no secret, no text of a foreign error.
+The console gets fixed words only: no argument, no secret, no text of a foreign error.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-import threading
-from typing import TYPE_CHECKING, Final
 
-from cloister.errors import CloisterError, Unavailable
-from cloister.guest.platform import Platform, choose_platform
-from cloister.guest.ports import ControlPort, HostGone
-from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_ms
+from cloister.guest.keyfork import fork_key_process
 
-if TYPE_CHECKING:
-    from cloister.guest.attest import KeySource
-    from cloister.guest.background import Background, Libraries
-    from cloister.guest.lease import Lease
-    from cloister.guest.pod import Pod
-    from cloister.guest.process import StreamSetup
-    from cloister.guest.secrets import SecretsServer
-    from cloister.podpolicy.model import PodPolicy
-    from cloister.tee.registry import Attester
-
-_CONSOLE: Final = 2
-_FLUSH_SECONDS: Final = 3.0
+_CONSOLE = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the agent; return the process' exit status."""
-    sys.excepthook = threading.excepthook = _silent
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.excepthook = _silent
+    agent = os.getpid()
+
+    def be_key_process(connection: int) -> None:
+        from cloister.guest.keyservice import run
+
+        run(connection, words, agent)
+
     try:
-        platform = choose_platform(sys.argv[1:] if arguments is None else arguments)
-        control = platform.open_control()
-    except Exception as err:  # noqa: BLE001  # process edge: nobody to tell but the console
-        _console(err.code if isinstance(err, CloisterError) else "guest.internal")
+        child, connection = fork_key_process(be_key_process)
+    except OSError:
+        console("guest.keys.fork")
         return 1
-    reporter = Reporter(control.send)
-    reporter.hello(platform.tee)
-    started = process_start_ms()
-    reporter.phase("kernel", started)
-    reporter.phase("agent", uptime_ms() - started)
-    from cloister.guest.background import Libraries
+    from cloister.guest.lifecycle import live
 
-    libraries = Libraries()
-    try:
-        with platform.open_attester() as attester:
-            _Agent(platform, control, reporter, attester, libraries).run()
-    except HostGone:
-        _console("host gone")
-    except CloisterError as err:
-        reporter.failed(err)
-        _console(err.code)
-        return 1
-    except Exception as err:  # noqa: BLE001  # process edge
-        reporter.failed(Unavailable("guest.internal", type(err).__name__))
-        _console("guest.internal")
-        return 1
-    return 0
+    return live(words, child, connection, console)
 
 
-class _Agent:
-    """One pod, from init data to the end."""
-
-    def __init__(
-        self,
-        platform: Platform,
-        control: ControlPort,
-        reporter: Reporter,
-        attester: Attester,
-        libraries: Libraries,
-    ) -> None:
-        self._platform = platform
-        self._control = control
-        self._reporter = reporter
-        self._attester = attester
-        self._libraries = libraries
-        self._over = threading.Event()
-        self._reason: BaseException | None = None
-        self._streams: StreamSetup | None = None
-        self._secrets: SecretsServer | None = None
-        self._lease: Lease | None = None
-
-    def run(self) -> None:
-        """Return when the host asked for the end.
-
-        Raises:
-            HostGone: the host left.
-            CloisterError: why the pod cannot run.
-        """
-        from cloister.guest.background import Background
-        from cloister.guest.measure import InitDataMeasurement
-
-        watch = Stopwatch()
-        init_data = InitDataMeasurement(self._attester).measure(self._platform.read_initdata())
-        self._reporter.phase("initdata", watch.ms())
-        network = Background(self._bring_network_up, "network")
-
-        from cloister.guest.attest import KeySource, open_broker
-        from cloister.guest.pod import Pod
-        from cloister.podpolicy.model import parse_pod_policy
-        from cloister.protocol.initdata import POLICY_ENTRY, parse_broker_entry
-
-        policy = parse_pod_policy(init_data.entry(POLICY_ENTRY).encode())
-        broker = parse_broker_entry(init_data)
-        keys = KeySource(lambda: open_broker(broker, self._attester, init_data, self._platform.tee))
-
-        def wait_registry() -> None:
-            network.wait()
-            self._libraries.images.wait()
-
-        pod = Pod(policy, init_data, self._platform, keys, self._reporter, wait_registry)
-        Background(lambda: self._serve(pod), "control")
-        Background(lambda: self._become_ready(pod, policy, keys, network), "attest")
-        self._over.wait()
-        self._end(pod, keys)
-        if self._reason is not None:
-            raise self._reason
-
-    def _bring_network_up(self) -> None:
-        watch = Stopwatch()
-        self._platform.bring_network_up()
-        self._reporter.phase("network", watch.ms())
-
-    def _serve(self, pod: Pod) -> None:
-        from cloister.guest.server import ControlServer
-
-        try:
-            ControlServer(self._control, pod.handle, self._over.set).serve()
-        except BaseException as err:  # noqa: BLE001  # handed to the main thread
-            self._finish(err)
-
-    def _become_ready(self, pod: Pod, policy: PodPolicy, keys: KeySource, network: Background) -> None:
-        """Attest, get the stream key, open streams and secrets service, let creates go on; then keep the lease."""
-        try:
-            watch = Stopwatch()
-            self._attester.enrol()  # the device makes its key while libraries load and the network comes up
-            self._libraries.broker.wait()
-            network.wait()
-            keys.attest()
-            self._reporter.phase("attest", watch.ms())
-            self._libraries.containers.wait()
-            self._streams = open_streams(self._platform, policy, keys)
-            pod.become_ready(self._streams, self._platform.open_runtime())
-            self._secrets = _open_secrets(pod, policy, keys)
-            gc.freeze()  # what was loaded stays; from here on the collector works
-            gc.enable()
-            self._reporter.ready(pod.init_data)
-            if policy.lease_seconds and policy.streams.key is not None:
-                from cloister.guest.lease import Lease
-
-                self._keep_lease(Lease(keys, policy.streams.key, policy.lease_seconds))
-        except BaseException as err:  # noqa: BLE001  # handed to the main thread
-            self._finish(err)
-
-    def _finish(self, reason: BaseException) -> None:
-        """End the pod. The first reason counts: what fails while everything ends is a consequence."""
-        if not self._over.is_set():
-            self._reason = reason
-            self._over.set()
-
-    def _keep_lease(self, lease: Lease) -> None:
-        """Stay here while the lease holds; its end is the pod's end, and told before the containers are killed."""
-        self._lease = lease
-        try:
-            lease.keep()
-        except CloisterError as err:
-            self._reporter.failed(err)
-            raise
-
-    def _end(self, pod: Pod, keys: KeySource) -> None:
-        """Kill what runs, let the last bytes out, overwrite the keys."""
-        if self._lease is not None:
-            self._lease.stop()
-        pod.close()
-        if self._secrets is not None:
-            self._secrets.close()
-        if self._streams is not None:
-            self._streams.mux.flush(_FLUSH_SECONDS)
-            self._streams.mux.stop()
-            self._streams.wipe()
-        keys.close()
-
-
-def open_streams(platform: Platform, policy: PodPolicy, keys: KeySource) -> StreamSetup:
-    """Return the running streams of the pod, sealed under the broker's key where the policy says so.
-
-    Raises:
-        Refused: the broker does not give the key, or it has another length (`crypto.streamseal.length`).
-        Unavailable: no broker, or no streams port.
-    """
-    from cloister.guest.process import StreamSetup
-    from cloister.guest.streams import StreamMux
-
-    key = None
-    if policy.streams.key is not None:
-        from cloister.crypto.streamseal import require_stream_key
-
-        with keys.resource(policy.streams.key) as secret:
-            key = require_stream_key(bytearray(secret))
-    mux = StreamMux(platform.open_streams(), absence_is_final=not platform.in_vm)
-    mux.start()
-    return StreamSetup(mux, policy.streams.mode, key)
-
-
-def _open_secrets(pod: Pod, policy: PodPolicy, keys: KeySource) -> SecretsServer | None:
-    """Return the running secrets service; None where no container may have anything."""
-    if not any(container.resources for container in policy.containers):
-        return None
-    from cloister.guest.secrets import SecretsServer
-
-    server = SecretsServer(pod, keys.token)
-    server.start()
-    return server
-
-
-def _console(words: str) -> None:
+def console(text: str) -> None:
     """Write fixed words to the console, which the host reads."""
     try:
-        os.write(_CONSOLE, b"cloister: " + words.encode() + b"\n")
+        os.write(_CONSOLE, b"cloister: " + text.encode() + b"\n")
     except OSError:
         return
 
 
 def _silent(*_: object) -> None:
     """Replace the traceback of the interpreter, which would show source lines and values."""
-    _console("guest.internal")
+    console("guest.internal")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The pod's dealings with its key broker: one handshake, then resources, from any thread.
 
-`cloister.client.keybroker` speaks the protocol and keeps the ephemeral private key, which never leaves it. Here are the
-lock that makes it safe for several containers, the gate that holds everybody back until the handshake succeeded, and
-the wiping. The broker is the one that the measured init data names, authenticated by the CA that stands beside it.
+The key process speaks the protocol and keeps the ephemeral private key and the token (`cloister.guest.keyservice`).
+Here are the lock that makes its use safe for several containers, the gate that holds everybody back until the
+handshake succeeded, and the wiping. The broker is the one that the measured init data names.
 """
 
 from __future__ import annotations
@@ -10,33 +10,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from cloister.errors import CloisterError, Unavailable
 from cloister.protocol.resourceuri import ResourcePath
-
-if TYPE_CHECKING:
-    from cloister.protocol.initdata import BrokerAddress, InitData
-    from cloister.tee.registry import Attester
-
 
 _CLOSE_SECONDS: Final = 1.0  # for who else uses the broker to be done
 
 
 class KeyBroker(Protocol):
-    """What is used of `cloister.client.keybroker.KeyBrokerClient`."""
+    """What is used of `cloister.guest.keyprocess.KeyProxy`."""
 
     @property
     def token(self) -> str:
         """The Attestation Result, a JWT."""
         ...
 
-    def attest(self) -> str:
+    def attest(self) -> None:
         """Do the handshake."""
         ...
 
-    def get_resource(self, path: ResourcePath) -> bytes:
-        """Return a resource."""
+    def get_resource(self, path: ResourcePath) -> bytearray:
+        """Return a resource, which the caller overwrites."""
         ...
 
     def wipe(self) -> None:
@@ -48,7 +43,7 @@ class KeySource:
     """Resources of the key broker for the whole pod.
 
     Args:
-        connect: makes the client, at the handshake; it is then used by one thread at a time.
+        connect: gives the broker, at the handshake; it is then used by one thread at a time.
     """
 
     def __init__(self, connect: Callable[[], KeyBroker]) -> None:
@@ -98,7 +93,7 @@ class KeySource:
         """
         self.wait_attested()
         with self._lock:
-            secret = bytearray(self._client().get_resource(path))
+            secret = self._client().get_resource(path)
         try:
             yield secret
         finally:
@@ -113,7 +108,7 @@ class KeySource:
         """
         with self._lock:
             self._client().attest()
-            wipe(bytearray(self._client().get_resource(path)))
+            wipe(self._client().get_resource(path))
 
     def token(self) -> str:
         """Return the Attestation Result."""
@@ -135,13 +130,6 @@ class KeySource:
         if self._broker is None:
             raise RuntimeError("no handshake yet")
         return self._broker
-
-
-def open_broker(broker: BrokerAddress, attester: Attester, init_data: InitData, tee: str) -> KeyBroker:
-    """Return a client for the key broker that the measured init data names."""
-    from cloister.client.keybroker import KeyBrokerClient
-
-    return KeyBrokerClient(broker, attester, init_data.text.decode(), tee)
 
 
 def wipe(secret: bytearray) -> None:

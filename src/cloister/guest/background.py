@@ -1,8 +1,8 @@
 """Work beside the main order of events: a thread that runs one function and keeps its error for whoever waits.
 
-Libraries are loaded by one such thread, in the order of their use, while the TPM and the network take their time.
-Nobody else imports them first: `cryptography` has import cycles, and two threads that enter a cycle at different
-places find half-made modules. So whoever needs a library waits for its group.
+Libraries are loaded in groups, in the order of their use: what a pull needs on a thread of its own while init data is
+measured; the rest by whoever needs it first, which is beside a pull. Nobody loads one outside its group: `cryptography`
+has import cycles, and two threads that enter a cycle at different places find half-made modules.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-BROKER_LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl")
-IMAGE_LIBRARIES: Final = (
+PULL_LIBRARIES: Final = (
     "cloister.oci.distribution",
-    "cloister.crypto.signer",
-    "cloister.oci.signing.verify",
     "cloister.oci.encryption.authenticate",
 )
 CONTAINER_LIBRARIES: Final = (
+    "cloister.oci.signing.verify",
+    "cryptography.hazmat.primitives.asymmetric.ec",
     "cloister.crypto.streamseal",
     "cryptography.hazmat.primitives.kdf.hkdf",
     "cloister.oci.unpack",
+    "cloister.guest.streams",
     "cloister.guest.rootfiles",
     "cloister.guest.users",
     "cloister.guest.oci_spec",
@@ -66,21 +66,20 @@ class Background:
 
 
 class Libraries:
-    """Loads the groups one after the other, beginning now."""
+    """Modules that the first who waits for them loads, one after the other; others wait for it.
 
-    def __init__(self) -> None:
-        self.broker = _loading(BROKER_LIBRARIES, None)
-        self.images = _loading(IMAGE_LIBRARIES, self.broker)
-        self.containers = _loading(CONTAINER_LIBRARIES, self.images)
+    Args:
+        names: the modules.
+    """
 
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._lock = threading.Lock()
 
-def _loading(names: tuple[str, ...], before: Background | None) -> Background:
-    from importlib import import_module
+    def wait(self) -> None:
+        """Return when they are loaded."""
+        from importlib import import_module
 
-    def load() -> None:
-        if before is not None:
-            before.wait()
-        for name in names:
-            import_module(name)
-
-    return Background(load, "libraries")
+        with self._lock:
+            for name in self._names:
+                import_module(name)

@@ -1,9 +1,9 @@
 """Starting programs and learning how they ended: `posix_spawn` and `waitpid`, without a shell and without inheriting.
 
 The guest's one runner of other programs: an argument list, an explicit environment, and exactly the descriptors that
-are named. A process that a program leaves behind as this one's own child (crun detaches the container) is waited for
-by its number in the same way. The standard library's `subprocess` is not used: it costs a tenth of a second of the
-guest's start and decides nothing here.
+are named. A process that a program leaves behind as this one's own child (crun detaches the container) is waited for by
+its number in the same way. Here is also what a process asks the kernel about itself (prctl(2)). The standard library's
+`subprocess` is not used: it costs a tenth of a second of the guest's start and decides nothing here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,44 @@ _SIGXFSZ: Final = 25
 _SIGKILL: Final = 9
 _SIGNALLED: Final = 128
 _POLL_SECONDS: Final = 0.005
+_PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OUTPUT_BYTES: Final = 64 * 1024
 
 
 def become_subreaper() -> None:
     """Make orphaned descendants this process' children, so that it can wait for a detached container."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread of `parent` that forked it ends.
+
+    Raises:
+        ProcessLookupError: it has ended already.
+        OSError: the kernel does not do it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+    if os.getppid() != parent:
+        raise ProcessLookupError("the parent is gone")
+
+
+def forbid_inspection() -> None:
+    """Keep other processes from reading this one's memory, tracing it, and making a core file of it.
+
+    Raises:
+        OSError: the kernel does not do it.
+    """
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _prctl(option: int, value: int) -> None:
     import ctypes
 
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def spawn(

@@ -28,6 +28,7 @@ from cloister.guest.report import Stopwatch
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from ssl import SSLContext
 
     from cloister.oci.encryption.annotations import LayerEncryption
     from cloister.oci.encryption.authenticate import AuthenticatedLayer, SpooledBlob
@@ -122,19 +123,23 @@ def open_registry(address: RegistryAddress, repository: str, *, allow_loopback: 
     Raises:
         ImageRefused: not a repository (`oci.reference.malformed`).
     """
-    import ssl
-
     from cloister.oci.distribution import RegistryClient
     from cloister.oci.reference import OCIReference, parse_reference
     from cloister.oci.transport import HTTPTransport
 
-    # No certificate is checked: whoever answers is untrusted, and digest and signature bind what it sends.
+    reference = OCIReference(registry=address.host, repository=parse_reference(repository).repository)
+    transport = HTTPTransport(tls=_tls_without_names, forbid_self=not allow_loopback)
+    return RegistryClient(transport, reference, plain_http=address.plain_http, other_origins=False)
+
+
+def _tls_without_names() -> SSLContext:
+    """Return TLS without a check of certificates: whoever answers is untrusted, digest and signature bind its words."""
+    import ssl
+
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.check_hostname = False
     tls.verify_mode = ssl.CERT_NONE
-    reference = OCIReference(registry=address.host, repository=parse_reference(repository).repository)
-    transport = HTTPTransport(tls=tls, forbid_self=not allow_loopback)
-    return RegistryClient(transport, reference, plain_http=address.plain_http, other_origins=False)
+    return tls
 
 
 def read_named_manifest(source: ImageSource, container: ContainerPolicy) -> StoredManifest:

@@ -4,23 +4,21 @@ The order is the security property: the digest of the exact init data text is in
 quote) before the first byte of it steers anything but its own parsing. It happens once; a second extension would make
 a value that no verifier accepts, and is refused here already. Only SHA-256 init data fits the register.
 
-Trusts the attester device. Does not judge the content: the verifier compares the register with what the owner sent.
+The register is the key process': the agent hands it the digest, and the init data only once that is extended. Does not
+judge the content: the verifier compares the register with what the owner sent.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from cloister.errors import Refused, Unavailable
 from cloister.protocol.initdata import DEVICE_BYTES, MAGIC, SECTOR, InitData, device_bytes, unpack_device
 from cloister.wire.limits import INITDATA_WAIT_SECONDS
 
-if TYPE_CHECKING:
-    from cloister.tee.registry import Attester
-
-INIT_DATA_PCR: Final = 8
 _POLL_SECONDS: Final = 0.01
 _DISK_PREFIXES: Final = ("vd", "sd", "nvme", "xvd", "sr", "hd")
 
@@ -29,11 +27,11 @@ class InitDataMeasurement:
     """Reads and extends once.
 
     Args:
-        attester: holds the registers.
+        extend: extends register 8 with a digest.
     """
 
-    def __init__(self, attester: Attester) -> None:
-        self._attester = attester
+    def __init__(self, extend: Callable[[bytes], None]) -> None:
+        self._extend = extend
         self._done = False
 
     def measure(self, image: bytes) -> InitData:
@@ -57,14 +55,17 @@ class InitDataMeasurement:
                 actual=init_data.algorithm,
                 hint='write algorithm = "sha256" in the init data',
             )
-        self._attester.extend(INIT_DATA_PCR, init_data.digest)
+        self._extend(init_data.digest)
         return init_data
 
 
-def read_device(path: str, *, wait_seconds: float = INITDATA_WAIT_SECONDS) -> bytes:
+def read_device(
+    path: str, *, go_on: Callable[[], None] = lambda: None, wait_seconds: float = INITDATA_WAIT_SECONDS
+) -> bytes:
     """Return the init data device or file as far as it is used, waiting while it is empty.
 
-    The host may boot a pod VM before it has the init data; until then the device is zero.
+    The host may boot a pod VM before it has the init data; until then the device is zero, and `go_on` is called now
+    and then: what it raises ends the wait.
 
     Raises:
         Unavailable: it cannot be read (`guest.measure.no_device`), or stays empty (`guest.measure.no_initdata`).
@@ -74,6 +75,7 @@ def read_device(path: str, *, wait_seconds: float = INITDATA_WAIT_SECONDS) -> by
         while (head := _read(path, SECTOR))[: len(MAGIC)] == bytes(len(MAGIC)):
             if time.monotonic() > deadline:
                 raise Unavailable("guest.measure.no_initdata", "the host delivers no init data", path=path)
+            go_on()
             time.sleep(_POLL_SECONDS)
         return head if len(head) < SECTOR else _read(path, min(device_bytes(head), DEVICE_BYTES))
     except OSError as err:

@@ -8,6 +8,7 @@ own command line.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from cloister.errors import RequestRefused
@@ -45,8 +46,8 @@ class Platform(Protocol):
         """Return a descriptor of the streams port."""
         ...
 
-    def read_initdata(self) -> bytes:
-        """Return the init data device image."""
+    def read_initdata(self, go_on: Callable[[], None]) -> bytes:
+        """Return the init data device image; while there is none yet, `go_on` is called, and may raise."""
         ...
 
     def open_attester(self) -> Attester:
@@ -85,11 +86,11 @@ class VirtualMachine:
         """Return a descriptor of the streams port."""
         return open_virtio_port(STREAMS_PORT)
 
-    def read_initdata(self) -> bytes:
+    def read_initdata(self, go_on: Callable[[], None]) -> bytes:
         """Return the init data device image; refuse a second one."""
         from cloister.guest.measure import read_device, require_single_device
 
-        image = read_device(INIT_DATA_DEVICE)
+        image = read_device(INIT_DATA_DEVICE, go_on=go_on)
         require_single_device(INIT_DATA_DEVICE)
         return image
 
@@ -149,11 +150,11 @@ class Simulated:
         """Connect to the launcher's second socket."""
         return open_socket_port(self._streams)
 
-    def read_initdata(self) -> bytes:
+    def read_initdata(self, go_on: Callable[[], None]) -> bytes:
         """Return the init data file."""
         from cloister.guest.measure import read_device
 
-        return read_device(self._initdata)
+        return read_device(self._initdata, go_on=go_on)
 
     def open_attester(self) -> Attester:
         """Return the simulation."""

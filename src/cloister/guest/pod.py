@@ -106,7 +106,8 @@ class Pod:
         platform: where the agent runs.
         keys: the key broker.
         reporter: events to the host.
-        wait_network: returns when the network is up.
+        wait_registry: returns when a registry can be read.
+        wait_libraries: returns when the rest is loaded that making a container takes.
     """
 
     def __init__(
@@ -116,14 +117,16 @@ class Pod:
         platform: Platform,
         keys: KeySource,
         reporter: Reporter,
-        wait_network: Callable[[], None],
+        wait_registry: Callable[[], None],
+        wait_libraries: Callable[[], None],
     ) -> None:
         self._policy = policy
         self._init_data = init_data
         self._platform = platform
         self._keys = keys
         self._reporter = reporter
-        self._wait_network = wait_network
+        self._wait_registry = wait_registry
+        self._wait_libraries = wait_libraries
         self._state = initial_state(policy)
         self._state_lock = threading.Lock()
         self._create_lock = threading.Lock()
@@ -167,6 +170,11 @@ class Pod:
     def init_data(self) -> str:
         """Digest of the measured init data."""
         return self._init_data.digest_text
+
+    @property
+    def init_data_text(self) -> bytes:
+        """The measured init data itself."""
+        return self._init_data.text
 
     # -- for the secrets service -------------------------------------------------------------------------------
 
@@ -366,7 +374,7 @@ class Pod:
     def _build(self, policy: ContainerPolicy, params: CreateParams) -> _Container:
         """Pull, verify, decrypt, unpack and make ready; on an error nothing of it remains."""
         address = images.parse_registry(params.registry, allow_loopback=not self._platform.in_vm)
-        self._wait_network()
+        self._wait_registry()
 
         def connect() -> ImageSource:
             return images.open_registry(address, policy.repository, allow_loopback=not self._platform.in_vm)
@@ -376,6 +384,7 @@ class Pod:
         stored = images.read_named_manifest(source, policy)
         fetch = images.LayerFetch(connect, stored, self._platform.spool)
         try:
+            self._wait_libraries()
             image = images.verify_image(source, policy, stored)
             self._reporter.phase("verify", watch.ms(), params.container)
             self._check_claim(policy, image, params.claim)

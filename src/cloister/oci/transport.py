@@ -7,7 +7,7 @@ server can only send bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cloister.errors import FormatRefused, Unavailable
@@ -60,9 +60,8 @@ class HTTPTransport:
     """A `Transport` with one kept connection per server. Not for several threads at once.
 
     Args:
-        tls: how servers are authenticated, by default against the machine's own CA store. A registry is not trusted
-        with
-            anything, so this protects credentials and privacy, not the image.
+        tls: makes what authenticates servers, once the first is asked by https; by default the machine's own CA
+            store. A registry is not trusted with anything, so this protects credentials and privacy, not the image.
         timeout_seconds: longest silence on a connection.
         forbid_self: refuse servers on this very machine, whatever name or address leads there.
     """
@@ -70,11 +69,12 @@ class HTTPTransport:
     def __init__(
         self,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         timeout_seconds: float = REGISTRY_SECONDS,
         forbid_self: bool = False,
     ) -> None:
-        self._tls = tls
+        self._make_tls = tls
+        self._tls: ssl.SSLContext | None = None
         self._timeout = timeout_seconds
         self._forbid_self = forbid_self
         self._idle: dict[str, socket.socket] = {}
@@ -131,7 +131,7 @@ class HTTPTransport:
             import ssl
 
             if self._tls is None:
-                self._tls = ssl.create_default_context()
+                self._tls = (self._make_tls or ssl.create_default_context)()
             return self._tls.wrap_socket(plain, server_hostname=host)
         except BaseException:
             plain.close()

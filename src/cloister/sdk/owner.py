@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import ssl
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -301,7 +300,7 @@ def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: st
 
 def open_transport() -> AbstractContextManager[HTTPTransport]:
     """Return a transport to registries: TLS with the system's roots; its connections close with the block."""
-    return closing(HTTPTransport(tls=ssl.create_default_context()))
+    return closing(HTTPTransport())
 
 
 def registry_access(location: ImageLocation, transport: HTTPTransport) -> RegistryAccess:

@@ -9,7 +9,7 @@ that forgets debug, revocation or the age of its collateral.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -20,8 +20,9 @@ from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy, appraise
 from cloister.rats.result import AttestationResult, Question, Unchecked, Verdict, VerifiedEvidence
-from cloister.tee.registry import Authenticate
-from cloister.tee.verification import appraise_evidence, examine_with, verify_with
+from cloister.rats.rules import PlatformRules
+from cloister.tee.registry import Authenticate, appraiser_for
+from cloister.tee.verification import examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
 from cloister.wire.limits import KBS_REQUEST_BYTES
 
@@ -151,11 +152,7 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
 
 def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     """Try debug, stale and revoked; and good evidence without any reference value, which accepts nothing."""
-    policy = _strict(case)
-
-    def judge(verified: VerifiedEvidence) -> AttestationResult:
-        return appraise(verified, policy, (), init_data_digest="", at=case.at)
-
+    judge = _judge(case, ())
     for name in VARIANTS:
         variant = case.variants.get(name, "")
         if isinstance(variant, str):
@@ -181,11 +178,13 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
 
 
 def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
-    """Try zeros, and zeros with another byte behind them, after each padded member."""
-    unasked = Unchecked(reason="the contract asks for no measurements")
+    """Try zeros, and zeros with another byte behind them, after each padded member. What is no padding may be left to
+    the technology's own rules, so these are asked too."""
 
     def judge(verified: VerifiedEvidence) -> AttestationResult:
-        return appraise_evidence(verified, _strict(case), unasked, init_data_digest="", at=case.at)
+        platform = appraiser_for(verified.claims.tee)(verified.facts, PlatformRules(), at=case.at)
+        unasked = Unchecked(reason="the contract asks for no measurements")
+        return appraise(verified, _policy(case), unasked, init_data_digest="", at=case.at, platform=platform)
 
     for path in sorted(case.padded):
         data = _decode(case, path)
@@ -203,7 +202,12 @@ def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[s
                 yield f"{path} with {len(tail)} bytes of tail: {result.verdict.value}"
 
 
-def _strict(case: ContractCase) -> AppraisalPolicy:
+def _judge(case: ContractCase, references: tuple[()] | Unchecked) -> Callable[[VerifiedEvidence], AttestationResult]:
+    """Return the strict policy's judgement, on any level."""
+    return lambda verified: appraise(verified, _policy(case), references, init_data_digest="", at=case.at)
+
+
+def _policy(case: ContractCase) -> AppraisalPolicy:
     return AppraisalPolicy(
         id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
     )

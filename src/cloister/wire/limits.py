@@ -30,6 +30,10 @@ INITDATA_BYTES: Final = 1 * MIB
 INITDATA_ENTRIES: Final = 32
 INITDATA_WAIT_SECONDS: Final = 600  # a booted pod VM without init data; sealing a large image takes minutes
 
+# Between the agent and its key process.
+KEY_REQUEST_BYTES: Final = INITDATA_BYTES + 4 * KIB  # the longest carries the init data
+KEY_ANSWER_BYTES: Final = KBS_RESPONSE_BYTES + 64 * KIB  # the longest carries a token, which a broker's answer bounds
+
 # Guest API: what the untrusted host may send.
 GUESTAPI_FRAME_BYTES: Final = 256 * KIB
 STREAM_FRAME_BYTES: Final = 32 * KIB

@@ -27,13 +27,13 @@ class Broker:
         self.asked = 0
         self.wiped = False
 
-    def attest(self) -> str:
-        return ""
+    def attest(self) -> None:
+        return
 
-    def get_resource(self, path: ResourcePath) -> bytes:
+    def get_resource(self, path: ResourcePath) -> bytearray:
         self.asked += 1
         self._answer(self.asked)
-        return b"key"
+        return bytearray(b"key")
 
     def wipe(self) -> None:
         self.wiped = True

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import CloisterError, FormatRefused, Refused, Unavailable
-from cloister.guest.measure import INIT_DATA_PCR, InitDataMeasurement, read_device, require_single_device
+from cloister.guest.keyservice import INIT_DATA_PCR
+from cloister.guest.measure import InitDataMeasurement, read_device, require_single_device
 from cloister.host.vmm.initdatafile import InitDataFile
 from cloister.protocol.initdata import DEVICE_BYTES, MAGIC, build_initdata, pack_device, unpack_device
 from cloister.tee.insecure.attester import SimulationAttester
@@ -25,11 +26,15 @@ def attester(tmp_path: Path) -> SimulationAttester:
     return SimulationAttester(str(tmp_path / "key"))
 
 
+def measurement_on(device: SimulationAttester) -> InitDataMeasurement:
+    return InitDataMeasurement(lambda digest: device.extend(INIT_DATA_PCR, digest))
+
+
 def test_digest_of_the_exact_text_goes_into_register_8(tmp_path: Path) -> None:
     import hashlib
 
     device = attester(tmp_path)
-    assert InitDataMeasurement(device).measure(pack_device(DATA)) == DATA
+    assert measurement_on(device).measure(pack_device(DATA)) == DATA
     registers = device.read_pcrs()
     assert registers.pop(INIT_DATA_PCR) == hashlib.sha256(bytes(32) + DATA.digest).digest()
     assert set(registers.values()) == {bytes(32)}
@@ -37,7 +42,7 @@ def test_digest_of_the_exact_text_goes_into_register_8(tmp_path: Path) -> None:
 
 def test_second_measurement_is_refused(tmp_path: Path) -> None:
     device = attester(tmp_path)
-    measurement = InitDataMeasurement(device)
+    measurement = measurement_on(device)
     measurement.measure(pack_device(DATA))
     before = device.read_pcrs()
     with pytest.raises(Refused) as caught:
@@ -49,7 +54,7 @@ def test_second_measurement_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image", [b"", b"initdata", b"x" * 512, pack_device(DATA)[:20]])
 def test_malformed_device_extends_nothing(tmp_path: Path, image: bytes) -> None:
     device = attester(tmp_path)
-    measurement = InitDataMeasurement(device)
+    measurement = measurement_on(device)
     with pytest.raises(FormatRefused):
         measurement.measure(image)
     assert device.read_pcrs()[INIT_DATA_PCR] == bytes(32)
@@ -60,14 +65,14 @@ def test_malformed_device_extends_nothing(tmp_path: Path, image: bytes) -> None:
 @pytest.mark.parametrize("algorithm", ["sha384", "sha512"])
 def test_other_algorithms_do_not_fit_the_register(tmp_path: Path, algorithm: str) -> None:
     with pytest.raises(Refused) as caught:
-        InitDataMeasurement(attester(tmp_path)).measure(pack_device(build_initdata({}, algorithm=algorithm)))
+        measurement_on(attester(tmp_path)).measure(pack_device(build_initdata({}, algorithm=algorithm)))
     assert caught.value.code == "guest.measure.algorithm"
     assert caught.value.hint
 
 
 def test_a_register_that_cannot_be_extended_stops_the_pod(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
-        InitDataMeasurement(Broken(str(tmp_path / "key"))).measure(pack_device(DATA))
+        measurement_on(Broken(str(tmp_path / "key"))).measure(pack_device(DATA))
 
 
 def test_device_is_read_up_to_a_ceiling(tmp_path: Path) -> None:
@@ -102,6 +107,20 @@ def test_a_device_that_stays_empty_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         read_device(str(tmp_path / "vdb"), wait_seconds=0.02)
     assert caught.value.code == "guest.measure.no_initdata"
+
+
+def test_the_wait_for_a_device_ends_when_the_pod_does(tmp_path: Path) -> None:
+    InitDataFile(tmp_path / "vdb", None)
+    asked: list[int] = []
+
+    def go_on() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise Unavailable("guest.keys.died", "the key process of the pod ended")
+
+    with pytest.raises(Unavailable) as caught:
+        read_device(str(tmp_path / "vdb"), go_on=go_on)
+    assert caught.value.code == "guest.keys.died"
 
 
 @pytest.mark.parametrize("name", ["missing", "."])

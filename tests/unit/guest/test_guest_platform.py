@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import RequestRefused, Unavailable
-from cloister.guest.background import BROKER_LIBRARIES, CONTAINER_LIBRARIES, IMAGE_LIBRARIES, Background, Libraries
+from cloister.guest.background import CONTAINER_LIBRARIES, PULL_LIBRARIES, Background, Libraries
 from cloister.guest.platform import Simulated, VirtualMachine, choose_platform
 from cloister.guest.report import Reporter, Stopwatch, process_start_ms, uptime_ms
 from cloister.protocol.guestapi import PHASES, EventEnvelope, FailedEvent, HelloEvent, decode_from_guest
@@ -93,7 +93,7 @@ def test_simulated_files(tmp_path: Path) -> None:
     platform = choose_platform(["--platform", "simulated", *[str(tmp_path / word) if word in "csikd" else word
                                                              for word in OPTIONS]])  # fmt: skip
     with pytest.raises(Unavailable):
-        platform.read_initdata()
+        platform.read_initdata(lambda: None)
     assert isinstance(platform.resolv_conf(), bytes)
     with platform.spool() as spool:
         spool.write(b"x")
@@ -122,14 +122,21 @@ def test_background_is_beside() -> None:
     task.wait()
 
 
-def test_libraries_load_in_three_groups() -> None:
-    libraries = Libraries()
-    libraries.broker.wait()
-    assert set(BROKER_LIBRARIES) <= set(sys.modules)
-    libraries.images.wait()
-    assert set(IMAGE_LIBRARIES) <= set(sys.modules)
-    libraries.containers.wait()
-    assert set(CONTAINER_LIBRARIES) <= set(sys.modules)
+@pytest.mark.parametrize("names", [PULL_LIBRARIES, CONTAINER_LIBRARIES])
+def test_libraries_are_loaded_for_everybody_who_waits(names: tuple[str, ...]) -> None:
+    libraries = Libraries(names)
+    waiting = [Background(libraries.wait, "test") for _ in range(3)]
+    libraries.wait()
+    assert set(names) <= set(sys.modules)
+    for other in waiting:
+        other.wait()
+
+
+def test_a_library_that_is_missing_is_an_error_for_everybody() -> None:
+    libraries = Libraries(("cloister.guest.report", "cloister.nowhere"))
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError):
+            libraries.wait()
 
 
 # --- reports ---

@@ -195,7 +195,7 @@ def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> Cont
             "debug": Variant(code="appraisal.debug", evidence=Evidence(tee=tee, body={"quote": encode_b64(debug)})),
             "stale": Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE),
             "revoked": Variant(
-                code="tee.dcap.revoked",
+                code="tee.dcap.certificate.revoked",
                 endorsements=intel.endorsements(tee, intel.collateral(kind, revoked=[platform.pck])),
             ),
         },
@@ -227,7 +227,7 @@ def _azure_case(
         stale = Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE)
         collateral = hardware.intel.collateral("TDX", revoked=[hardware.pck])
         documents = hardware.intel.endorsements("tdx", collateral).documents
-        revoked = Variant(code="tee.dcap.revoked", endorsements=replace(endorsements, documents=documents))
+        revoked = Variant(code="tee.dcap.certificate.revoked", endorsements=replace(endorsements, documents=documents))
     return ContractCase(
         evidence=machine.evidence(),
         binding=ExpectedBinding(report_data=azure.NONCE, init_data_digest=azure.INIT_DATA_DIGEST),

@@ -91,7 +91,7 @@ class AuthenticatedLayer:
             plain = DigestVerifier(
                 self._private.digest, None, code="oci.encryption", reason="plain_digest_mismatch", path=place
             )
-            chunks = plain.checked(made_ahead(ctr_stream(self._private.key, self._nonce, chunks)))
+            chunks = made_ahead(plain.checked(ctr_stream(self._private.key, self._nonce, chunks)))
         unpacked = DigestVerifier(
             self.image.config.diff_ids[self.index], None, code="oci.layer", reason="diff_id_mismatch", path=place
         )

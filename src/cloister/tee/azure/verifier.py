@@ -30,6 +30,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -51,6 +52,9 @@ from cloister.tee.tpm.verifier import RESETTABLE_PCRS
 from cloister.wire.base64 import encode_b64
 
 _HASH_BYTES: Final = 32
+_CACHED: Final = 256
+_NAMES: Final = tuple(f"pcr{index:02d}" for index in range(c.PCRS))  # in CoCo's claims and among the registers
+_SHORT_NAMES: Final = tuple(f"pcr{index}" for index in range(c.PCRS))
 _UNCHECKED: Final = (
     Unchecked(reason="the boot's event log: Azure offers none; reference values judge the registers"),
     Unchecked(reason="attributes of the AK: the paravisor gives the key alone, and vouches that it is its TPM's"),
@@ -93,7 +97,7 @@ def authenticate(
     # 9
     fresh = _verify_user_data(checks, parsed, runtime, attest)
     return AuthenticEvidence(
-        claims=_claims(parsed, hardware.claims, runtime, attest, key, values),
+        claims=_claims(parsed, hardware.claims, runtime, attest, values),
         findings=(*hardware.findings, *checks.findings),
         unchecked=(*hardware.unchecked, *_UNCHECKED),
         freshness=Slot(name="extraData", value=attest.extra_data, path="tpm_quote.message"),
@@ -125,7 +129,8 @@ def read_claims(evidence: Evidence) -> UnverifiedClaims:
     nothing = Claims(
         tee=parsed.tee, level=Level.SIMULATED, debug=False, registers={}, report_data=b"", init_data=b"", instance_id=""
     )
-    return UnverifiedClaims(claims=_claims(parsed, nothing, runtime, attest, _key(runtime), values))
+    _key(runtime)
+    return UnverifiedClaims(claims=_claims(parsed, nothing, runtime, attest, values))
 
 
 def _verify_json(checks: Checklist, variable: bytes, report_data: bytes) -> None:
@@ -187,10 +192,10 @@ def _claims(
     hardware: Claims,
     runtime: RuntimeClaims,
     attest: QuoteAttest,
-    key: rsa.RSAPublicKey,
     values: Mapping[int, bytes],
 ) -> Claims:
-    pcrs = {f"pcr{index:02d}": value for index, value in values.items() if index not in RESETTABLE_PCRS}
+    pcrs = {_NAMES[index]: value for index, value in values.items() if index not in RESETTABLE_PCRS}
+    texts = {index: value.hex() for index, value in values.items()}
     name = "Azure confidential VM"
     return replace(
         hardware,
@@ -198,12 +203,12 @@ def _claims(
         report_data=attest.extra_data,
         init_data=values.get(c.INIT_DATA_PCR, b""),
         # The chip is shared and the VM's id is the host's word: the instance is its virtual TPM.
-        instance_id=hashlib.sha256(quote.encode_key(key)).hexdigest(),
-        raw=_raw(parsed, hardware, attest, values),
+        instance_id=_instance(runtime.modulus, runtime.exponent),
+        raw=_raw(parsed, hardware, attest, texts),
         platform=f"{name} on {hardware.platform}" if hardware.platform else name,
         native={
             **hardware.native,
-            **{f"pcr{index}": value.hex() for index, value in values.items()},
+            **{_SHORT_NAMES[index]: text for index, text in texts.items()},
             "hcl_version": parsed.hcl.version,
             "evidence_version": parsed.version,
             "console_enabled": runtime.console,
@@ -215,17 +220,23 @@ def _claims(
     )
 
 
+@lru_cache(maxsize=_CACHED)
+def _instance(modulus: int, exponent: int) -> str:
+    """Return the digest of the AK as SubjectPublicKeyInfo."""
+    return hashlib.sha256(quote.encode_key(quote.rsa_key(modulus, exponent))).hexdigest()
+
+
 def _raw(
-    parsed: ParsedEvidence, hardware: Claims, attest: QuoteAttest, values: Mapping[int, bytes]
+    parsed: ParsedEvidence, hardware: Claims, attest: QuoteAttest, texts: Mapping[int, str]
 ) -> Mapping[str, Any]:  # Any: JSON values
     """Return CoCo's claims: the hardware's (of SNP all as text, the measurement in base64) and the registers."""
     raw: dict[str, Any] = dict(hardware.raw)
     if parsed.tee == AZ_SNP and raw:
         raw = {name: _text(value) for name, value in raw.items()}
         raw["measurement"] = encode_b64(hardware.registers["measurement"])
-    raw["tpm"] = {f"pcr{index:02d}": value.hex() for index, value in values.items()}
+    raw["tpm"] = {_NAMES[index]: text for index, text in texts.items()}
     raw["report_data"] = attest.extra_data.hex()
-    raw["init_data"] = values.get(c.INIT_DATA_PCR, b"").hex()
+    raw["init_data"] = texts.get(c.INIT_DATA_PCR, "")
     return raw
 
 

@@ -18,7 +18,6 @@ from cloister.errors import EndorsementError
 from cloister.tee.dcap.pck import COMPONENTS
 
 _CACHED: Final = 512
-_CODE: Final = "tee.dcap"
 STATUSES: Final = frozenset(
     {
         "UpToDate",
@@ -172,7 +171,7 @@ def parse_tcb_info(text: bytes) -> TCBInfo:
     Raises:
         EndorsementError: not one of version 3 (`tee.dcap.tcb_info.malformed`).
     """
-    code = f"{_CODE}.tcb_info.malformed"
+    code = "tee.dcap.tcb_info.malformed"
     try:
         wire = msgspec.json.decode(text, type=_TCBInfo)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
@@ -207,7 +206,7 @@ def parse_qe_identity(text: bytes) -> QEIdentity:
     Raises:
         EndorsementError: not one of version 2 (`tee.dcap.qe_identity.malformed`).
     """
-    code = f"{_CODE}.qe_identity.malformed"
+    code = "tee.dcap.qe_identity.malformed"
     try:
         wire = msgspec.json.decode(text, type=_EnclaveIdentity)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:

@@ -493,7 +493,7 @@ class _Verification:
             return
         self._told.add(certificate)
         status: RevocationStatus = verify_not_revoked(
-            certificate, issuer, self._lists, at=self._at, code="tee.dcap", grace=self._endorsements.grace
+            certificate, issuer, self._lists, at=self._at, code="tee.dcap.certificate", grace=self._endorsements.grace
         )
         self._open.append(revocation_finding(status, code="tee.dcap.revocation"))
         if status.this_update is not None:

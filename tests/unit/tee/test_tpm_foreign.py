@@ -23,6 +23,7 @@ from cloister.tee.collateral.files import parse_trust_roots
 from cloister.tee.tpm import commands
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.abi import PCRSelection
+from cloister.tee.tpm.measurements import measured_roles
 from cloister.tee.tpm.verifier import authenticate, read_claims
 from cloister.tee.verification import examine_evidence
 from cloister.testing.eventlog import build_event_log, event, ovmf_events, seabios_events
@@ -221,6 +222,24 @@ def test_a_short_rsa_key_and_bytes_that_are_no_key(cloud: FakeTPM) -> None:
     for data in (der, b"\x30\x00", der + b"\0"):
         body = {**cloud.foreign_evidence(NONCE).body, "ak_public": encode_b64(data)}
         assert refusal(Evidence(tee="tpm", body=body), key_root(cloud)).code == "tee.tpm.ak_key"
+
+
+def test_a_key_has_one_spelling(tpm: FakeTPM) -> None:
+    """The same point, compressed: were both spellings keys, one root would have two names."""
+    spki = tpm.ak_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    x, y = spki[-64:-32], spki[-32:]
+    head = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200")
+    body = {**tpm.foreign_evidence(NONCE).body, "ak_public": encode_b64(head + bytes([2 + y[-1] % 2]) + x)}
+    err = refusal(Evidence(tee="tpm", body=body), key_root(tpm))
+    assert (err.code, "canonical" in err.message) == ("tee.tpm.ak_key", True)
+
+
+def test_an_enrolled_guest_quotes_all_registers_in_one_spelling(tpm: FakeTPM) -> None:
+    wider = QuoteFaults(selections=(PCRSelection(algorithm=c.ALG_SHA256, bitmap=b"\xff\xff\xff\0"),))
+    enrolled = Evidence(tee="tpm", body=tpm.attest(bytes(48), b"x", wider))
+    assert refusal(enrolled, key_root(tpm)).code == "tee.tpm.pcr_selection"
+    partial = Evidence(tee="tpm", body={**tpm.foreign_evidence(NONCE, (1, 8)).body, "ek_certificate": "AAAA"})
+    assert refusal(partial, key_root(tpm)).code == "tee.tpm.malformed"
 
 
 # Revocation
@@ -440,3 +459,25 @@ def test_claims_may_be_looked_at_before_anybody_vouches(cloud: FakeTPM) -> None:
     assert (claims.level, set(claims.registers)) == (Level.SIMULATED, {"pcr04", "pcr08"})
     with pytest.raises(EvidenceError):
         read_claims(cloud.foreign_evidence(NONCE, faults=QuoteFaults(values=[bytes(32)] * 24)))
+
+
+def test_more_certificates_than_any_path_has(cloud: FakeTPM, ca: EndorsementCA) -> None:
+    issuing = ca.issuing.public_bytes(Encoding.DER)
+    evidence = cloud.foreign_evidence(NONCE, certificate=certificate_of(ca, cloud), intermediates=[issuing] * 7)
+    assert refusal(evidence, ca.endorsements()).code == "tee.tpm.malformed"
+
+
+def digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
+
+
+def test_what_the_digests_of_register_11_tell() -> None:
+    linux, initrd, other = digest(b".linux\0"), digest(b".initrd\0"), digest(b".osrel\0")
+    kernel, second = digest(b"kernel"), digest(b"second")
+    assert measured_roles([]) == {}
+    assert measured_roles([linux]) == {}
+    assert measured_roles([linux, kernel, other, second]) == {Role.KERNEL: kernel}
+    assert measured_roles([linux, kernel, linux, second]) == {}  # which of the two runs cannot be told
+    # What is extended after the stub's sections may be anything, also by the guest itself.
+    assert measured_roles([linux, kernel, digest(b"enter-initrd"), initrd, second, kernel]) == {Role.KERNEL: kernel}
+    assert measured_roles([kernel, linux, second]) == {}

@@ -31,6 +31,7 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
     "snp": "cloister.tee.sev_snp",
     "az-snp-vtpm": "cloister.tee.azure",
     "az-tdx-vtpm": "cloister.tee.azure",
+    "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
     "tdx": "cloister.tee.tdx",
     "sgx": "cloister.tee.sgx",

@@ -185,6 +185,10 @@ def _parse(der: bytes) -> x509.Certificate:
         warnings.simplefilter("ignore")
         certificate = x509.load_der_x509_certificate(der)
         _ = (certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer)
+    # The signature's BIT STRING may call some of its last bits unused, which the library lets pass where they are zero:
+    # bytes that nobody signed, and so a second certificate with the same signature.
+    if not der.endswith(b"\0" + certificate.signature):
+        raise ValueError("signature is not a whole number of octets")
     return certificate
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
     "snp": "cloister.tee.sev_snp",
+    "az-snp-vtpm": "cloister.tee.azure",
+    "az-tdx-vtpm": "cloister.tee.azure",
     "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
     "tdx": "cloister.tee.tdx",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.errors import Unavailable
+from cloister.sdk.home import home_from_environment
 from cloister.tee.registry import Attester, attester_for
 
 # In this order: what protects most and says most comes first. A device node may be there without the platform.
@@ -39,4 +40,6 @@ def detect_platform(root: Path = Path("/")) -> str:
 
 def open_attester(platform: str, root: Path = Path("/")) -> Attester:
     """Return the attester of a platform, not yet opened: use it as a context manager."""
-    return attester_for(platform)(root)
+    if platform == "simulated":  # no device, but the key of this machine
+        return attester_for("cloister-simulated")(str(home_from_environment().simulation / "key"))
+    return attester_for(platform)(root)  # other platforms are called as their technology

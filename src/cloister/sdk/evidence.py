@@ -60,6 +60,7 @@ PLATFORMS: Final = {
     "csv": "csv",
     "se": "se",
 }
+_LEAST_BOUND, _MOST_BOUND, _SIMULATED = 32, 64, 48  # bytes
 _NO_NONCE: Final = Unchecked(reason="no nonce and no report data were given to compare with")
 _NO_INIT_DATA: Final = Unchecked(reason="no init data was given to compare with")
 _NO_REFERENCE: Final = Unchecked(reason="no reference values were given")
@@ -383,7 +384,8 @@ def attest(report_data: bytes, *, platform: str = "", root: Path = Path("/")) ->
     """Collect evidence of this machine that binds `report_data`.
 
     Args:
-        report_data: what to bind, up to 64 bytes; a technology with a shorter field cuts it, as CoCo's guests do.
+        report_data: what to bind, 32 to 64 bytes. A technology with a shorter field cuts it, one with a longer field
+            pads it with zeros on the right, as CoCo's guests do.
         platform: one of `PLATFORMS`; the first whose device is here, without.
         root: where the device tree begins, for tests.
 
@@ -392,12 +394,22 @@ def attest(report_data: bytes, *, platform: str = "", root: Path = Path("/")) ->
         trust: only verification does.
 
     Raises:
-        Refused: no such platform.
+        Refused: no such platform, or data of another length (`sdk.evidence.*`).
         Unavailable: no TEE device here, or it does not answer (`sdk.evidence.no_device`, `tee.*`).
     """
     from cloister.sdk.devices import detect_platform, open_attester
 
+    if not _LEAST_BOUND <= len(report_data) <= _MOST_BOUND:
+        raise Refused(
+            "sdk.evidence.report_data",
+            "report data of another length",
+            expected=f"{_LEAST_BOUND} to {_MOST_BOUND} bytes",
+            actual=str(len(report_data)),
+            hint="bind a digest over your nonce and key: 32 bytes and more cannot be guessed",
+        )
     chosen = platform or detect_platform(root)
-    tee_of(chosen)
+    tee = tee_of(chosen)
+    if tee == PLATFORMS["simulated"]:
+        report_data = report_data.ljust(_SIMULATED, b"\0")[:_SIMULATED]
     with open_attester(chosen, root) as attester:
         return chosen, attester.attest(report_data, b"")

@@ -16,7 +16,7 @@ from cloister.rats.claims import Level
 from cloister.rats.reference import ReferenceEntry, encode_reference_entry
 from cloister.rats.result import Bound, Question, Verdict
 from cloister.sdk.devices import detect_platform
-from cloister.sdk.evidence import PLATFORMS, describe_file, examine_file, verify_evidence
+from cloister.sdk.evidence import PLATFORMS, attest, describe_file, examine_file, verify_evidence
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.machinekey import load_machine_key, public_der
 from cloister.tee.registry import TECHNOLOGIES
@@ -224,3 +224,25 @@ def test_no_device(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         detect_platform(tmp_path)
     assert caught.value.code == "sdk.evidence.no_device"
+
+
+def test_evidence_of_a_simulation_is_collected_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOISTER_HOME", str(tmp_path))
+    (tmp_path / "simulation").mkdir()
+    platform, body = attest(REPORT_DATA[:32], platform="simulated")
+    root = public_der(load_machine_key(str(tmp_path / "simulation" / "key")))
+    answer = verify_evidence(
+        json.dumps(body).encode(),
+        platform=platform,
+        nonce=REPORT_DATA[:32] + bytes(16),
+        trust_roots=[root],
+        policy=POLICY,
+    )
+    assert (answer.authentic, answer.bound) == (True, Bound.YES)
+
+
+@pytest.mark.parametrize("size", [0, 31, 65])
+def test_report_data_that_binds_too_little_or_fits_nowhere(size: int) -> None:
+    with pytest.raises(Refused) as caught:
+        attest(bytes(size), platform="simulated")
+    assert caught.value.code == "sdk.evidence.report_data"

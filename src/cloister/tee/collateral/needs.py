@@ -14,12 +14,13 @@ from cryptography import x509
 from cloister.crypto.x509path import load_certificate
 from cloister.errors import EndorsementError
 from cloister.rats.evidence import Evidence
+from cloister.tee.azure.evidence import parse_evidence as parse_azure
 from cloister.tee.collateral.amd import chain_items, vcek_item
 from cloister.tee.collateral.content import Entry
 from cloister.tee.collateral.intel import PCK_CAS, STANDARD, platform_items
 from cloister.tee.collateral.item import Item, Kind
 from cloister.tee.collateral.nvidia import ocsp_item, rim_item
-from cloister.tee.dcap.abi import TDX, Quote
+from cloister.tee.dcap.abi import TDX, Quote, parse_quote
 from cloister.tee.dcap.chain import parse_quote_chain
 from cloister.tee.dcap.pck import parse_pck_extension
 from cloister.tee.nvidia_gpu.certificate import DeviceIdentity, names_a_device_key, read_chip
@@ -126,6 +127,15 @@ def _sgx(evidence: Evidence, given: tuple[bytes, ...], update: str) -> Sequence[
     return quote_needs(parse_sgx(evidence).quote, update)
 
 
+def _azure_snp(evidence: Evidence, given: tuple[bytes, ...], update: str) -> Sequence[Item]:
+    parsed = parse_azure(evidence)
+    return report_needs(parse_report(parsed.hcl.hardware), (parsed.vcek, *given))
+
+
+def _azure_tdx(evidence: Evidence, given: tuple[bytes, ...], update: str) -> Sequence[Item]:
+    return quote_needs(parse_quote(parse_azure(evidence).td_quote), update)
+
+
 def _nvidia(evidence: Evidence, given: tuple[bytes, ...], update: str) -> Sequence[Item]:
     needed: list[Item] = []
     others = [load_certificate(der, code=_CODE) for der in given]
@@ -162,4 +172,11 @@ def _states(chain: Sequence[x509.Certificate], others: Sequence[x509.Certificate
 # Their roots are configured or pinned and whole chains come with the evidence; no vendor service is asked.
 _WITHOUT: Final = frozenset({"tpm", "nitro", "cca", "cloister-simulated", "csv", "se"})
 _Finder = Callable[[Evidence, tuple[bytes, ...], str], Sequence[Item]]
-_FINDERS: Final[Mapping[str, _Finder]] = {"snp": _snp, "tdx": _tdx, "sgx": _sgx, "nvidia": _nvidia}
+_FINDERS: Final[Mapping[str, _Finder]] = {
+    "snp": _snp,
+    "tdx": _tdx,
+    "sgx": _sgx,
+    "az-snp-vtpm": _azure_snp,
+    "az-tdx-vtpm": _azure_tdx,
+    "nvidia": _nvidia,
+}

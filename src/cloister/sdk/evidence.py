@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ from cloister.rats.result import (
 )
 from cloister.rats.rules import Handling
 from cloister.tee.advisories import shipped_advisories
+from cloister.tee.cca.endorsements import is_anchor_store, parse_cca_roots
 from cloister.tee.collateral.files import parse_trust_roots, sort_endorsement_files
 from cloister.tee.registry import authenticator_for, claims_reader_for, pins_for, reader_for
 from cloister.tee.regopolicy import appraise_with_rego, looks_like_rego, parse_rego_policy
@@ -315,14 +317,22 @@ def _endorsements(
     tee: str, endorsements: Sequence[Source], collateral: Sequence[Source], trust_roots: Sequence[Source]
 ) -> Endorsements:
     given = sort_endorsement_files([*_files(endorsements), *_files(collateral)])
-    named = parse_trust_roots(tee, _root_level(tee), _files(trust_roots))
+    # Anchors of CCA may come in a store that names the platform of each; everything else is read the same for all.
+    stores, others = _split_stores(_files(trust_roots)) if tee == PLATFORMS["cca"] else ([], _files(trust_roots))
+    named = parse_trust_roots(tee, _root_level(tee), others)
+    anchors = [parse_cca_roots(data, level=_root_level(tee), origin=origin) for origin, data in stores]
     return Endorsements(
-        roots=named.roots,
+        roots=(*named.roots, *chain.from_iterable(anchors)),
         pins=pins_for(tee),
         certificates=(*given.certificates, *named.certificates),
         revocation_lists=given.revocation_lists,
         documents=given.documents,
     )
+
+
+def _split_stores(files: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    stores = [item for item in files if is_anchor_store(item[1])]
+    return stores, [item for item in files if item not in stores]
 
 
 def _root_level(tee: str) -> Level:

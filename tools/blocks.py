@@ -213,7 +213,8 @@ def advisories() -> str:
         remedy = [f"`{name}` {least} or newer" for name, least in row.minimum_tcb.items()]
         remedy += [f"`{name}` {json.dumps(value)}" for name, value in row.required.items()]
         words = ", ".join(remedy) or "none"
-        rows.append((f"[{row.id}]({row.link})", ", ".join(row.products), row.severity.value, row.title, words))
+        products = ", ".join((*row.products, *(f"{name} {value}" for name, value in row.where.items())))
+        rows.append((f"[{row.id}]({row.link})", products, row.severity.value, row.title, words))
     return _table(("id", "products", "severity", "what", "remedy"), rows)
 
 

@@ -23,8 +23,8 @@ NUMBER = re.compile(r"CLS-([AFGHIKP])-\d{4}")
 # Which letter the codes of an area carry: what the refusal is about, not who noticed it.
 LETTERS = {
     "A": (
-        "appraisal", "evidence", "tee", "rats", "collateral", "crypto.x509", "trust.session", "trust.attest",
-        "trust.verifier", "trust.reference", "trust.root",
+        "appraisal", "evidence", "tee", "rats", "collateral", "crypto.x509", "crypto.dsse", "trust.session",
+        "trust.attest", "trust.verifier", "trust.reference", "trust.root",
     ),
     "P": ("podpolicy",),
     "I": ("oci", "imagetool", "crypto.signer"),

@@ -17,23 +17,21 @@ from dataclasses import dataclass
 import pytest
 
 from cloister.errors import CloisterError, Unavailable
-from cloister.host.vmm.backends import Places, launcher_for
-from cloister.host.vmm.spec import Accelerator, Backend, VMSpec
+from cloister.host.vmm.spec import Backend
 from cloister.host.vtpm import VTPMAuthority
 from cloister.imagetool.podvm import COMMON_SHAPES, PodVMBundle, Shape, reference_values
-from cloister.podpolicy.model import ContainerPolicy, PodPolicy, StreamsPolicy
 from cloister.protocol.launch import LaunchProfile
 from cloister.sdk.bundle import build_bundle, launch_files
 from cloister.sdk.home import Home
 from cloister.sdk.owner import podvm_references
-from cloister.sdk.session import PodSession
 from cloister.tee.checklist import Checklist
 from cloister.tee.tpm.abi import parse_public, parse_quote_attest, parse_signature
 from cloister.tee.tpm.endorsements import read_swtpm_roots
 from cloister.tee.tpm.quote import ALL_PCRS, attestation_key, verify_signature
 from cloister.wire.base64 import decode_b64
 from conformance.tools import cache_directory, require_tool, skip_or_fail
-from guest_world import STREAM_KEY, World, make_world
+from guest_world import World, make_world
+from podvm_boots import boot_once
 
 pytestmark = pytest.mark.vm
 
@@ -44,7 +42,6 @@ PREDICTED = {
 }
 CASES = [(backend, shape) for backend in PROFILES for shape in COMMON_SHAPES]
 AT_ONCE = 2
-BOOTS = 3  # QEMU 7.2 crashes a guest kernel with several processors in one of 25 boots
 QUOTE_BYTES = 4096
 
 Case = tuple[Backend, Shape]
@@ -106,41 +103,7 @@ def boot(world: World, bundle: PodVMBundle, case: Case) -> bytes | CloisterError
     """Boot one machine up to its attestation; return the evidence that was stored."""
     backend, shape = case
     name = f"{PROFILES[backend].value}-{shape.vcpus}x{shape.memory_mib}"
-    container = ContainerPolicy(
-        name="app",
-        kind="app",
-        image_digest=f"sha256:{'0' * 64}",
-        repository="none",
-        signature_keys=(world.signature_key,),
-    )
-    policy = PodPolicy(pod=name, containers=(container,), streams=StreamsPolicy(mode="sealed", key=STREAM_KEY))
-    init_data = world.init_data(policy, host="10.0.2.2")
-    world.approve(init_data, [STREAM_KEY])
-    home = world.owner.home
-    places = Places(vtpm_ca=home.vtpm_ca, vtpm_pool=home.vtpm_pool, simulation_key=world.key_file, cache=home.cache)
-    error: CloisterError = Unavailable("test.no_boot", "no boot")
-    for attempt in range(BOOTS):
-        spec = VMSpec(
-            name=name,
-            work=world.directory / f"{name}-{attempt}",
-            initdata=init_data.text,
-            bundle=launch_files(bundle),
-            vcpus=shape.vcpus,
-            memory_mib=shape.memory_mib,
-            accelerator=Accelerator.TCG,
-        )
-        try:
-            with launcher_for(backend, places).launch(spec) as machine, PodSession(machine) as session:
-                session.wait_ready()
-        except CloisterError as err:
-            error = err
-            if not err.code.startswith("host."):  # the guest's own word, or the broker's: not a crash
-                break
-        else:
-            break
-    with world.owner.admin() as admin:
-        rows = [row for row in admin.list_audit(init_data=init_data.digest_text) if row.attestation]
-        return (admin.get_evidence(rows[-1].attestation) or b"") if rows else error
+    return boot_once(world, name, backend, launch_files(bundle), shape).evidence
 
 
 def case_name(case: Case) -> str:

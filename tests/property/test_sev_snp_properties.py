@@ -15,7 +15,7 @@ from cloister.rats.evidence import Evidence
 from cloister.tee.sev_snp import abi
 from cloister.tee.sev_snp.certtable import GUIDS, encode_certificate_table, parse_certificate_table
 from cloister.tee.sev_snp.cocoshape import encode_body, encode_shape
-from cloister.tee.sev_snp.endorsements import parse_snp_roots
+from cloister.tee.sev_snp.endorsements import ark_line
 from cloister.tee.sev_snp.evidence import parse_evidence, read_evidence
 from cloister.tee.sev_snp.products import PRODUCTS, TCBLayout
 from cloister.tee.sev_snp.vek import load_vek
@@ -110,7 +110,7 @@ PARSERS: dict[str, Any] = {
     "table": parse_certificate_table,
     "file": lambda data: read_evidence(data, tee="snp"),
     "vek": load_vek,
-    "roots": lambda data: parse_snp_roots(data, origin="file"),
+    "root": ark_line,
     "body": lambda data: parse_evidence(Evidence(tee="snp", body={"attestation_report": encode_b64(data)})),
     "evidence": lambda data: verify_report(data, (data,), chip().amd.endorsements(), at=NOW),
 }

@@ -32,12 +32,13 @@ _PROCESSED: Final = frozenset({ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_K
 
 
 class RevocationState(enum.StrEnum):
-    """What the lists say of a certificate that is on none of them."""
+    """What lists or responses say of a certificate that they do not call revoked."""
 
     GOOD = "good"
     GRACE = "grace"  # the list is past its next update, within the grace the owner gave
     STALE = "stale"
     MISSING = "missing"
+    UNKNOWN = "unknown"  # the vendor's responder answers that it does not know the certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,7 @@ def revocation_finding(status: RevocationStatus, *, code: str) -> Finding:
         RevocationState.GRACE: f"list past its next update ({_day(status.next_update)}), within the grace",
         RevocationState.STALE: f"list in force {_day(status.this_update)} to {_day(status.next_update)} only",
         RevocationState.MISSING: "no list of its issuer was given",
+        RevocationState.UNKNOWN: "the vendor's responder does not know the certificate",
     }[status.state]
     return Finding(
         code=code,

@@ -1,13 +1,15 @@
 """Reference Values: what registers may hold, who says so, until when.
 
 An entry is a conjunction: all its registers must match. A set is a disjunction: one unexpired entry must match. An
-empty set matches nothing. Each entry names its origin, which every finding about it repeats.
+empty set matches nothing. Each entry names its origin, which every finding about it repeats. It may also say which
+components its registers were computed from; that is for people and for `cloister refs explain`, and never compared.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -21,7 +23,19 @@ _SHOWN_HEX: Final = 16
 _SHORTEST_DIGEST: Final = 20  # bytes of SHA-1, which some platforms still report
 
 
-class ReferenceEntryWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class Component(enum.StrEnum):
+    """What a pod VM is made of, as far as measurements tell: the words every explanation uses."""
+
+    FIRMWARE = "firmware"
+    KERNEL = "kernel"
+    INITRD = "initrd"
+    COMMAND_LINE = "command line"
+    ROOT_HASH = "root hash"
+    VCPUS = "vCPU count"
+    MEMORY = "memory"
+
+
+class ReferenceEntryWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
     """JSON form of one entry: registers as lower-case hex."""
 
     id: str
@@ -29,6 +43,7 @@ class ReferenceEntryWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     registers: dict[str, str]
     not_after: datetime
     origin: str
+    components: dict[Component, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +56,7 @@ class ReferenceEntry:
         registers: register name to value; at least one.
         not_after: aware UTC; past it the entry matches nothing.
         origin: where the values came from (`podvm sha256:4f0c.. seabios 2 vcpu 512 MiB`).
+        components: what the registers were computed from: digests of files, the command line, counts; may be empty.
     """
 
     id: str
@@ -48,6 +64,7 @@ class ReferenceEntry:
     registers: Mapping[str, bytes]
     not_after: datetime
     origin: str
+    components: Mapping[Component, str] = field(default_factory=dict)
 
 
 def parse_reference_entry(data: bytes) -> ReferenceEntry:
@@ -57,7 +74,18 @@ def parse_reference_entry(data: bytes) -> ReferenceEntry:
         FormatRefused: `rats.reference.malformed`.
     """
     try:
-        wire = msgspec.json.decode(data, type=ReferenceEntryWire)
+        return entry_from_wire(msgspec.json.decode(data, type=ReferenceEntryWire))
+    except (msgspec.MsgspecError, ValueError) as err:
+        raise FormatRefused("rats.reference.malformed", f"not a reference value entry: {err}") from err
+
+
+def entry_from_wire(wire: ReferenceEntryWire) -> ReferenceEntry:
+    """Return the entry of a decoded wire form.
+
+    Raises:
+        FormatRefused: `rats.reference.malformed`.
+    """
+    try:
         registers = {name: bytes.fromhex(value) for name, value in wire.registers.items()}
     except (msgspec.MsgspecError, ValueError) as err:
         raise FormatRefused("rats.reference.malformed", f"not a reference value entry: {err}") from err
@@ -67,7 +95,14 @@ def parse_reference_entry(data: bytes) -> ReferenceEntry:
         raise FormatRefused("rats.reference.malformed", "register value is not lower-case hex", path="registers")
     if wire.not_after.tzinfo is None:
         raise FormatRefused("rats.reference.malformed", "not_after has no time zone", path="not_after")
-    return ReferenceEntry(id=wire.id, tee=wire.tee, registers=registers, not_after=wire.not_after, origin=wire.origin)
+    return ReferenceEntry(
+        id=wire.id,
+        tee=wire.tee,
+        registers=registers,
+        not_after=wire.not_after,
+        origin=wire.origin,
+        components=wire.components,
+    )
 
 
 def parse_reference_entries(data: bytes) -> tuple[ReferenceEntry, ...]:
@@ -90,14 +125,19 @@ def parse_reference_entries(data: bytes) -> tuple[ReferenceEntry, ...]:
 
 def encode_reference_entry(entry: ReferenceEntry) -> bytes:
     """Return the JSON form; `parse_reference_entry` reads it back equal."""
-    wire = ReferenceEntryWire(
+    return msgspec.json.encode(entry_to_wire(entry))
+
+
+def entry_to_wire(entry: ReferenceEntry) -> ReferenceEntryWire:
+    """Return the wire form, registers and components in sorted order."""
+    return ReferenceEntryWire(
         id=entry.id,
         tee=entry.tee,
         registers={name: value.hex() for name, value in sorted(entry.registers.items())},
         not_after=entry.not_after,
         origin=entry.origin,
+        components=dict(sorted(entry.components.items())),
     )
-    return msgspec.json.encode(wire)
 
 
 def appraise_registers(

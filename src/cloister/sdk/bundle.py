@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cloister.errors import CloisterError
 from cloister.host.vmm.spec import Bundle
 from cloister.imagetool import podvm
 from cloister.imagetool.podvm import PodVMBundle
@@ -40,6 +41,18 @@ def find_bundle(home: Home) -> PodVMBundle | None:
     """Return the newest pod-VM image in the cache, of whatever sources; None when none was built."""
     built = sorted((home.cache / FOLDER).glob(f"*/{REFERENCE_FILE}"), key=lambda file: file.stat().st_mtime)
     return podvm.load_bundle(built[-1].parent) if built else None
+
+
+def cached_bundles(home: Home) -> tuple[PodVMBundle, ...]:
+    """Return every pod-VM image in the cache that this version can read, newest first."""
+    built = sorted((home.cache / FOLDER).glob(f"*/{REFERENCE_FILE}"), key=lambda file: -file.stat().st_mtime)
+    found = []
+    for file in built:
+        try:
+            found.append(podvm.load_bundle(file.parent))
+        except CloisterError:  # of another version, or damaged: not an image this one could have booted
+            continue
+    return tuple(found)
 
 
 def lock_packages(home: Home, *, progress: Progress | None = None) -> tuple[Path, bool]:

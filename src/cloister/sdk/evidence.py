@@ -25,7 +25,7 @@ from cloister.rats.claims import Claims, Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
-from cloister.rats.reference import parse_reference_entries
+from cloister.rats.referenceset import read_reference_values
 from cloister.rats.result import (
     AttestationResult,
     Bound,
@@ -307,7 +307,7 @@ def _judge(
     if policy is not None:
         base = parse_appraisal_policy(text)
         base = replace(base, accept_unchecked_revocation=base.accept_unchecked_revocation or insecure_no_revocation)
-    references = parse_reference_entries(values) if reference is not None else _NO_REFERENCE
+    references = read_reference_values(values) if reference is not None else _NO_REFERENCE
     return base, lambda verified: appraise_evidence(
         verified, base, references, init_data_digest="", at=at, advisories=advisories
     )

@@ -24,7 +24,7 @@ import msgspec
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Refused
 from cloister.imagetool.encrypt import Progress, encrypt_image, is_sealed
-from cloister.imagetool.podvm import PodVMBundle, Shape, reference_values
+from cloister.imagetool.podvm import PodVMBundle, Shape
 from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest
 from cloister.oci.distribution import RegistryClient
@@ -36,12 +36,12 @@ from cloister.oci.store import ImageSource, copy_blob, read_blob, resolve_platfo
 from cloister.oci.transport import HTTPTransport
 from cloister.podpolicy.generate import pod_label
 from cloister.podpolicy.model import ImageDefaults
-from cloister.protocol.launch import LaunchProfile
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.sdk.home import Home
+from cloister.sdk.references import tpm_references
 from cloister.wire.limits import IMAGE_CONFIG_BYTES
 
 if TYPE_CHECKING:
@@ -238,21 +238,7 @@ def appraisal_policy(tees: Iterable[str], levels: Iterable[Level]) -> bytes:
 
 def podvm_references(bundle: PodVMBundle, shape: Shape) -> tuple[ReferenceEntry, ...]:
     """Return the reference values of a pod-VM image at one shape, for both boot profiles, valid for 90 days."""
-    until = datetime.now(UTC) + _REFERENCE_LIFETIME
-    entries = []
-    for prediction in reference_values(bundle, (shape,)):
-        profile = prediction.launch.profile
-        name = "SeaBIOS" if profile is LaunchProfile.SEABIOS else "OVMF"
-        entries.append(
-            ReferenceEntry(
-                id=f"podvm-{bundle.key[:12]}-{profile.value}-{shape.vcpus}x{shape.memory_mib}",
-                tee="tpm",
-                registers=prediction.registers,
-                not_after=until,
-                origin=f"pod-VM image {bundle.key[:12]}, {name}, {shape.vcpus} vCPU, {shape.memory_mib} MiB",
-            )
-        )
-    return tuple(entries)
+    return tpm_references(bundle, (shape,), not_after=datetime.now(UTC) + _REFERENCE_LIFETIME)
 
 
 def image_name(location: ImageLocation) -> str:

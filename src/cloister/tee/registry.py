@@ -33,6 +33,7 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
     "csv": "cloister.tee.hygon_csv",
     "se": "cloister.tee.ibm_se",
     "snp": "cloister.tee.sev_snp",
+    "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
     "tdx": "cloister.tee.tdx",
     "sgx": "cloister.tee.sgx",

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from cloister.errors import EvidenceError, Refused
+from cloister.rats.binding import INIT_DATA
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
@@ -30,6 +31,7 @@ _ESCAPES: Final = (ArithmeticError, AttributeError, LookupError, OSError, Runtim
 _WRONG_TYPES: Final[tuple[Any, ...]] = (None, 7, 1.5, True, "?", ["x"], {"x": "y"})
 _BOUND_BYTES: Final = 32  # an SPDM nonce, the shortest there is
 _BINDING_CODES: Final = "evidence."
+NO_INIT_DATA: Final = f"{INIT_DATA}.not_requested"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +59,14 @@ class ContractCase:
 
     Attributes:
         evidence: accepted with the next three.
-        binding: what it is bound to.
+        binding: what it is bound to; `Unchecked` init data where the technology has no field for it.
         endorsements: who endorses it.
         at: when.
         level: what its root proves.
         foreign: roots of the same technology and names, but other keys.
         code_prefix: what every refusal's code begins with.
         codes: exact code for each named change; `CHANGES` lists the names.
-        binary_members: dotted paths of base64 members.
+        binary_members: dotted paths of base64 members; a number stands for an item of a list.
         unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
             read from there; their own tests flip the rest.
         optional: members that may be left out, or null.
@@ -137,7 +139,8 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
     ).freshness.value
     if len(bound) < _BOUND_BYTES:
         yield f"only {len(bound)} bytes of the session are bound"
-    if not all(finding.ok for finding in result.findings):
+    unasked = isinstance(case.binding.init_data_digest, Unchecked)
+    if not all(finding.ok or (unasked and finding.code == NO_INIT_DATA) for finding in result.findings):
         yield "good evidence has a finding that does not hold"
     if {finding.question for finding in result.findings} < {Question.AUTHENTIC, Question.BOUND}:
         yield "no finding says that the evidence is authentic and bound"
@@ -216,8 +219,10 @@ def _platform_findings(
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:
     evidence, binding, endorsements = case.evidence, case.binding, case.endorsements
-    if not isinstance(binding.report_data, bytes) or not isinstance(binding.init_data_digest, bytes):
+    if not isinstance(binding.report_data, bytes):
         raise TypeError("a case is bound to a session")
+    # A technology without a field for init data must refuse every digest, so any will do here.
+    digest = bytes(32) if isinstance(binding.init_data_digest, Unchecked) else binding.init_data_digest
     flipped = bytes([binding.report_data[0] ^ 1]) + binding.report_data[1:]
     other_roots = Endorsements(roots=tuple(replace(root, tee="another") for root in endorsements.roots))
     return {
@@ -225,13 +230,13 @@ def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBind
         "no_report_data": (evidence, replace(binding, report_data=b""), endorsements),
         "other_init_data": (
             evidence,
-            replace(binding, init_data_digest=bytes(len(binding.init_data_digest))),
+            replace(binding, init_data_digest=bytes(len(digest))),
             endorsements,
         ),
         "no_init_data": (evidence, replace(binding, init_data_digest=b""), endorsements),
         "long_init_data": (
             evidence,
-            replace(binding, init_data_digest=binding.init_data_digest + bytes(64)),
+            replace(binding, init_data_digest=digest + bytes(64)),
             endorsements,
         ),
         "no_roots": (evidence, binding, Endorsements(roots=())),
@@ -290,28 +295,29 @@ def _check_refuses(
         yield f"{name}: accepted"
 
 
-def _paths(body: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in body.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{key}.")
+def _paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every member, those of objects in lists too."""
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in members:
+        yield f"{prefix}{key}"
+        if isinstance(child, (dict, list)):
+            yield from _paths(child, f"{prefix}{key}.")
 
 
 def _get(body: Mapping[str, Any], path: str) -> Any:
     value: Any = body
     for key in path.split("."):
-        value = value[key]
+        value = value[int(key) if isinstance(value, list) else key]
     return value
 
 
 def _with(body: Mapping[str, Any], path: str, value: Any, *, remove: bool = False) -> Mapping[str, Any]:
     changed: dict[str, Any] = copy.deepcopy(dict(body))
-    *parents, last = path.split(".")
-    place = changed
-    for key in parents:
-        place = place[key]
+    parent, _, last = path.rpartition(".")
+    place: Any = _get(changed, parent) if parent else changed
+    key = int(last) if isinstance(place, list) else last
     if remove:
-        del place[last]
+        del place[key]
     else:
-        place[last] = value
+        place[key] = value
     return changed

@@ -90,7 +90,13 @@ NSM_REQUEST_BYTES: Final = 4 * KIB  # what the kernel's driver accepts
 NSM_RESPONSE_BYTES: Final = 12 * KIB
 SPDM_BYTES: Final = 64 * KIB
 GPU_DEVICES: Final = 32  # eight GPUs and four switches in the largest machine there is
+SPDM_OPAQUE_BYTES: Final = 1024  # DSP0274 1.1.1, table 44
 RIM_BYTES: Final = 4 * MIB
+RIM_ELEMENTS: Final = 1024  # XML elements; real ones have about 90
+RIM_DEPTH: Final = 16
+RIM_NAMESPACES: Final = 32
+RIM_MEASUREMENTS: Final = 256  # an index is one byte; real manifests have 64
+RIM_ALTERNATIVES: Final = 1024  # accepted values of one measurement; real ones stay under 10
 
 # TPM structures and event logs.
 TPM_RESPONSE_BYTES: Final = 4 * KIB
@@ -107,3 +113,14 @@ POLICY_CONTAINERS: Final = 32
 POLICY_LIST_ITEMS: Final = 1024
 POLICY_VALUE_BYTES: Final = 128 * KIB
 LEASE_SECONDS: Final = 24 * 3600  # a lease longer than a day revokes nothing in time
+
+# Reference values: what an owner signs and a verifier reads.
+REFERENCE_SET_BYTES: Final = 8 * MIB  # an entry with its components takes under 1 KiB
+REFERENCE_ENTRIES: Final = 4096
+ENVELOPE_SIGNATURES: Final = 16
+
+# Firmware files that launch digests are computed from.
+FIRMWARE_BYTES: Final = 64 * MIB  # a flash chip; real builds take 2 to 16
+FIRMWARE_SECTIONS: Final = 64
+FIRMWARE_MEMORY_BYTES: Final = 64 * MIB  # added page by page
+VCPUS: Final = 256  # what a launch statement can say

@@ -196,7 +196,7 @@ def test_rows_of_amd_speak_of_what_reports_have(row: Advisory) -> None:
 def test_an_updated_platform_is_left_with_what_cannot_be_remedied(line: str) -> None:
     """The fake chips run what AMD's bulletins ask for; a guest without SMT and with hidden ciphertexts."""
     amd = FakeAMD(line)
-    evidence = FakeChip.made_by(amd).evidence(version=5, platform_info=0b110100)
+    evidence = FakeChip.made_by(amd).evidence(version=5, platform_info=0b1110100)
     found = authenticate(evidence, amd.endorsements(), at=NOW).claims
     left = {row.id for row in ROWS if row.applies_to(found)}
     always = {"memory-interposer-amd"}

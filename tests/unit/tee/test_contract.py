@@ -12,18 +12,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from cryptography.x509.ocsp import OCSPCertStatus
 
 from cloister.errors import EvidenceError, Refused
 from cloister.rats.claims import Level
-from cloister.rats.endorsement import Endorsements
+from cloister.rats.endorsement import Document, Endorsements
 from cloister.rats.evidence import AuthenticEvidence, Evidence, ExpectedBinding, Slot
-from cloister.rats.result import Verdict
+from cloister.rats.result import Unchecked, Verdict
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.tee.registry import TECHNOLOGIES, Authenticate, authenticator_for, register_technology
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.cocoshape import encode_shape
-from cloister.testing import cca, dcap, nitro, snp
+from cloister.testing import cca, dcap, nitro, nvidia, snp
 from cloister.testing.eventlog import build_event_log
 from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
 from cloister.testing.verifiercontract import CHANGES, VARIANTS, ContractCase, Variant, violations
@@ -198,6 +199,59 @@ def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> Cont
     )
 
 
+def _nvidia_case() -> ContractCase:
+    pki, foreign, manifests = nvidia.DevicePKI(), nvidia.DevicePKI(), nvidia.ManifestPKI()
+    device = pki.device()
+    debug = pki.device(replace(nvidia.BLACKWELL, flags=bytes.fromhex("90000001")))
+    chain = device.chain[1:]
+    good = nvidia.endorse(pki, [device], manifests)
+    stale = nvidia.good_responses(chain, next_update=nvidia.NOW - timedelta(minutes=1))
+    revoked = nvidia.ocsp_response(chain[0].certificate, chain[1], status=OCSPCertStatus.REVOKED)
+    return ContractCase(
+        evidence=nvidia.evidence_of([device]),
+        binding=ExpectedBinding(report_data=nvidia.REPORT_DATA, init_data_digest=Unchecked(reason="a GPU binds none")),
+        endorsements=good,
+        at=nvidia.NOW,
+        level=Level.HARDWARE,
+        foreign=nvidia.endorse(foreign),
+        code_prefix="tee.nvidia_gpu.",
+        codes={
+            "other_report_data": "evidence.freshness",
+            "no_report_data": "evidence.freshness.no_session",
+            "other_init_data": "evidence.init_data.no_field",
+            "no_init_data": "evidence.init_data.no_field",
+            "long_init_data": "evidence.init_data.no_field",
+            "no_roots": "tee.nvidia_gpu.chain.no_root",
+            "foreign_roots": "tee.nvidia_gpu.chain.untrusted",
+            "roots_of_another_technology": "tee.nvidia_gpu.chain.no_root",
+            "another_technology": "tee.nvidia_gpu.malformed",
+            "unknown_member": "tee.nvidia_gpu.malformed",
+        },
+        binary_members=("device_evidence_list.0.evidence", "device_evidence_list.0.certificate"),
+        # Of PEM only the blocks are read, and they ignore line ends; test_nvidia_verifier flips bits of the DER.
+        unauthenticated=frozenset({"device_evidence_list.0.certificate"}),
+        optional=frozenset({"device_evidence_list.0.arch", "device_evidence_list.0.uuid"}),
+        variants={
+            "debug": Variant(
+                code="appraisal.debug",
+                evidence=nvidia.evidence_of([debug]),
+                endorsements=nvidia.endorse(pki, [debug], manifests),
+            ),
+            "stale": Variant(
+                code="tee.nvidia_gpu.revocation",
+                verdict=Verdict.UNAVAILABLE,
+                endorsements=Endorsements(roots=pki.roots(), documents=stale),
+            ),
+            "revoked": Variant(
+                code="tee.nvidia_gpu.revocation.revoked",
+                endorsements=Endorsements(
+                    roots=pki.roots(), documents=(Document(name="revoked.ocsp", data=revoked), *good.documents)
+                ),
+            ),
+        },
+    )
+
+
 def _nitro_case() -> ContractCase:
     ca = nitro.NitroCA()
     return ContractCase(
@@ -281,6 +335,7 @@ def case_of(
         "cloister-simulated": lambda: _simulated_case(tmp_path),
         "tdx": lambda: _dcap_case("tdx", intel, foreign_intel),
         "sgx": lambda: _dcap_case("sgx", intel, foreign_intel),
+        "nvidia": _nvidia_case,
     }
     return lambda tee: makers[tee]()
 

@@ -43,7 +43,7 @@ def unavailable(attester: SNPAttester) -> Unavailable:
 
 def test_what_configfs_gives_is_evidence(tmp_path: Path, chip: FakeChip) -> None:
     files = FakeTSM(tmp_path, chip, table=chip.certificate_table(), version=5)
-    with ATTESTER(str(tmp_path), files=files, sleep=no_sleep) as attester:
+    with ATTESTER(tmp_path, files=files, sleep=no_sleep) as attester:
         body = attester.attest(REPORT_DATA, b"")
     assert body["attestation_report"]["version"] == 5
     assert [item["cert_type"] for item in body["cert_chain"]] == ["VCEK", "ASK", "ARK"]

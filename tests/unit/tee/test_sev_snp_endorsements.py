@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import EndorsementError, FormatRefused
@@ -12,9 +13,9 @@ from cloister.rats.claims import Level
 from cloister.tee.sev_snp.abi import VLEK, parse_report
 from cloister.tee.sev_snp.endorsements import (
     PINS,
+    ark_line,
     chain_url,
     crl_url,
-    parse_snp_roots,
     store_names,
     vcek_identity,
     vcek_url,
@@ -89,28 +90,16 @@ def test_addresses_of_chains_and_lists() -> None:
     assert crl_url("Turin", vlek=True) == "https://kdsintf.amd.com/vlek/v1/Turin/crl"
 
 
-def pem(*certificates: object) -> bytes:
-    return b"".join(item.public_bytes(Encoding.PEM) for item in certificates)  # type: ignore[attr-defined]  # certificates
-
-
-def test_a_file_of_roots_holds_more_than_roots() -> None:
+def test_only_an_ark_claims_to_be_a_root() -> None:
     amd = FakeAMD("Milan")
-    roots, others = parse_snp_roots(pem(amd.ask, amd.ark, amd.asvk), origin="file")
-    assert [root.name for root in roots] == ["ARK-Milan (file)"]
-    assert (roots[0].tee, roots[0].level, len(others)) == ("snp", Level.HARDWARE, 2)
-    der = amd.ark.public_bytes(Encoding.DER)
-    assert parse_snp_roots(der, origin="file", tee="az-snp-vtpm")[0][0].tee == "az-snp-vtpm"
-
-
-def test_files_without_a_root() -> None:
-    amd = FakeAMD("Milan")
-    with pytest.raises(EndorsementError) as caught:
-        parse_snp_roots(pem(amd.ask, amd.asvk), origin="file")
-    assert caught.value.code == "tee.sev_snp.root.none"
-    for data in (b"", b"no certificate", b"0\x03abc"):
-        with pytest.raises(FormatRefused) as malformed:
-            parse_snp_roots(data, origin="file")
-        assert malformed.value.code == "tee.sev_snp.root.malformed"
+    ders = [item.public_bytes(Encoding.DER) for item in (amd.ark, amd.ask, amd.asvk)]
+    assert [ark_line(der) for der in ders] == ["Milan", "", ""]
+    key = ec.generate_private_key(ec.SECP384R1()).public_key()
+    for subject in ("ARK-Milan", "ARK-Venice", "SEV-VCEK"):
+        assert ark_line(amd.issue(key, hwid=bytes(64), subject=subject).public_bytes(Encoding.DER)) == ""
+    with pytest.raises(FormatRefused) as caught:
+        ark_line(b"0\x03abc")
+    assert caught.value.code == "tee.sev_snp.root.malformed"
 
 
 def test_the_package_holds_no_certificate() -> None:

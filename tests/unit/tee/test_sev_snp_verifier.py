@@ -478,6 +478,16 @@ def test_a_fleets_store_has_the_right_one_among_many(amd: FakeAMD) -> None:
         assert authenticate(Evidence(tee="snp", body=body), store, at=NOW).claims.instance_id == item.chip_id.hex()
 
 
+def test_a_fleets_store_may_hold_other_lines_and_broken_certificates(chip: FakeChip) -> None:
+    milan = FakeChip.made_by(FakeAMD("Milan"))
+    broken = [FakeChip.made_by(chip.amd, changes={oid: None}) for oid in ("4", "2")]
+    masked = {"attestation_report": base64.b64encode(chip.report(chip_id=bytes(64))).decode()}
+    store = chip.amd.endorsements(milan.vek, broken[0].vek, chip.vek, broken[1].vek)
+    assert authenticate(Evidence(tee="snp", body=masked), store, at=NOW)
+    none = chip.amd.endorsements(*(item.vek for item in broken))
+    assert refuse(chip, Evidence(tee="snp", body=masked), endorsements=none) == "vek.extension"
+
+
 # --- 8 to 11 ---
 
 
@@ -525,3 +535,12 @@ def test_malformed_certificates_beside_the_report(chip: FakeChip) -> None:
     body = dict(chip.evidence().body)
     evidence = Evidence(tee="snp", body={**body, "cert_chain": [{"cert_type": "VCEK", "data": [1, 2]}]})
     assert refuse(chip, evidence) == "certificate.malformed"
+
+
+def test_what_is_remembered_of_chains_is_bounded(amd: FakeAMD, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloister.tee.sev_snp import chain
+
+    monkeypatch.setattr(chain, "_CACHED", 2)
+    for _ in range(4):
+        accept(FakeChip.made_by(amd))
+    assert len(chain._KNOWN._chains) == 2

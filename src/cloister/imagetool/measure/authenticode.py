@@ -1,4 +1,4 @@
-"""The digest by which UEFI firmware measures a program: Authenticode SHA-256 of a PE/COFF image.
+"""The digest by which UEFI firmware measures a program: Authenticode digest of a PE/COFF image.
 
 Windows Authenticode Portable Executable Signature Format, "Calculating the PE Image Hash": the file without the
 checksum field, the certificate table's directory entry and the certificate table; headers first, sections in order of
@@ -19,13 +19,18 @@ _DIRECTORY_ENTRY_BYTES: Final = 8
 
 
 def authenticode_sha256(data: bytes) -> bytes:
-    """Return the Authenticode digest (32 bytes) of the PE image `data`.
+    """Return the Authenticode digest by SHA-256 (32 bytes), see `authenticode`."""
+    return authenticode(data, algorithm="sha256")
+
+
+def authenticode(data: bytes, *, algorithm: str) -> bytes:
+    """Return the Authenticode digest of the PE image `data` by hash `algorithm` (a name of `hashlib`).
 
     Raises:
         FormatRefused: not a PE32+ image, or a structure leaves the file (`imagetool.pe.malformed`).
     """
     image = parse_pe(data)
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm)
     digest.update(data[: image.checksum_offset])
     digest.update(data[image.checksum_offset + _CHECKSUM_BYTES : image.certificate_entry_offset])
     digest.update(data[image.certificate_entry_offset + _DIRECTORY_ENTRY_BYTES : image.headers_bytes])

@@ -10,7 +10,7 @@ from cloister.imagetool.podvm.build import PHASES, BuildRequest, build, lock
 from cloister.imagetool.podvm.bundle import Inspection, Manifest, PodVMBundle, Reference, inspect, load_bundle
 from cloister.imagetool.podvm.definition import default_definition
 from cloister.imagetool.podvm.initrd import build_bare_initrd
-from cloister.imagetool.podvm.reference import reference_values
+from cloister.imagetool.podvm.reference import components, reference_values
 
 __all__ = [
     "COMMON_SHAPES",
@@ -24,6 +24,7 @@ __all__ = [
     "Shape",
     "build",
     "build_bare_initrd",
+    "components",
     "default_definition",
     "inspect",
     "load_bundle",

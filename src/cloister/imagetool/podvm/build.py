@@ -41,7 +41,7 @@ from cloister.wire.canonicaljson import encode_canonical
 
 Progress = Callable[[str, float], None]
 PHASES: Final = ("packages", "unpack", "compile", "root", "initrd", "uki", "reference")
-_OWN_CODE: Final = ("imagetool", "protocol/launch.py", "wire/canonicaljson.py")
+_OWN_CODE: Final = ("imagetool", "protocol/launch.py", "rats/reference.py", "wire/canonicaljson.py")
 
 
 def _silent(phase: str, fraction: float) -> None:

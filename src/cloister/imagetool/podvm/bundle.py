@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from cloister.errors import FormatRefused, Refused, Unavailable
+from cloister.rats.reference import Component
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 VERSION: Final = 1
@@ -63,7 +64,10 @@ class RegisterRecord(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
 
 
 class Reference(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """`reference.json`: digests of all parts, the command line, and the registers of common machine shapes."""
+    """`reference.json`: digests of all parts, the command line, and the registers of common machine shapes.
+
+    `components` says for each boot profile which part plays which role: digests, the command line, the root hash.
+    """
 
     version: int
     key: str
@@ -73,6 +77,7 @@ class Reference(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     uki_registers: dict[str, str]
     ovmf_events: tuple[str, ...]
     common: tuple[RegisterRecord, ...]
+    components: dict[str, dict[Component, str]] = {}
 
 
 class PackageRecord(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from cloister.imagetool.podvm.bundle import (
 from cloister.imagetool.podvm.definition import Definition
 from cloister.imagetool.podvm.verity import BLOCK_BYTES, VerityTree
 from cloister.protocol.launch import LaunchProfile
+from cloister.rats.reference import Component
 
 
 def describe(
@@ -47,7 +48,22 @@ def describe(
         uki_registers=registers,
         ovmf_events=events,
         common=tuple(_record(prediction) for prediction in predict_all(parts, COMMON_SHAPES, profiles)),
+        components={
+            profile.value: _components(records, cmdline, verity.root_hash.hex(), profile) for profile in profiles
+        },
     )
+
+
+def components(
+    reference: Reference, profile: LaunchProfile, *, vcpus: int | None = None, memory_mib: int | None = None
+) -> dict[Component, str]:
+    """Return what a machine of `profile` is made of: digests (`sha256:hex`), the command line, the root hash, counts.
+
+    `vcpus` and `memory_mib` are left out where they are None: not every platform measures them.
+    """
+    found = _components(reference.files, reference.cmdline, reference.verity.root_hash, profile)
+    shape = {Component.VCPUS: vcpus, Component.MEMORY: memory_mib}
+    return found | {name: str(number) for name, number in shape.items() if number is not None}
 
 
 def reference_values(
@@ -89,6 +105,19 @@ def _parts(
         uki_registers={name: bytes.fromhex(value) for name, value in registers.items()},
         ovmf_digests=tuple(bytes.fromhex(event) for event in events),
     )
+
+
+def _components(
+    records: Mapping[str, FileRecord], cmdline: str, root_hash: str, profile: LaunchProfile
+) -> dict[Component, str]:
+    firmware = names.SEABIOS if profile is LaunchProfile.SEABIOS else names.OVMF_CODE
+    return {
+        Component.FIRMWARE: records[firmware].digest,
+        Component.KERNEL: records[names.KERNEL].digest,
+        Component.INITRD: records[names.INITRD].digest,
+        Component.COMMAND_LINE: cmdline,
+        Component.ROOT_HASH: root_hash,
+    }
 
 
 def _record(prediction: Prediction) -> RegisterRecord:

@@ -114,6 +114,7 @@ PLATFORM_BITS: Final = {
     "rapl_disabled": 3,
     "ciphertext_hiding_enabled": 4,
     "alias_check_complete": 5,
+    "iommu_write_safe": 6,
     "tio_enabled": 7,
 }
 # Names of POLICY bits.

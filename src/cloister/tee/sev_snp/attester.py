@@ -111,7 +111,7 @@ class SNPAttester:
 
     def __init__(
         self,
-        root: str = "/",
+        root: str | os.PathLike[str] = "/",
         *,
         vmpl: int | None = None,
         files: Files | None = None,

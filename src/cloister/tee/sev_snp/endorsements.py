@@ -11,23 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.crypto.pem import split_pem
 from cloister.crypto.x509path import load_certificate
 from cloister.errors import EndorsementError
 from cloister.rats.claims import Level
-from cloister.rats.endorsement import PinnedRoot, TrustedRoot
+from cloister.rats.endorsement import PinnedRoot
 from cloister.tee.sev_snp.abi import VLEK, Report
 from cloister.tee.sev_snp.products import PRODUCTS, Product, product_of_cpu
 from cloister.tee.sev_snp.vek import common_name
-from cloister.wire.limits import CERTIFICATE_BYTES
 
 TEE: Final = "snp"
 PINS: Final[tuple[PinnedRoot, ...]] = tuple(
     PinnedRoot(tee=TEE, level=Level.HARDWARE, name=f"ARK-{item.line}", sha256=item.ark_sha256) for item in PRODUCTS
 )
 KDS: Final = "https://kdsintf.amd.com"
-_CODE: Final = "tee.sev_snp.root"
-_DER_SEQUENCE: Final = b"\x30"
 _QUERY: Final = {
     "fmc": "fmcSPL",
     "bootloader": "blSPL",
@@ -103,48 +99,16 @@ def store_names(identity: VCEKIdentity) -> tuple[str, str]:
     return f"{directory}/{name}_vcek.der", f"{directory}/vcek.der"
 
 
-def parse_snp_roots(data: bytes, *, origin: str, tee: str = TEE) -> tuple[tuple[TrustedRoot, ...], tuple[bytes, ...]]:
-    """Return what an owner's file of roots holds: the roots, and the other certificates in it.
-
-    A root is a self-signed certificate named `ARK-<product line>`. ASK and ASVK, which AMD hands out in the same
-    file, are no anchors: they are endorsements to be verified.
-
-    Args:
-        data: the file's bytes, a DER certificate or any number of PEM ones.
-        origin: where they come from, for findings.
-        tee: technology that the roots are for.
-
-    Raises:
-        FormatRefused: no certificate in it, or a malformed one (`tee.sev_snp.root.malformed`).
-        EndorsementError: none of them is a root (`tee.sev_snp.root.none`).
-    """
-    certificates = [data]
-    if data[:1] != _DER_SEQUENCE:
-        certificates = split_pem(data, code=_CODE, path=origin, ceiling=CERTIFICATE_BYTES)
-    roots, others = [], []
-    for der in certificates:
-        name = ark_line(der)
-        if name:
-            roots.append(TrustedRoot(tee=tee, level=Level.HARDWARE, name=f"ARK-{name} ({origin})", der=der))
-        else:
-            others.append(der)
-    if not roots:
-        raise EndorsementError(
-            f"{_CODE}.none",
-            "file holds no root of AMD's kind",
-            path=origin,
-            expected="a self-signed certificate named ARK-" + ", ARK-".join(item.line for item in PRODUCTS),
-        )
-    return tuple(roots), tuple(others)
-
-
 def ark_line(der: bytes) -> str:
     """Return the product line whose root a certificate claims to be; empty when it claims to be none.
+
+    A root for SNP is self-signed and named `ARK-` and the line: ASK and ASVK, which AMD hands out in the same file, are
+    no anchors whoever configured them.
 
     Raises:
         FormatRefused: not a certificate (`tee.sev_snp.root.malformed`).
     """
-    certificate = load_certificate(der, code=_CODE)
+    certificate = load_certificate(der, code="tee.sev_snp.root")
     prefix, _, line = common_name(certificate).partition("-")
     known = prefix == "ARK" and any(item.line == line for item in PRODUCTS)
     return line if known and certificate.subject == certificate.issuer else ""

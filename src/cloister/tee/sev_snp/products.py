@@ -35,7 +35,8 @@ class TCBLayout:
         Raises:
             FormatRefused: a reserved byte is not zero, so this is another layout (`<code>.malformed`).
         """
-        if any(data[index] for index in range(TCB_BYTES) if index not in self.places.values()):
+        components = {name: data[index] for name, index in self.places.items()}
+        if self.encode(components) != data:
             raise FormatRefused(
                 f"{code}.malformed",
                 "a reserved byte of the TCB version is not zero",
@@ -43,7 +44,7 @@ class TCBLayout:
                 expected=f"components {', '.join(self.places)}",
                 actual=data.hex(),
             )
-        return {name: data[index] for name, index in self.places.items()}
+        return components
 
     def encode(self, components: Mapping[str, int]) -> bytes:
         """Return the TCB_VERSION with exactly these components."""

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
-from cloister.errors import EndorsementError
+from cloister.errors import EndorsementError, Refused
 from cloister.rats.claims import TCB, Claims, Role, Window
 from cloister.rats.endorsement import Endorsements, TrustedRoot
 from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
@@ -228,8 +228,7 @@ def _find_vek(report: Report, product: Product | None, certificates: Sequence[by
             actual=f"{len(certificates)} other certificates",
             hint="give the certificate: it is had from AMD's KDS, from the cloud, or from the host",
         )
-    veks = [load_vek(der) for der in named]
-    vek = max(veks, key=lambda item: _likeness(report, item)) if len(veks) > 1 else veks[0]
+    vek = load_vek(named[0]) if len(named) == 1 else _most_alike(report, product, named)
     if product is not None and vek.product is not product:
         raise EndorsementError(
             "tee.sev_snp.product",
@@ -241,10 +240,25 @@ def _find_vek(report: Report, product: Product | None, certificates: Sequence[by
     return vek
 
 
-def _likeness(report: Report, vek: VEK) -> int:
-    same_chip = not vek.hwid or report.chip_id.startswith(vek.hwid)
-    same_tcb = vek.product.layout.encode(vek.tcb) == report.reported_tcb
-    return 2 * same_chip + same_tcb
+def _most_alike(report: Report, product: Product | None, certificates: Sequence[bytes]) -> VEK:
+    """Return the certificate most like the one that is looked for; a malformed one spoils no store."""
+    best: tuple[int, VEK] | None = None
+    failure: Refused | None = None
+    for der in certificates:
+        try:
+            vek = load_vek(der)
+        except Refused as err:
+            failure = failure or err
+            continue
+        same_line = product is None or vek.product is product
+        same_chip = not vek.hwid or report.chip_id.startswith(vek.hwid)
+        same_tcb = vek.product.layout.encode(vek.tcb) == report.reported_tcb
+        likeness = 4 * same_line + 2 * same_chip + same_tcb
+        if best is None or likeness > best[0]:
+            best = (likeness, vek)
+    if best is not None:
+        return best[1]
+    raise failure if failure is not None else RuntimeError("no certificate was given")
 
 
 def _verify_signature(checks: Checklist, data: bytes, report: Report, vek: VEK) -> None:

@@ -7,10 +7,10 @@ do not change; members are only added.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -20,6 +20,9 @@ from cloister.cli.output import EXIT_REFUSED, EXIT_UNAVAILABLE, StepPrinter, pri
 from cloister.cli.refusals import refusal_number
 from cloister.rats.claims import LEVEL_MEANING, Claims
 from cloister.rats.result import Bound, Examination, Finding, Question, Verdict
+
+if TYPE_CHECKING:
+    from cloister.sdk.evidence import Described
 
 app = typer.Typer(no_args_is_help=True, help="Collect, look at and verify evidence of any TEE.", rich_markup_mode=None)
 
@@ -49,7 +52,8 @@ def _time(text: str | None) -> datetime | None:
     return moment.astimezone(UTC)
 
 
-def _platform(text: str) -> str:
+def platform_choice(text: str) -> str:
+    """Return the name of a platform, as given."""
     from cloister.sdk.evidence import PLATFORMS
 
     if text not in PLATFORMS:
@@ -60,7 +64,9 @@ def _platform(text: str) -> str:
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Raw evidence, or the JSON a guest sends.")
 ]
-PlatformOption = Annotated[str, typer.Option("--platform", metavar="NAME", callback=_platform, help=_PLATFORM_HELP)]
+PlatformOption = Annotated[
+    str, typer.Option("--platform", metavar="NAME", callback=platform_choice, help=_PLATFORM_HELP)
+]
 AtOption = Annotated[
     str | None, typer.Option("--at", metavar="RFC3339", help="Time of the verification [default: now].")
 ]
@@ -172,7 +178,7 @@ def show_command(
         line = f"NOT VERIFIED: {refusal_number(described.problem.code)} {described.problem.message}"
         stdout.print(Text(visible(line), style="red"))
     if described.claims is not None:
-        _print_branches(described.claims, described.findings, moment)
+        _print_branches(described, described.claims, moment)
 
 
 @app.command("collect")
@@ -191,7 +197,7 @@ def collect_command(
     """
     from cloister.sdk.evidence import attest
 
-    chosen, body = attest(_hex(report_data) or b"", platform=_platform(platform) if platform else "")
+    chosen, body = attest(_hex(report_data) or b"", platform=platform_choice(platform) if platform else "")
     text = json.dumps(body, indent=1) + "\n"
     if out is None:
         stdout.file.write(text)
@@ -300,12 +306,13 @@ def _print_step(mark: str, text: str, detail: str) -> None:
     stdout.print(Text(visible(f" {mark:<3} {text:<28} {detail}".rstrip())))
 
 
-def _print_branches(claims: Claims, findings: Sequence[Finding], at: datetime) -> None:
+def _print_branches(described: Described, claims: Claims, at: datetime) -> None:
     """Print what evidence says as an indented tree; no line is wrapped or cut by the width of the terminal."""
     named = set(claims.measurements.values())
     registers = {name: value for name, value in claims.registers.items() if any(value) and value not in named}
-    _branch("what it is", _identity(claims))
-    _branch("who signed it", (f"{item.message}: {item.actual}" for item in findings if _names_signer(item)))
+    _branch("what it is", _identity(claims, verified=described.problem is None))
+    signers = (item for item in described.findings if _names_signer(item))
+    _branch("who signed it", (f"{item.message}: {item.actual}" for item in signers))
     _branch("TCB", _tcb(claims))
     _branch("measurements", (f"{role.value:<14}{value.hex()}" for role, value in claims.measurements.items()))
     _branch("registers", (f"{name:<14}{value.hex()}" for name, value in registers.items()))
@@ -330,9 +337,12 @@ def _validity(claims: Claims, at: datetime) -> Iterator[str]:
     yield f"{days} days left, until {until}" if days >= 0 else f"expired {-days} days ago, {until}"
 
 
-def _identity(claims: Claims) -> Iterator[str]:
+def _identity(claims: Claims, *, verified: bool) -> Iterator[str]:
     yield f"{claims.platform or claims.tee}"
-    yield f"level {claims.level.value}: {LEVEL_MEANING[claims.level]}"
+    if verified:
+        yield f"level {claims.level.value}: {LEVEL_MEANING[claims.level]}"
+    else:
+        yield "level not known: nobody verified who signed it, so all of this may be made up"
     yield f"debug {'ON: its operator can read and alter it' if claims.debug else 'off'}"
     if claims.instance_id:
         yield f"instance {_short(claims.instance_id)}"

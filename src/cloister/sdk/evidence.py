@@ -40,11 +40,13 @@ from cloister.rats.result import (
 from cloister.rats.rules import Handling
 from cloister.tee.advisories import shipped_advisories
 from cloister.tee.cca.endorsements import is_anchor_store, parse_cca_roots
+from cloister.tee.collateral.bundle import BUNDLE_HEAD_BYTES, looks_like_bundle, parse_bundle
 from cloister.tee.collateral.files import parse_trust_roots, sort_endorsement_files
+from cloister.tee.collateral.load import Loaded, load
 from cloister.tee.registry import authenticator_for, claims_reader_for, pins_for, reader_for
 from cloister.tee.regopolicy import appraise_with_rego, looks_like_rego, parse_rego_policy
 from cloister.tee.verification import appraise_evidence, examine_with
-from cloister.wire.limits import COLLATERAL_BYTES, COLLATERAL_DOCUMENTS, EVIDENCE_FILE_BYTES
+from cloister.wire.limits import COLLATERAL_BUNDLE_BYTES, COLLATERAL_BYTES, COLLATERAL_DOCUMENTS, EVIDENCE_FILE_BYTES
 
 PLATFORMS: Final = {
     "snp": "snp",
@@ -316,7 +318,9 @@ def _judge(
 def _endorsements(
     tee: str, endorsements: Sequence[Source], collateral: Sequence[Source], trust_roots: Sequence[Source]
 ) -> Endorsements:
-    given = sort_endorsement_files([*_files(endorsements), *_files(collateral)])
+    files = [*_files(endorsements), *_files(collateral)]
+    given = sort_endorsement_files([(name, data) for name, data in files if not looks_like_bundle(data)])
+    bundled = _bundled([(name, data) for name, data in files if looks_like_bundle(data)])
     # Anchors of CCA may come in a store that names the platform of each; everything else is read the same for all.
     stores, others = _split_stores(_files(trust_roots)) if tee == PLATFORMS["cca"] else ([], _files(trust_roots))
     named = parse_trust_roots(tee, _root_level(tee), others)
@@ -324,15 +328,22 @@ def _endorsements(
     return Endorsements(
         roots=(*named.roots, *chain.from_iterable(anchors)),
         pins=pins_for(tee),
-        certificates=(*given.certificates, *named.certificates),
-        revocation_lists=given.revocation_lists,
-        documents=given.documents,
+        certificates=(*given.certificates, *named.certificates, *bundled.certificates),
+        revocation_lists=(*given.revocation_lists, *bundled.revocation_lists),
+        documents=(*given.documents, *bundled.documents),
     )
 
 
 def _split_stores(files: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
     stores = [item for item in files if is_anchor_store(item[1])]
     return stores, [item for item in files if item not in stores]
+
+
+def _bundled(files: Sequence[tuple[str, bytes]]) -> Loaded:
+    """Return what bundles of collateral hold; their age is the verifier's to judge, at the time of verification."""
+    now = datetime.now(UTC)
+    entries = {entry.item: entry for name, data in files for entry in parse_bundle(data, at=now, origin=name)}
+    return load(tuple(entries), entries.get)
 
 
 def _root_level(tee: str) -> Level:
@@ -350,7 +361,7 @@ def _files(sources: Sequence[Source]) -> list[tuple[str, bytes]]:
             found.append((f"given {number}", source))
             continue
         paths = sorted(item for item in source.iterdir() if item.is_file()) if source.is_dir() else [source]
-        found.extend((str(path), _read(path, COLLATERAL_BYTES)) for path in paths)
+        found.extend((str(path), _read(path, _ceiling_of(path))) for path in paths)
         if len(found) > COLLATERAL_DOCUMENTS:
             raise Refused(
                 "sdk.evidence.too_many_files",
@@ -360,6 +371,11 @@ def _files(sources: Sequence[Source]) -> list[tuple[str, bytes]]:
                 actual=str(len(found)),
             )
     return found
+
+
+def _ceiling_of(path: Path) -> int:
+    """Return how much of a file to read: a bundle holds many documents."""
+    return COLLATERAL_BUNDLE_BYTES if looks_like_bundle(_read(path, BUNDLE_HEAD_BYTES)) else COLLATERAL_BYTES
 
 
 def _read(source: Source, ceiling: int) -> bytes:

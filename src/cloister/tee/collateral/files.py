@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-from cryptography.x509 import ocsp
 
+from cloister.crypto.ocsp import load_ocsp_response
 from cloister.crypto.pem import CERTIFICATE, split_pem
 from cloister.crypto.revocation import load_revocation_list
 from cloister.crypto.x509path import load_certificate
@@ -31,7 +31,6 @@ from cloister.wire.limits import (
     CERTIFICATE_BYTES,
     COLLATERAL_BYTES,
     COLLATERAL_DOCUMENTS,
-    OCSP_BYTES,
     REVOCATION_LIST_BYTES,
     RIM_BYTES,
 )
@@ -45,6 +44,7 @@ _PEM_LABEL: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _CRL: Final = "X509 CRL"
 _PUBLIC_KEY: Final = "PUBLIC KEY"
 _RIM_ROOT: Final = b"SoftwareIdentity"  # ISO/IEC 19770-2, the root element of every reference integrity manifest
+_DCAP_MEMBERS: Final = ({"tcb_info", "qe_identity"}, {"tcbInfo", "signature"}, {"enclaveIdentity", "signature"})
 _XML_HEAD_BYTES: Final = 4096
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
@@ -226,23 +226,24 @@ def _sort_der(name: str, data: bytes) -> SortedFiles:
         pass
     else:
         return SortedFiles(revocation_lists=(data,))
-    if len(data) <= OCSP_BYTES:
-        try:
-            ocsp.load_der_ocsp_response(data)
-        except (ValueError, UnsupportedAlgorithm):
-            pass
-        else:
-            return SortedFiles(documents=(Document(name=name, data=data),))
-    raise _unknown(name, actual="DER of another kind, or damaged")
+    try:
+        load_ocsp_response(data, code=_FILE, path=name)
+    except FormatRefused as err:
+        raise _unknown(name, actual="DER of another kind, or damaged") from err
+    return SortedFiles(documents=(Document(name=name, data=data),))
 
 
 def _json_document(name: str, data: bytes) -> Document:
     value = _json_object(data, COLLATERAL_BYTES, _FILE, name)
-    if "tcb_info" in value and "qe_identity" in value:  # the DCAP parser judges the members
+    if any(members <= set(value) for members in _DCAP_MEMBERS):  # the DCAP parser judges them
         return Document(name=name, data=data)
     manifest = value.get("rim")  # NVIDIA's RIM service wraps the XML
     if isinstance(manifest, str):
-        return Document(name=name, data=unwrap_manifest(value, path=name))
+        rim_id = value.get("id")
+        return Document(
+            name=rim_id if isinstance(rim_id, str) else name,  # manifests are found by their id
+            data=unwrap_manifest(value, path=name),
+        )
     raise _unknown(name, actual="JSON with other members")
 
 

@@ -85,6 +85,19 @@ def names_a_device_key(certificate: x509.Certificate) -> bool:
     return _LEAF.fullmatch(common_name(certificate)) is not None
 
 
+def read_chip(leaf: x509.Certificate) -> tuple[str, str]:
+    """Return chip (`GH100`) and architecture (`HOPPER`) that the name of a device's leaf says; it need not be verified.
+
+    Raises:
+        EndorsementError: the name is not that of a known device (`tee.nvidia_gpu.chain.role`).
+    """
+    found = _LEAF.fullmatch(common_name(leaf))
+    arch = next((name for pattern, name in _ARCHITECTURES if found and pattern.fullmatch(found["chip"])), "")
+    if found is None or not arch:
+        raise _role("GH1xx, GB1xx, GB2xx or LS10", common_name(leaf))
+    return found["chip"].replace("_", ""), arch
+
+
 @lru_cache(maxsize=256)
 def read_identity(path: tuple[x509.Certificate, ...]) -> DeviceIdentity:
     """Return what a verified path, leaf first, says of its device.
@@ -106,17 +119,13 @@ def read_identity(path: tuple[x509.Certificate, ...]) -> DeviceIdentity:
     )
     if leaf is None or not roles_hold:
         raise _role("FMC LF < BROM < Provisioner ICA < Identity < Device Identity CA", " < ".join(names))
-    arch = next((name for pattern, name in _ARCHITECTURES if pattern.fullmatch(leaf["chip"])), "")
-    if not arch:
-        raise _role("GH1xx, GB1xx, GB2xx or LS10", leaf["chip"])
+    chip, arch = read_chip(path[0])
     serial = path[1].subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
     brom = _BROM_SERIAL.fullmatch(str(serial[0].value)) if len(serial) == 1 else None
     if brom is None:
         raise _role("a BROM with its identifier as serialNumber", "none, or of another form")
     fwids, flags = _read_dice(path[0])
-    return DeviceIdentity(
-        chip=leaf["chip"].replace("_", ""), arch=arch, pdi=bytes.fromhex(brom["pdi"]), fwids=fwids, flags=flags
-    )
+    return DeviceIdentity(chip=chip, arch=arch, pdi=bytes.fromhex(brom["pdi"]), fwids=fwids, flags=flags)
 
 
 def require_root(roots: Sequence[x509.Certificate], name: str) -> list[x509.Certificate]:

@@ -22,7 +22,7 @@ a VEK either, because the ARK issued none. A list by the VEK's own issuer is loo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -32,9 +32,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from cloister.errors import EndorsementError, Refused
-from cloister.rats.claims import TCB, Claims, Role, Window
+from cloister.rats.claims import TCB, Claims, Level, Role, Window
 from cloister.rats.endorsement import Endorsements, TrustedRoot
-from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot, UnverifiedClaims
 from cloister.rats.result import Finding, Question, Unchecked
 from cloister.tee.checklist import Checklist
 from cloister.tee.sev_snp.abi import CODE as REPORT_CODE
@@ -53,7 +53,7 @@ from cloister.tee.sev_snp.abi import (
 from cloister.tee.sev_snp.appraisal import SNPFacts
 from cloister.tee.sev_snp.chain import subject_of, verify_chain
 from cloister.tee.sev_snp.evidence import TEE, parse_evidence
-from cloister.tee.sev_snp.products import CHIP_ID_BYTES, Product, product_of_cpu, silicon_of_cpu
+from cloister.tee.sev_snp.products import CHIP_ID_BYTES, Product, TCBLayout, product_of_cpu, silicon_of_cpu
 from cloister.tee.sev_snp.vek import VCEK_NAME, VEK, VLEK_NAME, load_vek
 
 _SUBJECTS: Final = {VCEK: VCEK_NAME, VLEK: VLEK_NAME}
@@ -299,11 +299,15 @@ def _verify_tcb(checks: Checklist, report: Report, vek: VEK, product: Product) -
         hint="get the certificate for the reported TCB",
     )
 
+    return _decode_tcb(report, layout)
+
+
+def _decode_tcb(report: Report, layout: TCBLayout) -> TCB:
     def decode(data: bytes, path: str) -> dict[str, int]:
         return layout.decode(data, code=REPORT_CODE, path=path)
 
     return TCB(
-        reported=certified,
+        reported=decode(report.reported_tcb, "REPORTED_TCB"),
         current=decode(report.current_tcb, "CURRENT_TCB"),
         committed=decode(report.committed_tcb, "COMMITTED_TCB"),
         launch=decode(report.launch_tcb, "LAUNCH_TCB"),
@@ -331,28 +335,46 @@ def _verify_chip(checks: Checklist, report: Report, vek: VEK) -> tuple[Unchecked
     return ()
 
 
-def claims_of(verified: VerifiedReport, *, tee: str) -> Claims:
-    """Return what a verified report says.
+def read_claims(evidence: Evidence) -> UnverifiedClaims:
+    """Return what SNP evidence says, whoever signed it. A report of version 2 does not name its product line.
 
-    Step 11: the instance is the chip; bytes of the evidence identify nothing.
+    Raises:
+        FormatRefused, EvidenceError: it does not parse.
     """
-    report, product = verified.report, verified.product
-    chip = "" if report.chip_id_masked else report.chip_id[: product.hwid_bytes].hex()
+    report = parse_report(parse_evidence(evidence).report)
+    product = product_of_cpu(*report.cpuid[:2]) if report.cpuid is not None else None
+    tcb = _decode_tcb(report, product.layout) if product is not None else TCB()
+    return UnverifiedClaims(claims=_claims(report, product, tcb, tee=TEE, level=Level.SIMULATED, window=None))
+
+
+def claims_of(verified: VerifiedReport, *, tee: str) -> Claims:
+    """Return what a verified report says."""
+    claims = _claims(
+        verified.report, verified.product, verified.tcb, tee=tee, level=verified.root.level, window=verified.window
+    )
+    return replace(claims, native={**claims.native, "csp_id": verified.vek.csp_id})
+
+
+def _claims(
+    report: Report, product: Product | None, tcb: TCB, *, tee: str, level: Level, window: Window | None
+) -> Claims:
+    """Step 11: the instance is the chip; bytes of the evidence identify nothing."""
+    chip = "" if report.chip_id_masked else report.chip_id[: product.hwid_bytes if product else None].hex()
     return Claims(
         tee=tee,
-        level=verified.root.level,
+        level=level,
         debug=report.debug,
         registers={"measurement": report.measurement},
         report_data=report.report_data,
         init_data=report.host_data,
         instance_id=chip,
-        raw=_raw(report, verified.tcb),
-        platform=f"AMD SEV-SNP, {product.line}",
-        product=product.key,
-        tcb=verified.tcb,
+        raw=_raw(report, tcb),
+        platform=f"AMD SEV-SNP, {product.line if product else 'product line not named'}",
+        product=product.key if product else "",
+        tcb=tcb,
         measurements={Role.LAUNCH: report.measurement},
-        window=verified.window,
-        native=_native(verified),
+        window=window,
+        native=_native(report, product),
     )
 
 
@@ -392,30 +414,47 @@ def _bits(value: int, names: Mapping[str, int]) -> dict[str, bool]:
 
 
 def _raw(report: Report, tcb: TCB) -> dict[str, Any]:  # Any: JSON values
-    """Return the claims that CoCo's policies expect."""
+    """Return the claims that CoCo's policies expect: flat for older ones, under `evidence` for newer ones."""
+    policy = {name.removeprefix("policy_"): bool(report.policy >> POLICY_BITS[name] & 1) for name in _COCO_POLICY}
+    platform = {name: bool(report.platform_info >> PLATFORM_BITS[name] & 1) for name in ("tsme_enabled", "smt_enabled")}
+    abi_major, abi_minor = report.policy >> 8 & 0xFF, report.policy & 0xFF
     return {
+        "evidence": {
+            "measurement": report.measurement.hex(),
+            "report_data": report.report_data.hex(),
+            "host_data": report.host_data.hex(),
+            "chip_id": report.chip_id.hex(),
+            "reported_tcb": dict(tcb.reported),
+            "policy": {
+                "abi_major": abi_major,
+                "abi_minor": abi_minor,
+                "smt_allowed": policy["smt_allowed"],
+                "migrate_ma_allowed": policy["migrate_ma"],
+                "debug_allowed": policy["debug_allowed"],
+                "single_socket_required": policy["single_socket"],
+            },
+            "plat_info": platform,
+        },
         "measurement": report.measurement.hex(),
         "report_data": report.report_data.hex(),
         "init_data": report.host_data.hex(),
         "chip_id": report.chip_id.hex(),
-        "policy_abi_major": report.policy >> 8 & 0xFF,
-        "policy_abi_minor": report.policy & 0xFF,
-        **{name: bool(report.policy >> POLICY_BITS[name] & 1) for name in _COCO_POLICY},
+        "policy_abi_major": abi_major,
+        "policy_abi_minor": abi_minor,
+        **{f"policy_{name}": value for name, value in policy.items()},
         **{f"reported_tcb_{name}": version for name, version in tcb.reported.items()},
-        "platform_tsme_enabled": bool(report.platform_info >> PLATFORM_BITS["tsme_enabled"] & 1),
-        "platform_smt_enabled": bool(report.platform_info >> PLATFORM_BITS["smt_enabled"] & 1),
+        **{f"platform_{name}": value for name, value in platform.items()},
     }
 
 
 _COCO_POLICY: Final = ("policy_smt_allowed", "policy_migrate_ma", "policy_debug_allowed", "policy_single_socket")
 
 
-def _native(verified: VerifiedReport) -> dict[str, Any]:  # Any: JSON values
+def _native(report: Report, product: Product | None) -> dict[str, Any]:  # Any: JSON values
     """Return the values under the names of AMD's specification, for people, scripts and the advisory table."""
-    report, vek = verified.report, verified.vek
     native: dict[str, Any] = {
         "version": report.version,
-        "product": verified.product.line,
+        "product": product.line if product else "",
         "signing_key": _kind(report),
         "measurement": report.measurement.hex(),
         "report_data": report.report_data.hex(),
@@ -436,7 +475,6 @@ def _native(verified: VerifiedReport) -> dict[str, Any]:  # Any: JSON values
         "mask_chip_key": bool(report.key_info >> 1 & 1),
         "current_version": ".".join(map(str, report.current)),
         "committed_version": ".".join(map(str, report.committed)),
-        "csp_id": vek.csp_id,
         **_bits(report.policy, POLICY_BITS),
         **_bits(report.platform_info, PLATFORM_BITS),
     }

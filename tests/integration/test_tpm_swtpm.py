@@ -5,32 +5,42 @@ Everything between the two ends is the shipped code: enrol, make a credential, a
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import socket
 import statistics
+import struct
 import subprocess
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cloister.errors import EndorsementError, EvidenceError, Unavailable
 from cloister.rats.claims import Level
+from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
+from cloister.tee.azure import attester as azure
+from cloister.tee.azure.abi import HCLReport, encode_hcl_report
+from cloister.tee.collateral.files import parse_trust_roots
 from cloister.tee.tpm import commands
 from cloister.tee.tpm import constants as c
-from cloister.tee.tpm.abi import encode_public, parse_public, parse_quote_attest
+from cloister.tee.tpm.abi import RSAUnique, encode_public, parse_public, parse_quote_attest
 from cloister.tee.tpm.attester import TPMAttester
 from cloister.tee.tpm.credential import ak_name, bound_credential, challenge_for, ek_public_key, make_credential
-from cloister.tee.tpm.quote import qualified_name
+from cloister.tee.tpm.quote import attestation_key, encode_key, qualified_name
 from cloister.tee.tpm.transport import SocketTransport
 from cloister.tee.verification import verify_evidence
 from cloister.testing.eventlog import build_event_log, seabios_events
-from cloister.wire.base64 import decode_b64
+from cloister.testing.snp import NOW as SNP_NOW
+from cloister.testing.snp import FakeAMD, FakeChip
+from cloister.testing.tpm import AK_PROFILE, EndorsementCA
+from cloister.wire.base64 import decode_b64, encode_b64, encode_b64url
 from swtpm_process import START_SECONDS, SoftwareTPM
 
 pytestmark = pytest.mark.tool
@@ -86,6 +96,27 @@ def test_a_real_tpm_proves_itself(attester: TPMAttester, machine: SoftwareTPM) -
     assert attester.read_pcrs()[8] == result.claims.init_data
     certificate = decode_b64(evidence.body["ek_certificate"], ceiling=4096)
     assert len(ek_public_key(certificate).public_numbers().n.to_bytes(256, "big")) == 256
+
+
+def test_a_real_tpm_is_vouched_for_by_a_certificate_of_its_ak(attester: TPMAttester) -> None:
+    """The way of clouds: no enrolment, a CA certifies the AK; and the way of owners: the AK itself is the root."""
+    ca = EndorsementCA(now=now())
+    key = attestation_key(parse_public(attester.enrol()[1]))
+    profile = replace(AK_PROFILE, not_before=now() - timedelta(hours=1), not_after=now() + timedelta(hours=1))
+    quoted = attester.attest(REPORT_DATA, b"")
+    body = {name: quoted[name] for name in ("ak_public", "tpm_quote")}
+    certified = Evidence(tee="tpm", body={**body, "ak_certificate": encode_b64(ca.issue(key, profile))})
+    binding = ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DIGEST)
+    result = verify_evidence(certified, binding, ca.endorsements(), at=now())
+    assert result.claims.registers["pcr08"] == hashlib.sha256(bytes(32) + INIT_DATA_DIGEST).digest()
+    root = parse_trust_roots("tpm", Level.MEASURED, [("ak", encode_key(key))]).roots
+    bare = Evidence(tee="tpm", body={**body, "ak_public": encode_b64(encode_key(key))})
+    assert verify_evidence(bare, binding, Endorsements(roots=root), at=now()).claims.level is Level.MEASURED
+    other = ca.issue(EndorsementCA().root_key.public_key(), profile)
+    with pytest.raises(EvidenceError) as caught:
+        stolen = Evidence(tee="tpm", body={**body, "ak_certificate": encode_b64(other)})
+        verify_evidence(stolen, binding, ca.endorsements(), at=now())
+    assert caught.value.code == "tee.tpm.ak_certificate.key"
 
 
 def test_what_the_tpm_writes_is_what_our_encoders_write(attester: TPMAttester) -> None:
@@ -302,3 +333,91 @@ def test_latencies_are_those_of_a_tpm_not_of_a_program_per_command(
         with capsys.disabled():
             print(f"\n  swtpm {name}: median {statistics.median(values) * 1000:.2f} ms", end="")
         assert statistics.median(values) < LATENCY_CEILING_SECONDS
+
+
+# The virtual TPM of Azure: the same commands, another key, two NV indices
+
+RSA_AK = struct.pack(
+    ">HHIHHHHHIH",
+    c.ALG_RSA,
+    c.ALG_SHA256,
+    commands.AK_ATTRIBUTES,
+    0,
+    c.ALG_NULL,
+    c.ALG_RSASSA,
+    c.ALG_SHA256,
+    2048,
+    0,
+    0,
+)
+CC_EVICT_CONTROL = 0x120
+
+
+class Paravisor:
+    """Between the attester and a real TPM: keeps the report's index as Azure's paravisor does, signed by fake AMD."""
+
+    def __init__(self, transport: SocketTransport, chip: FakeChip) -> None:
+        self._transport, self._chip = transport, chip
+        response = self._run(commands.create_primary(c.RH_OWNER, RSA_AK))
+        handle, public = commands.parse_create_primary(response)
+        unique = parse_public(public).unique
+        assert isinstance(unique, RSAUnique)
+        self._modulus = unique.modulus
+        evict = struct.pack(">III", c.RH_OWNER, handle, 9) + struct.pack(">IHBH", c.RS_PASSWORD, 0, 0, 0)
+        evict += struct.pack(">I", azure.AK_HANDLE)
+        self._run(struct.pack(">HII", c.ST_SESSIONS, 10 + len(evict), CC_EVICT_CONTROL) + evict)
+        self._run(commands.flush_context(handle))
+        self._renew(bytes(64), define=True)
+
+    def exchange(self, command: bytes) -> bytes:
+        answer = self._transport.exchange(command)
+        if command[6:10] == b"\0\0\1\x37" and not commands.response_code(answer):  # TPM2_NV_Write of user data
+            self._renew(command[-66:-2])
+        return answer
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _renew(self, user_data: bytes, *, define: bool = False) -> None:
+        key = {"kid": "HCLAkPub", "kty": "RSA", "e": "AQAB", "n": encode_b64url(self._modulus)}
+        parsed = {"keys": [key], "vm-configuration": {"secure-boot": True}, "user-data": user_data.hex().upper()}
+        variable = json.dumps(parsed).encode()
+        report = self._chip.report(report_data=hashlib.sha256(variable).digest() + bytes(32))
+        data = encode_hcl_report(HCLReport(version=2, report_type=2, hardware=report, variable=variable), size=2048)
+        if define:
+            attributes = c.NV_OWNER_READ | c.NV_OWNER_WRITE
+            self._run(commands.nv_define_space(azure.REPORT_INDEX, len(data), attributes, authority=c.RH_OWNER))
+        for start in range(0, len(data), 512):
+            command = bytearray(commands.nv_write(azure.REPORT_INDEX, data[start : start + 512], authority=c.RH_OWNER))
+            command[-2:] = struct.pack(">H", start)
+            self._run(bytes(command))
+
+    def _run(self, command: bytes) -> bytes:
+        answer = self._transport.exchange(command)
+        assert commands.response_code(answer) == 0, hex(commands.response_code(answer))
+        return answer
+
+
+def test_a_real_tpm_attests_as_azures_does(manufacture: Callable[[], SoftwareTPM], short_path: Path) -> None:
+    chip = FakeChip.made_by(FakeAMD("Genoa"))
+    pem = f"-----BEGIN CERTIFICATE-----\n{base64.encodebytes(chip.vek).decode()}-----END CERTIFICATE-----\n"
+
+    def fetch(method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+        assert (method, path, headers["Metadata"]) == ("GET", azure.THIM, "true")
+        return json.dumps({"vcekCert": pem}).encode()
+
+    endorsements = chip.amd.endorsements()
+    endorsements = replace(endorsements, roots=(chip.amd.root(tee="az-snp-vtpm"),))
+    with manufacture().powered(short_path) as address:
+        paravisor = Paravisor(SocketTransport(address), chip)
+        with azure.AzureAttester(transport=paravisor, fetch=fetch) as tpm:
+            tpm.extend(8, INIT_DATA_DIGEST)
+            for nonce in (REPORT_DATA, bytes(range(64))):  # the second as long as the paravisor's field
+                evidence = Evidence(tee="az-snp-vtpm", body=tpm.attest(nonce, b""))
+                binding = ExpectedBinding(report_data=nonce, init_data_digest=INIT_DATA_DIGEST)
+                result = verify_evidence(evidence, binding, endorsements, at=SNP_NOW)
+                assert evidence.body["version"] == 2
+                assert result.claims.level is Level.HARDWARE
+                assert result.claims.registers["pcr08"] == tpm.read_pcrs()[8]
+                with pytest.raises(EvidenceError):
+                    verify_evidence(evidence, replace(binding, report_data=bytes(48)), endorsements, at=SNP_NOW)

@@ -16,7 +16,7 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.tee.insecure import abi as simulated
-from cloister.tee.tpm import abi, commands, eventlog
+from cloister.tee.tpm import abi, commands, eventlog, gotpm, instanceinfo, protobuf, quote, tpm2tools
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.credential import ak_name
 from cloister.tee.tpm.endorsements import parse_tpm_roots
@@ -24,6 +24,7 @@ from cloister.tee.verification import verify_evidence
 from cloister.tee.verification import verify_evidence as verify_simulated
 from cloister.testing.eventlog import build_event_log, event
 from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
+from cloister.wire.base64 import decode_b64
 
 short = st.binary(max_size=40)
 u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
@@ -106,6 +107,35 @@ def test_logs_read_back(items: list[tuple[int, int, bytes]], banks: tuple[str, .
     assert eventlog.parse_event_log(build_event_log(events, algorithms=banks, fill=fill)) == events
 
 
+@given(
+    registers=st.dictionaries(st.integers(0, 23), st.binary(min_size=32, max_size=32), min_size=1),
+    texts=st.lists(st.binary(min_size=1, max_size=200), min_size=5, max_size=5),
+    flip=st.none() | st.tuples(st.integers(0, 10**6), st.integers(0, 7)),
+)
+def test_attestations_read_back_and_a_flipped_bit_shows(
+    registers: dict[int, bytes], texts: list[bytes], flip: tuple[int, int] | None
+) -> None:
+    ak_public, message, signature, log, certificate = texts
+    data = gotpm.encode_attestation(
+        ak_public=ak_public,
+        message=message,
+        signature=signature,
+        values=registers,
+        event_log=log,
+        ak_certificate=certificate,
+    )
+    body = gotpm.parse_attestation(data)
+    assert decode_b64(body["ak_public"], ceiling=400)[2:] == ak_public
+    assert body["tpm_quote"]["pcrs"] == [registers[index].hex() for index in sorted(registers)]
+    assert [decode_b64(body[name], ceiling=400) for name in ("event_log", "ak_certificate")] == [log, certificate]
+    if flip is not None:
+        at, bit = flip[0] % len(data), flip[1]
+        try:
+            assert gotpm.parse_attestation(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]) != body
+        except Refused as err:
+            assert err.code.startswith("tee.tpm.attestation.")
+
+
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=8), st.binary(min_size=32, max_size=32))
 def test_replay_is_a_fold(digests: list[bytes], start: bytes) -> None:
     whole = eventlog.replay_digests(digests, start)
@@ -121,6 +151,18 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "event log": eventlog.parse_event_log,
     "event log behind its header": lambda data: eventlog.parse_event_log(build_event_log([]) + data),
     "certificate": functools.partial(load_certificate, code="x"),
+    "attestation": gotpm.parse_attestation,
+    "attestation behind its key": lambda data: gotpm.parse_attestation(protobuf.encode_field(1, b"k") + data),
+    "attestation's quote": lambda data: gotpm.parse_attestation(
+        protobuf.encode_field(1, b"k") + protobuf.encode_field(2, data)
+    ),
+    "files of tools": lambda data: tpm2tools.join_parts(message=data, signature=data, pcrs=data, ak_public=data),
+    "pcr file behind its selection": lambda data: tpm2tools.parse_pcr_file(bytes(132) + b"\1\0\0\0" + data),
+    "key": quote.load_attestation_key,
+    "instance information": instanceinfo.parse_instance_info,
+    "instance information in its sequence": lambda data: instanceinfo.parse_instance_info(
+        b"\x30\x82" + len(data).to_bytes(2, "big") + data
+    ),
     "roots": functools.partial(parse_tpm_roots, level=Level.MEASURED, origin="any"),
     "roots in PEM": lambda data: parse_tpm_roots(
         b"-----BEGIN CERTIFICATE-----" + data + b"-----END CERTIFICATE-----", level=Level.MEASURED, origin="any"

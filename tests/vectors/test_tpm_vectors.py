@@ -7,8 +7,9 @@ check out all the same, step by step, and each altered copy must not.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from cloister.errors import EndorsementError, EvidenceError, FormatRefused, Refu
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
+from cloister.rats.policy import AppraisalPolicy
+from cloister.rats.result import Bound, Examination, Unchecked, Verdict
 from cloister.tee.checklist import Checklist
+from cloister.tee.collateral.files import parse_trust_roots, sort_endorsement_files
 from cloister.tee.tpm import commands, quote
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.abi import (
@@ -38,8 +42,12 @@ from cloister.tee.tpm.abi import (
 )
 from cloister.tee.tpm.credential import ak_name
 from cloister.tee.tpm.endorsements import parse_tpm_roots
-from cloister.tee.tpm.eventlog import parse_event_log, replay, start_value
-from cloister.tee.verification import verify_evidence
+from cloister.tee.tpm.eventlog import EV_NO_ACTION, parse_event_log, replay, start_value
+from cloister.tee.tpm.evidence import read_evidence
+from cloister.tee.tpm.instanceinfo import read_instance_info
+from cloister.tee.tpm.tpm2tools import join_parts, parse_pcr_file
+from cloister.tee.tpm.verifier import authenticate
+from cloister.tee.verification import examine_evidence, verify_evidence
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -142,14 +150,7 @@ def test_a_quote_of_tpm2_tools(tpm_vectors: Path) -> None:
 
 
 def _keylime_values(at: Path) -> list[bytes]:
-    """Return the three values of a tpm2-tools PCR file: a list of 16 selections, then digests of 64 bytes' room."""
-    data = (at / "quotepcr.out").read_bytes()
-    digest = parse_quote_attest((at / "quote.out").read_bytes()).pcr_digest
-    for start in range(len(data) - 2 * 66 - 32):
-        found = [data[start + 66 * index : start + 66 * index + 32] for index in range(3)]
-        if hashlib.sha256(b"".join(found)).digest() == digest:
-            return found
-    raise AssertionError("the file holds other values than were quoted")
+    return list(parse_pcr_file((at / "quotepcr.out").read_bytes()))
 
 
 def test_an_ek_of_the_low_range_template(tpm_vectors: Path) -> None:
@@ -163,68 +164,87 @@ def test_an_ek_of_the_low_range_template(tpm_vectors: Path) -> None:
     )
 
 
+def test_parts_of_tpm2_tools_give_their_expected_verdict(vectors: Path, cases: list[dict[str, Any]]) -> None:
+    seen = 0
+    for case in cases:
+        if case["kind"] != "evidence-parts" or case["platform"] != "tpm":
+            continue
+        at = (vectors / "evidence" / case["file"]).parent
+        for ak in ("ak.pub", "akpub.pem"):
+            body = join_parts(
+                message=(at / "quote.out").read_bytes(),
+                signature=(at / "quotesig.out").read_bytes(),
+                pcrs=(at / "quotepcr.out").read_bytes(),
+                ak_public=(at / ak).read_bytes(),
+            )
+            answer = examine_parts(vectors, case, body)
+            expected = case["expect"]
+            assert (answer.verdict.value, answer.authentic) == (expected["verdict"], expected["authentic"])
+            assert answer.bound.value == expected["bound"]
+            assert answer.claims is not None
+            assert set(answer.claims.registers) == {"pcr15", "pcr22"}  # 16 may be reset by anyone
+            wrong = examine_parts(vectors, {**case, "nonce": case["nonce"][:-2]}, body)
+            assert (wrong.verdict, wrong.bound) == (Verdict.REFUSE, Bound.NO)
+        seen += 1
+    assert seen == 1
+
+
+def examine_parts(vectors: Path, case: dict[str, Any], body: Mapping[str, Any]) -> Examination:
+    files = [(name, (vectors / "evidence" / name).read_bytes()) for name in case["trust_roots"]]
+    not_asked = Unchecked(reason="not asked for")
+    return examine_evidence(
+        Evidence(tee="tpm", body=body),
+        ExpectedBinding(report_data=bytes.fromhex(case["nonce"]), init_data_digest=not_asked, exact=True),
+        Endorsements(roots=parse_trust_roots("tpm", Level.MEASURED, files).roots),
+        AppraisalPolicy(id="p", tees=frozenset({"tpm"}), levels=frozenset(Level), accept_debug=False, digest=""),
+        not_asked,
+        at=datetime.fromisoformat(case["at"]),
+    )
+
+
 # Google's vTPM
 
 
-def test_quotes_of_a_cloud_vtpm_and_its_log(tpm_vectors: Path) -> None:
-    message = _protobuf((tpm_vectors / "gce-nonce9009" / "attestation.pb").read_bytes())
-    public = commands.sized(message[1][0])
-    key = quote.attestation_key(parse_public(public))
-    events = parse_event_log(message[3][0])
-    accepted = []
-    for part in map(_protobuf, message[2]):
-        pcrs = _protobuf(part[3][0])
-        values = {entry[1][0]: entry[2][0] for entry in map(_with_zero, pcrs[2])}
-        attest = parse_quote_attest(part[1][0])
-        try:
-            check_quote(
-                key,
-                part[1][0],
-                part[2][0],
-                extra_data=b"\x90\x09",
-                selection=quote.ALL_PCRS,
-                values=[values[index] for index in range(24)],
-            )
-        except EvidenceError as err:
-            assert err.code == "tee.tpm.pcr_selection"
-            assert attest.selections[0].algorithm in (c.ALG_SHA1, c.ALG_SHA384)
-            continue
-        accepted.append(attest)
-        for index in range(10):
-            assert replay(events, index, start_value(events, index)) == values[index]
-    assert [item.selections for item in accepted] == [(quote.ALL_PCRS,)]
+@pytest.fixture(scope="session")
+def cloud(vectors: Path) -> tuple[Evidence, Endorsements]:
+    """An attestation of Google Compute Engine and what vouches for its AK."""
+    at = vectors / "evidence"
+    data = (at / "tpm" / "gce-nonce9009" / "attestation.pb").read_bytes()
+    root = (at / "roots" / "gcp" / "tpm_ek_root_1.cer").read_bytes()
+    intermediate = (at / "roots" / "gcp" / "tpm_ek_intermediate_2.crt").read_bytes()
+    return Evidence(tee="tpm", body=read_evidence(data, tee="tpm").body), Endorsements(
+        roots=parse_trust_roots("tpm", Level.MEASURED, [("root", root)]).roots,
+        certificates=sort_endorsement_files([("intermediate", intermediate)]).certificates,
+    )
 
 
-def _protobuf(data: bytes) -> dict[int, list[Any]]:
-    """Return the fields of a protocol buffer message, as bytes or integers."""
-    fields: dict[int, list[Any]] = {}
-    offset = 0
-
-    def varint() -> int:
-        nonlocal offset
-        value = shift = 0
-        while True:
-            byte = data[offset]
-            offset += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while offset < len(data):
-        number, kind = divmod(varint(), 8)
-        length = varint()
-        if kind == 0:
-            fields.setdefault(number, []).append(length)
-        else:
-            fields.setdefault(number, []).append(data[offset : offset + length])
-            offset += length
-    return fields
+def test_a_cloud_vtpm_is_vouched_for_by_the_certificate_of_its_ak(cloud: tuple[Evidence, Endorsements]) -> None:
+    evidence, endorsements = cloud
+    found = authenticate(evidence, endorsements, at=NOW)
+    assert found.freshness.value == b"\x90\x09"
+    assert len(found.claims.registers) == 22
+    instance = found.claims.native["gce_instance"]
+    assert (instance["zone"], instance["production"]) == ("us-central1-a", True)
+    # Both certificates say where their revocation lists are, and none was given.
+    assert [item.unknown for item in found.findings if item.code == "tee.tpm.ak_certificate.revocation"] == [True, True]
+    assert any("registers 10, 11" in item.reason for item in found.unchecked)
+    for roots in ((), endorsements.roots):
+        with pytest.raises(EndorsementError):
+            authenticate(evidence, replace(endorsements, roots=roots, certificates=()), at=NOW)
 
 
-def _with_zero(entry: bytes) -> dict[int, list[Any]]:
-    """Return a map entry; protocol buffers may leave out a key of zero."""
-    return {1: [0], **_protobuf(entry)}
+def test_every_flipped_bit_of_what_a_cloud_signed_is_found(cloud: tuple[Evidence, Endorsements]) -> None:
+    evidence, endorsements = cloud
+    tried = 0
+    for place in ("message", "signature"):
+        data = base64.b64decode(evidence.body["tpm_quote"][place])
+        for offset in range(0, len(data), 5):
+            changed = data[:offset] + bytes([data[offset] ^ 0x20]) + data[offset + 1 :]
+            quote_body = {**evidence.body["tpm_quote"], place: base64.b64encode(changed).decode()}
+            with pytest.raises(Refused):
+                authenticate(replace(evidence, body={**evidence.body, "tpm_quote": quote_body}), endorsements, at=NOW)
+            tried += 1
+    assert tried > 70
 
 
 # Event logs
@@ -270,6 +290,26 @@ def test_cut_logs_are_refused_or_shorter(tpm_vectors: Path) -> None:
     assert len(whole) not in lengths
 
 
+def test_logs_of_confidential_vms_say_what_others_read_in_them(vectors: Path, cases: list[dict[str, Any]]) -> None:
+    """Register, digest and data of each event, in order, as CoCo's parser gives them."""
+    seen = 0
+    for case in cases:
+        if case["kind"] != "eventlog" or "parsed" not in case["expect"]:
+            continue
+        events = parse_event_log((vectors / "evidence" / case["file"]).read_bytes())
+        theirs = json.loads((vectors / "evidence" / case["expect"]["parsed"]).read_text())["uefi_event_logs"]
+        told = [item for item in events if item.kind != EV_NO_ACTION]
+        ours = [(item.register, item.digests["sha384"].hex(), base64.b64encode(item.data).decode()) for item in told]
+        others = [
+            (item["index"], item["digests"][0]["digest"], item["event"])
+            for item in theirs
+            if item["type_name"] != "EV_NO_ACTION"
+        ]
+        assert ours == others, case["id"]
+        seen += 1
+    assert seen == 3
+
+
 # Certificates
 
 
@@ -293,6 +333,9 @@ def test_cloud_ek_certificates_chain_through_their_intermediates(vectors: Path, 
             "leaf_critical": frozenset({x509.oid.ExtensionOID.SUBJECT_ALTERNATIVE_NAME}),
         }
         assert verify_path(leaf, anchors=anchors, **options)[-1] in anchors, case["id"]
+        instance = read_instance_info(leaf)
+        assert instance is not None
+        assert instance.project_id == "google.com:wuale-gcp-testing", case["id"]
         with pytest.raises(EndorsementError):
             verify_path(leaf, anchors=[], **options)
         late = {**options, "at": datetime(2060, 1, 1, tzinfo=UTC)}

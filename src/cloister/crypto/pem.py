@@ -11,6 +11,7 @@ from cloister.errors import FormatRefused
 from cloister.wire.base64 import decode_b64
 
 CERTIFICATE: Final = "CERTIFICATE"
+PUBLIC_KEY: Final = "PUBLIC KEY"
 _BLOCKS_CEILING: Final = 64
 
 

@@ -95,7 +95,7 @@ def verify_not_revoked(
             (`<code>.crl_extension`).
     """
     # 1
-    name = certificate.subject.rfc4514_string()[:120] or "certificate without a subject"
+    name = _subject(certificate)
     mine = [item for item in lists if item.issuer == issuer.subject]
     if mine and not allow_issuer_without_crl_sign:
         _verify_may_sign(issuer, code)
@@ -193,6 +193,12 @@ def _verify_list(item: x509.CertificateRevocationList, issuer: x509.Certificate,
             path=issuer.subject.rfc4514_string()[:120],
             actual=problem,
         )
+
+
+@lru_cache(maxsize=_CACHED)
+def _subject(certificate: x509.Certificate) -> str:
+    """Return the subject as text, which the library takes longer to write than a signature of RSA to verify."""
+    return certificate.subject.rfc4514_string()[:120] or "certificate without a subject"
 
 
 @dataclass(frozen=True, slots=True)

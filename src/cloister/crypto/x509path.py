@@ -185,6 +185,10 @@ def _parse(der: bytes) -> x509.Certificate:
         warnings.simplefilter("ignore")
         certificate = x509.load_der_x509_certificate(der)
         _ = (certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer)
+    # The signature's BIT STRING may call some of its last bits unused, which the library lets pass where they are zero:
+    # bytes that nobody signed, and so a second certificate with the same signature.
+    if not der.endswith(b"\0" + certificate.signature):
+        raise ValueError("signature is not a whole number of octets")
     return certificate
 
 
@@ -230,17 +234,10 @@ class _PathSearch:
     def _extend(self, path: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
         """Return `path` continued to an anchor; anchors are tried before intermediates."""
         current = path[-1]
-        failure = self._error(
-            "untrusted",
-            "no trusted CA signed the certificate",
-            current,
-            expected="a signature by one of " + (", ".join(map(_name, self._anchors)) or "no CA at all"),
-            actual=current.issuer.rfc4514_string()[:120],
-            hint="add the certificate of the issuing CA to the trusted roots, if you trust it",
-        )
+        failure: EndorsementError | None = None
         # 5
         if len(path) >= CERTIFICATE_CHAIN:
-            raise failure
+            raise self._untrusted(current)
         candidates = [(anchor, True) for anchor in self._anchors] + [(other, False) for other in self._intermediates]
         for issuer, anchored in candidates:
             try:
@@ -250,7 +247,17 @@ class _PathSearch:
                 return (*path, issuer) if anchored else self._extend((*path, issuer))
             except EndorsementError as err:
                 failure = err
-        raise failure
+        raise failure or self._untrusted(current)
+
+    def _untrusted(self, certificate: x509.Certificate) -> EndorsementError:
+        return self._error(
+            "untrusted",
+            "no trusted CA signed the certificate",
+            certificate,
+            expected="a signature by one of " + (", ".join(map(_name, self._anchors)) or "no CA at all"),
+            actual=certificate.issuer.rfc4514_string()[:120],
+            hint="add the certificate of the issuing CA to the trusted roots, if you trust it",
+        )
 
     def _signed_by(self, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
         # 2

@@ -25,6 +25,7 @@ from cloister.rats.rules import Handling, PlatformRules
 from cloister.wire.limits import POLICY_BYTES
 
 RESULT_LIFETIME: Final = timedelta(minutes=5)
+_REVOCATION: Final = "revocation"  # part of the code of every finding about it
 _LONGEST_GRACE: Final = timedelta(days=30)
 
 
@@ -161,8 +162,11 @@ def appraise(
 
 
 def _judge_open(finding: Finding, policy: AppraisalPolicy) -> Finding:
-    """Step 1: revocation that could not be checked stays open, unless the owner wrote that it may."""
-    if finding.unknown and policy.accept_unchecked_revocation:
+    """Step 1: revocation that could not be checked stays open, unless the owner wrote that it may.
+
+    Anything else that is open (a TCB that no collateral tells) stays so whatever the owner wrote.
+    """
+    if finding.unknown and policy.accept_unchecked_revocation and _REVOCATION in finding.code.split("."):
         return replace(finding, severity=Severity.WARNING, origin=f"insecure_no_revocation of policy {policy.id}")
     return finding
 

@@ -110,10 +110,12 @@ class TPMRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     Attributes:
         require_event_log: refuse evidence without a log that replays to the quoted registers.
         minimum_firmware_version: least firmware version of the TPM, as it reports it.
+        insecure_accept_empty_nonce: accept quotes that were made without a nonce.
     """
 
     require_event_log: bool = False
     minimum_firmware_version: int = 0
+    insecure_accept_empty_nonce: bool = False
 
 
 class AzureRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -122,10 +124,16 @@ class AzureRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     Attributes:
         console: what an enabled serial console means.
         require_secure_boot: refuse VMs without secure boot.
+        sept_ve: what a TD without SEPT_VE_DISABLE means; Azure has no others.
+        require_fresh_hardware: refuse a hardware report that was not made for the nonce, but only the quote.
+        insecure_accept_empty_nonce: accept quotes that were made without a nonce.
     """
 
     console: Handling = Handling.WARN
     require_secure_boot: bool = False
+    sept_ve: Handling = Handling.WARN
+    require_fresh_hardware: bool = False
+    insecure_accept_empty_nonce: bool = False
 
 
 class NitroRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -33,6 +33,8 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
     "csv": "cloister.tee.hygon_csv",
     "se": "cloister.tee.ibm_se",
     "snp": "cloister.tee.sev_snp",
+    "az-snp-vtpm": "cloister.tee.azure",
+    "az-tdx-vtpm": "cloister.tee.azure",
     "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
     "tdx": "cloister.tee.tdx",

@@ -231,6 +231,7 @@ class FakePlatform:
         self.pck: Final = _certificate(name, self.key, issuer, extension=(machine or Machine()).extension())
         self.chain = (self.pck, issuer.certificate, intel.root.certificate)
         self._qe = qe or {}
+        self._qe_signatures: dict[bytes, bytes] = {}  # a platform certifies its quoting enclave once
 
     def signature_data(self, signed: bytes) -> abi.SignatureData:
         """Return signature data over `signed`."""
@@ -249,7 +250,7 @@ class FakePlatform:
             signature=_raw_signature(self.attestation_key, signed),
             attestation_key=key,
             qe_report=qe_report,
-            qe_signature=_raw_signature(self.key, qe_report),
+            qe_signature=self._qe_signatures.setdefault(qe_report, _raw_signature(self.key, qe_report)),
             authentication=authentication,
             certification_type=abi.PCK_CHAIN,
             certification=pem(*self.chain).encode() + b"\0",

@@ -204,6 +204,11 @@ class FakeDevice:
         """As CoCo's attester writes it."""
         return "LS10" if self.switch else "Blackwell" if self.profile.chip.startswith("GB") else "Hopper"
 
+    @property
+    def board(self) -> tuple[str, str, str]:
+        """Project, project SKU and chip SKU of a GPU."""
+        return ("G525", "0220", "886") if self.arch == "Blackwell" else ("1010", "0200", "882")
+
     def report(self, nonce: bytes = NONCE, faults: ReportFaults | None = None) -> bytes:
         """Return a signed report of even length."""
         faults = faults or ReportFaults()
@@ -247,9 +252,10 @@ class FakeDevice:
         if self.switch:
             return (switch_rim_id(version=SWITCH_BIOS),)
         arch = self.arch.upper()
+        project, project_sku, chip_sku = self.board
         return (
             driver_rim_id(arch=arch, chip=self.profile.chip, version=DRIVER),
-            vbios_rim_id(project="1010", project_sku="0200", chip_sku="882", version=VBIOS),
+            vbios_rim_id(project=project, project_sku=project_sku, chip_sku=chip_sku, version=VBIOS),
         )
 
     def _entries(self, faults: ReportFaults) -> dict[int, bytes]:
@@ -261,13 +267,14 @@ class FakeDevice:
                 opaque.SWITCH_GPU_PDIS: gpus + bytes(16),
             }
         numbers = [int(part, 16) for part in VBIOS.split(".")]
+        project, project_sku, chip_sku = self.board
         entries = {
             opaque.DRIVER_VERSION: DRIVER.encode() + b"\0",
             opaque.VBIOS_VERSION: bytes((*reversed(numbers[:4]), numbers[4], 0, 0, 0)),
             opaque.NVDEC0_STATUS: bytes((opaque.NVDEC0_DISABLED,)),
-            opaque.CHIP_SKU: b"882\0",
-            opaque.PROJECT: b"1010\0",
-            opaque.PROJECT_SKU: b"0200\0",
+            opaque.CHIP_SKU: chip_sku.encode() + b"\0",
+            opaque.PROJECT: project.encode() + b"\0",
+            opaque.PROJECT_SKU: project_sku.encode() + b"\0",
             opaque.FWID: faults.fwid if faults.fwid is not None else self.profile.fwid,
         }
         if self.neighbours:

@@ -2,7 +2,8 @@
 
 `FakeTPM` has the methods of `cloister.tee.tpm.attester.TPMAttester`; its EK certificate has the profile of
 `swtpm_localca`, its quotes parse and verify, its credential activation decrypts what `TPM2_MakeCredential` made.
-Nothing of it is secret or fast. Every deviation a test may want is a named member of `EKProfile` or `QuoteFaults`.
+`foreign_evidence` is what attesters that do not enrol send. Nothing of it is secret or fast. Every deviation a test may
+want is a named member of `EKProfile` or `QuoteFaults`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from cloister.errors import EvidenceError
@@ -39,6 +40,8 @@ REPORT_DATA: Final = bytes(range(48))
 INIT_DATA_DIGEST: Final = hashlib.sha256(b"init data of the test pod").digest()
 LAUNCH_BLOB: Final = b'{"version":1}'
 EK_PURPOSE: Final = x509.ObjectIdentifier("2.23.133.8.1")
+AK_PURPOSE: Final = x509.ObjectIdentifier("2.23.133.8.3")
+INSTANCE_INFO: Final = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.1.21")
 _TPM_ATTRIBUTES: Final = (("2.23.133.2.1", "id:00001014"), ("2.23.133.2.2", "fake"), ("2.23.133.2.3", "id:00000001"))
 _COORDINATE_BYTES: Final = 32
 _DRTM_PCRS: Final = range(17, 23)  # start as ones: no dynamic launch took place
@@ -46,7 +49,12 @@ _DRTM_PCRS: Final = range(17, 23)  # start as ones: no dynamic launch took place
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EKProfile:
-    """What the CA writes into an EK certificate; the default is what `swtpm_localca` writes."""
+    """What the CA writes into a certificate; the default is what `swtpm_localca` writes for an EK.
+
+    Attributes:
+        crl_url: where the CA says its revocation list is; empty says nothing.
+        instance_info: value of Google's extension; empty leaves it out.
+    """
 
     not_before: datetime = NOW - timedelta(days=1)
     not_after: datetime = NOW + timedelta(days=365)
@@ -55,6 +63,12 @@ class EKProfile:
     digital_signature: bool = False
     ca: bool = False
     unknown_critical: bool = False
+    key_agreement: bool = False
+    crl_url: str = ""
+    instance_info: bytes = b""
+
+
+AK_PROFILE: Final = EKProfile(purposes=(AK_PURPOSE,), key_encipherment=False, digital_signature=True)
 
 
 class EndorsementCA:
@@ -90,8 +104,29 @@ class EndorsementCA:
         """Return `roots` as endorsements."""
         return Endorsements(roots=self.roots(level))
 
+    def revocation_list(
+        self,
+        revoked: Iterable[bytes] = (),
+        *,
+        this_update: datetime = NOW - timedelta(days=1),
+        next_update: datetime = NOW + timedelta(days=30),
+        signing_key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> bytes:
+        """Return a CRL (DER) of the issuing CA that names the DER certificates `revoked`."""
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.issuing.subject)
+            .last_update(this_update)
+            .next_update(next_update)
+        )
+        for der in revoked:
+            serial = x509.load_der_x509_certificate(der).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(this_update).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(signing_key or self.issuing_key, SHA256()).public_bytes(Encoding.DER)
+
     def issue(self, ek: rsa.RSAPublicKey | ec.EllipticCurvePublicKey, profile: EKProfile | None = None) -> bytes:
-        """Return an EK certificate (DER)."""
+        """Return a certificate (DER), of an EK unless `profile` says otherwise."""
         profile = profile or EKProfile()
         names = x509.Name([x509.NameAttribute(x509.ObjectIdentifier(oid), text) for oid, text in _TPM_ATTRIBUTES])
         builder = (
@@ -105,10 +140,20 @@ class EndorsementCA:
             .add_extension(x509.SubjectAlternativeName([x509.DirectoryName(names)]), critical=True)
             .add_extension(x509.BasicConstraints(ca=profile.ca, path_length=None), critical=True)
             .add_extension(
-                _key_usage(key_encipherment=profile.key_encipherment, digital_signature=profile.digital_signature),
+                _key_usage(
+                    key_encipherment=profile.key_encipherment,
+                    digital_signature=profile.digital_signature,
+                    key_agreement=profile.key_agreement,
+                ),
                 critical=True,
             )
         )
+        if profile.crl_url:
+            point = x509.DistributionPoint([x509.UniformResourceIdentifier(profile.crl_url)], None, None, None)
+            builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+        if profile.instance_info:
+            instance = x509.UnrecognizedExtension(INSTANCE_INFO, profile.instance_info)
+            builder = builder.add_extension(instance, critical=False)
         if profile.purposes:
             builder = builder.add_extension(x509.ExtendedKeyUsage(profile.purposes), critical=False)
         if profile.unknown_critical:
@@ -128,7 +173,7 @@ class EndorsementCA:
             .not_valid_before(self._start)
             .not_valid_after(self._end)
             .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-            .add_extension(_key_usage(key_cert_sign=True), critical=True)
+            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
             .sign(self.root_key, SHA256())
         )
 
@@ -145,7 +190,7 @@ class QuoteFaults:
     quoted_values: Sequence[bytes] | None = None
     values: Sequence[bytes] | None = None
     hash_algorithm: int | None = None
-    signing_key: ec.EllipticCurvePrivateKey | None = None
+    signing_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None
     append_to_message: bytes = b""
     append_to_signature: bytes = b""
     safe: bool = True
@@ -182,6 +227,7 @@ class FakeTPM:
         launch_blob: measured as H-CRTM before start-up, as Cloister's launcher does.
         events: what firmware measured and logged.
         ek: an RSA key to use instead of a fresh one.
+        ak: the AK to use instead of a fresh P-256 one; an RSA key signs with RSASSA.
     """
 
     def __init__(
@@ -190,28 +236,28 @@ class FakeTPM:
         *,
         profile: EKProfile | None = None,
         ak_attributes: int = commands.AK_ATTRIBUTES,
-        ak_scheme: tuple[int, int] = (c.ALG_ECDSA, c.ALG_SHA256),
+        ak_scheme: tuple[int, int] | None = None,
         launch_blob: bytes | None = None,
         events: Iterable[Event] = (),
         ek: rsa.RSAPrivateKey | None = None,
+        ak: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     ) -> None:
         self._ek = ek or rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.ek_certificate = ca.issue(self._ek.public_key(), profile)
-        self.ak_key = ec.generate_private_key(ec.SECP256R1())
-        point = self.ak_key.public_key().public_numbers()
+        self.ak_key = ak or ec.generate_private_key(ec.SECP256R1())
+        scheme = ak_scheme or (
+            c.ALG_RSASSA if isinstance(self.ak_key, rsa.RSAPrivateKey) else c.ALG_ECDSA,
+            c.ALG_SHA256,
+        )
         self.ak_public = abi.encode_public(
             abi.Public(
                 name_algorithm=c.ALG_SHA256,
                 attributes=ak_attributes,
                 policy=b"",
                 symmetric=None,
-                scheme=ak_scheme[0],
-                scheme_hash=ak_scheme[1],
-                unique=abi.ECCUnique(
-                    curve=c.CURVE_P256,
-                    x=point.x.to_bytes(_COORDINATE_BYTES, "big"),
-                    y=point.y.to_bytes(_COORDINATE_BYTES, "big"),
-                ),
+                scheme=scheme[0],
+                scheme_hash=scheme[1],
+                unique=_unique(self.ak_key),
             )
         )
         self._registers = _Registers()
@@ -309,13 +355,56 @@ class FakeTPM:
         magic = c.GENERATED if faults.magic is None else faults.magic
         kind = c.ST_ATTEST_QUOTE if faults.kind is None else faults.kind
         message = magic.to_bytes(4, "big") + kind.to_bytes(2, "big") + message[6:] + faults.append_to_message
-        r, s = decode_dss_signature((faults.signing_key or self.ak_key).sign(message, ec.ECDSA(SHA256())))
-        signature = abi.Signature(
-            algorithm=c.ALG_ECDSA,
-            hash_algorithm=c.ALG_SHA256 if faults.hash_algorithm is None else faults.hash_algorithm,
-            values=(r.to_bytes(_COORDINATE_BYTES, "big"), s.to_bytes(_COORDINATE_BYTES, "big")),
-        )
+        signature = _sign(faults.signing_key or self.ak_key, message)
+        if faults.hash_algorithm is not None:
+            signature = replace(signature, hash_algorithm=faults.hash_algorithm)
         return message, abi.encode_signature(signature) + faults.append_to_signature
+
+    def foreign_evidence(
+        self,
+        extra_data: bytes,
+        registers: Sequence[int] = range(c.PCRS),
+        *,
+        certificate: bytes = b"",
+        intermediates: Sequence[bytes] = (),
+        key_only: bool = False,
+        faults: QuoteFaults | None = None,
+    ) -> Evidence:
+        """Return evidence as an attester sends it that does not enrol.
+
+        Args:
+            extra_data: of the quote.
+            registers: what is quoted, ascending.
+            certificate: of the AK.
+            intermediates: DER certificates that go along.
+            key_only: send SubjectPublicKeyInfo, as CoCo's attester does, and not the public area.
+            faults: of the quote; its `values` are those of `registers` then.
+        """
+        faults = faults or QuoteFaults()
+        own = [self._registers.values[index] for index in registers]
+        bitmap = sum(1 << index for index in registers).to_bytes(3, "little")
+        selections = (abi.PCRSelection(algorithm=c.ALG_SHA256, bitmap=bitmap),)
+        changed = replace(
+            faults,
+            selections=selections if faults.selections is None else faults.selections,
+            quoted_values=own if faults.quoted_values is None else faults.quoted_values,
+        )
+        message, signature = self.quote(extra_data, changed)
+        spki = self.ak_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        body: dict[str, Any] = {  # Any: JSON object of texts and lists
+            "ak_public": encode_b64(spki if key_only else self.ak_public),
+            "tpm_quote": {
+                "signature": encode_b64(signature),
+                "message": encode_b64(message),
+                "pcrs": [value.hex() for value in (own if faults.values is None else faults.values)],
+            },
+        }
+        if self._events:
+            body["event_log"] = encode_b64(build_event_log(self._events))
+        if certificate:
+            body["ak_certificate"] = encode_b64(certificate)
+            body["ak_intermediates"] = [encode_b64(der) for der in intermediates]
+        return Evidence(tee="tpm", body=body)
 
 
 def run_session(
@@ -333,21 +422,49 @@ def run_session(
     )
 
 
+def _unique(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> abi.RSAUnique | abi.ECCUnique:
+    if isinstance(key, rsa.RSAPrivateKey):
+        numbers = key.public_key().public_numbers()
+        return abi.RSAUnique(
+            bits=key.key_size, exponent=numbers.e, modulus=numbers.n.to_bytes(key.key_size // 8, "big")
+        )
+    point = key.public_key().public_numbers()
+    return abi.ECCUnique(
+        curve=c.CURVE_P256,
+        x=point.x.to_bytes(_COORDINATE_BYTES, "big"),
+        y=point.y.to_bytes(_COORDINATE_BYTES, "big"),
+    )
+
+
+def _sign(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, message: bytes) -> abi.Signature:
+    if isinstance(key, rsa.RSAPrivateKey):
+        algorithm, values = c.ALG_RSASSA, (key.sign(message, padding.PKCS1v15(), SHA256()),)
+        return abi.Signature(algorithm=algorithm, hash_algorithm=c.ALG_SHA256, values=values)
+    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(SHA256())))
+    pair = (r.to_bytes(_COORDINATE_BYTES, "big"), s.to_bytes(_COORDINATE_BYTES, "big"))
+    return abi.Signature(algorithm=c.ALG_ECDSA, hash_algorithm=c.ALG_SHA256, values=pair)
+
+
 def _common_name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _key_usage(
-    *, key_encipherment: bool = False, digital_signature: bool = False, key_cert_sign: bool = False
+    *,
+    key_encipherment: bool = False,
+    digital_signature: bool = False,
+    key_cert_sign: bool = False,
+    crl_sign: bool = False,
+    key_agreement: bool = False,
 ) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,
         key_encipherment=key_encipherment,
         data_encipherment=False,
-        key_agreement=False,
+        key_agreement=key_agreement,
         key_cert_sign=key_cert_sign,
-        crl_sign=False,
+        crl_sign=crl_sign,
         encipher_only=False,
         decipher_only=False,
     )

@@ -32,6 +32,10 @@ _ESCAPES: Final = (ArithmeticError, AttributeError, LookupError, OSError, Runtim
 _WRONG_TYPES: Final[tuple[Any, ...]] = (None, 7, 1.5, True, "?", ["x"], {"x": "y"})
 _BOUND_BYTES: Final = 32  # an SPDM nonce, the shortest there is
 _BINDING_CODES: Final = "evidence."
+HEX: Final = "hex"
+BASE64URL: Final = "base64url"
+_URL_SAFE: Final = str.maketrans("+/", "-_")
+_STANDARD: Final = str.maketrans("-_", "+/")
 NO_INIT_DATA: Final = f"{INIT_DATA}.not_requested"
 
 
@@ -67,7 +71,9 @@ class ContractCase:
         foreign: roots of the same technology and names, but other keys.
         code_prefix: what every refusal's code begins with.
         codes: exact code for each named change; `CHANGES` lists the names.
-        binary_members: dotted paths of base64 members; a number stands for an item of a list.
+        binary_members: dotted paths of binary members, in base64 where `encodings` does not say otherwise; a number
+            stands for an item of a list.
+        encodings: `hex`, or `base64url` with padding, by path.
         unauthenticated: those of them in which a flipped bit or a trailing zero may go unnoticed, because nothing is
             read from there; their own tests flip the rest.
         optional: members that may be left out, or null.
@@ -86,6 +92,7 @@ class ContractCase:
     code_prefix: str
     codes: Mapping[str, str]
     binary_members: tuple[str, ...]
+    encodings: Mapping[str, str] = field(default_factory=dict)
     unauthenticated: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     labels: frozenset[str] = frozenset()
@@ -183,9 +190,9 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
 def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     """Try zeros, and zeros with another byte behind them, after each padded member."""
     for path in sorted(case.padded):
-        data = decode_b64(_get(case.evidence.body, path), path=path, ceiling=KBS_REQUEST_BYTES)
+        data = _decode(case, path)
         for tail, wanted in ((bytes(7), True), (bytes(7) + b"\x01", False)):
-            body = _with(case.evidence.body, path, encode_b64(data + tail))
+            body = _with(case.evidence.body, path, _encode(case, path, data + tail))
             result = examine_with(
                 authenticate,
                 replace(case.evidence, body=body),
@@ -267,7 +274,7 @@ def _changed_members(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any
 def _changed_bytes(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield evidence with one binary member cut at each offset, lengthened, or with one bit of each byte flipped."""
     for path in case.binary_members:
-        data = decode_b64(_get(case.evidence.body, path), path=path, ceiling=KBS_REQUEST_BYTES)
+        data = _decode(case, path)
         changed = [
             (f"{path} cut at {offset}", data[:offset]) for offset in range(1 if path in case.optional else 0, len(data))
         ]
@@ -278,7 +285,23 @@ def _changed_bytes(case: ContractCase) -> Iterator[tuple[str, Mapping[str, Any]]
                 flipped = data[:offset] + bytes([byte ^ (1 << offset % 8)]) + data[offset + 1 :]
                 changed.append((f"{path} with a bit of byte {offset} flipped", flipped))
         for name, value in changed:
-            yield name, _with(case.evidence.body, path, encode_b64(value))
+            yield name, _with(case.evidence.body, path, _encode(case, path, value))
+
+
+def _decode(case: ContractCase, path: str) -> bytes:
+    text: str = _get(case.evidence.body, path)
+    if case.encodings.get(path) == HEX:
+        return bytes.fromhex(text)
+    if case.encodings.get(path) == BASE64URL:
+        text = text.translate(_STANDARD)
+    return decode_b64(text, path=path, ceiling=KBS_REQUEST_BYTES)
+
+
+def _encode(case: ContractCase, path: str, data: bytes) -> str:
+    if case.encodings.get(path) == HEX:
+        return data.hex()
+    text = encode_b64(data)
+    return text.translate(_URL_SAFE) if case.encodings.get(path) == BASE64URL else text
 
 
 def _check_refuses(

@@ -388,3 +388,19 @@ def test_serial_number_zero_is_read_without_a_warning() -> None:
     assert serial_number(chip) == 0
     with pytest.warns(UserWarning, match="serial number"):
         assert chip.serial_number == 0
+
+
+def test_no_bit_of_a_certificate_is_free(keys: list[Key]) -> None:
+    """A signature whose last bit is zero could have it called unused: another certificate, and it would verify."""
+    for _ in range(40):
+        leaf = certificate("leaf", keys[1], "root", keys[0], ca=False)
+        if leaf.signature[-1] & 1:
+            continue
+        der = leaf.public_bytes(Encoding.DER)
+        unused = len(der) - len(leaf.signature) - 1
+        assert der[unused] == 0
+        with pytest.raises(FormatRefused) as caught:
+            load_certificate(der[:unused] + b"\x01" + der[unused + 1 :], code="x")
+        assert caught.value.code == "x.malformed"
+        return
+    raise AssertionError("no signature ended in a zero bit")

@@ -15,7 +15,7 @@ from cloister.errors import FormatRefused
 from cloister.rats.claims import Claims, Level
 from cloister.rats.policy import RESULT_LIFETIME, AppraisalPolicyWire, appraise, parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
-from cloister.rats.result import Finding, Question, Tier, Unchecked, VerifiedEvidence
+from cloister.rats.result import Finding, Question, Severity, Tier, Unchecked, Verdict, VerifiedEvidence
 from cloister.rats.rules import PlatformRules
 from cloister.wire.limits import POLICY_BYTES
 
@@ -233,3 +233,52 @@ def test_what_was_not_checked_is_kept() -> None:
     evidence = VerifiedEvidence(claims=CLAIMS, findings=(), unchecked=(Unchecked(reason="no CRL"),))
     result = appraise(evidence, policy(), (REFERENCE,), init_data_digest="sha256:00", at=NOW)
     assert result.unchecked == (Unchecked(reason="no CRL"),)
+
+
+# --- what stayed open ---
+
+
+def open_finding(code: str) -> Finding:
+    return Finding(code=code, question=Question.AUTHENTIC, ok=False, message="not known", severity=Severity.UNAVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed", "verdict"),
+    [
+        ("tee.snp.revocation", False, Verdict.UNAVAILABLE),
+        ("tee.snp.revocation", True, Verdict.ACCEPT),
+        ("tee.dcap.collateral.missing", True, Verdict.UNAVAILABLE),  # a TCB nobody knows is no revocation
+        ("tee.dcap.collateral.missing", False, Verdict.UNAVAILABLE),
+    ],
+)
+def test_only_revocation_can_be_waived(code: str, allowed: bool, verdict: Verdict) -> None:
+    evidence = VerifiedEvidence(claims=CLAIMS, findings=(*VERIFIED, open_finding(code)))
+    given = policy(insecure_no_revocation=allowed)
+    result = appraise(evidence, given, (REFERENCE,), init_data_digest="sha256:00", at=NOW)
+    assert result.verdict is verdict
+    waived = [finding for finding in result.findings if finding.severity is Severity.WARNING]
+    assert bool(waived) == (verdict is Verdict.ACCEPT)
+
+
+def test_toml_says_the_same_as_json() -> None:
+    text = b'version = 1\nid = "default"\ntees = ["tpm", "snp"]\n[snp]\nvmpls = [0, 1]\nminimum_tcb = { snp = 23 }\n'
+    parsed = parse_appraisal_policy(text)
+    assert parsed.rules == policy(snp={"vmpls": [0, 1], "minimum_tcb": {"snp": 23}}).rules
+    assert parsed.rules.snp.minimum_tcb == {"snp": 23}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"snp": {"vmpl": 0}},
+        {"snp": {"vmpls": "0"}},
+        {"tdx": {"insecure_everything": True}},
+        {"collateral_grace_seconds": -1},
+        {"collateral_grace_seconds": 10**9},
+        {"advisories": "ignore"},
+    ],
+)
+def test_a_section_is_as_strict_as_the_rest(change: dict[str, Any]) -> None:
+    with pytest.raises(FormatRefused) as caught:
+        policy(**change)
+    assert caught.value.code == "rats.policy.malformed"

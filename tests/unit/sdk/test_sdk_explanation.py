@@ -466,7 +466,7 @@ def test_an_image_without_its_files_cannot_be_compared_with(world: World) -> Non
         (PLATFORM.quote(enclave_report()), Platform.TDX, "tee.tdx.not_a_td"),
         (b"{", Platform.TDX, "tee.file.not_json"),
         (b"{}", Platform.TPM, "tee.tpm.malformed"),
-        (b"x", Platform.TPM, "tee.file.not_json"),
+        (b"x", Platform.TPM, "tee.tpm.attestation.unknown_field"),
     ],
 )
 def test_other_data_is_refused(data: bytes, platform: Platform, code: str) -> None:

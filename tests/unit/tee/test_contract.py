@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.ocsp import OCSPCertStatus
 
 from cloister.errors import EvidenceError, Refused
@@ -24,10 +25,19 @@ from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.tee.registry import TECHNOLOGIES, Authenticate, authenticator_for, register_technology
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.cocoshape import encode_shape
-from cloister.testing import cca, dcap, nitro, nvidia, snp
-from cloister.testing.eventlog import build_event_log
-from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
-from cloister.testing.verifiercontract import CHANGES, VARIANTS, ContractCase, Variant, find_violations, violations
+from cloister.testing import azure, cca, dcap, nitro, nvidia, snp
+from cloister.testing.eventlog import build_event_log, seabios_events
+from cloister.testing.tpm import AK_PROFILE, INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
+from cloister.testing.verifiercontract import (
+    BASE64URL,
+    CHANGES,
+    HEX,
+    VARIANTS,
+    ContractCase,
+    Variant,
+    find_violations,
+    violations,
+)
 from cloister.wire.base64 import encode_b64
 
 CaseMaker = Callable[[str], ContractCase]
@@ -74,8 +84,17 @@ def _tpm_case(tpm: FakeTPM, ca: EndorsementCA, foreign_ca: EndorsementCA) -> Con
         optional=frozenset({"event_log"}),
         variants={
             "debug": "a TPM has no debug mode",
-            "stale": "makers of TPMs publish no collateral that is used here",
-            "revoked": "no revocation data is used for EK certificates; the result says so",
+            "stale": Variant(
+                code="tee.tpm.ek_certificate.revocation",
+                verdict=Verdict.UNAVAILABLE,
+                endorsements=replace(
+                    ca.endorsements(), revocation_lists=(ca.revocation_list(next_update=NOW - timedelta(hours=1)),)
+                ),
+            ),
+            "revoked": Variant(
+                code="tee.tpm.ek_certificate.revoked",
+                endorsements=replace(ca.endorsements(), revocation_lists=(ca.revocation_list([tpm.ek_certificate]),)),
+            ),
         },
     )
 
@@ -196,6 +215,72 @@ def _dcap_case(tee: str, intel: dcap.FakeIntel, foreign: dcap.FakeIntel) -> Cont
                 code="tee.dcap.certificate.revoked",
                 endorsements=intel.endorsements(tee, intel.collateral(kind, revoked=[platform.pck])),
             ),
+        },
+    )
+
+
+def _azure_case(
+    hardware: snp.FakeChip | dcap.FakePlatform, foreign: Endorsements, ak: rsa.RSAPrivateKey
+) -> ContractCase:
+    machine = azure.FakeParavisor(hardware, ak, nv_bytes=0)
+    machine.tpm.extend(8, azure.INIT_DATA_DIGEST)
+    endorsements = machine.endorsements()
+    if isinstance(hardware, snp.FakeChip):
+        last, no_roots, untrusted = "vcek", "tee.sev_snp.no_roots", "tee.sev_snp.vek.untrusted"
+        debug: dict[str, Any] = {"policy": 0xB0000}
+        lists = hardware.amd.revocation_list(start=azure.NOW - timedelta(days=9), end=azure.NOW - timedelta(days=1))
+        stale = Variant(
+            code="tee.sev_snp.revocation",
+            verdict=Verdict.UNAVAILABLE,
+            endorsements=replace(endorsements, revocation_lists=(lists,)),
+        )
+        revoked = Variant(
+            code="tee.sev_snp.revocation.revoked",
+            endorsements=replace(endorsements, revocation_lists=(hardware.amd.revocation_list(65537),)),
+        )
+    else:
+        last, no_roots, untrusted = "td_quote", "tee.dcap.no_roots", "tee.dcap.pck_chain.untrusted"
+        debug = {"td_attributes": b"\x01" + bytes(7)}
+        stale = Variant(code="tee.dcap.collateral.stale", verdict=Verdict.UNAVAILABLE, at=dcap.NEXT_UPDATE)
+        collateral = hardware.intel.collateral("TDX", revoked=[hardware.pck])
+        documents = hardware.intel.endorsements("tdx", collateral).documents
+        revoked = Variant(code="tee.dcap.certificate.revoked", endorsements=replace(endorsements, documents=documents))
+    return ContractCase(
+        evidence=machine.evidence(),
+        binding=ExpectedBinding(report_data=azure.NONCE, init_data_digest=azure.INIT_DATA_DIGEST),
+        endorsements=endorsements,
+        at=azure.NOW,
+        level=Level.HARDWARE,
+        foreign=replace(foreign, roots=tuple(replace(root, tee=machine.tee) for root in foreign.roots)),
+        code_prefix="tee.",
+        codes={
+            "other_report_data": "evidence.freshness",
+            "no_report_data": "evidence.freshness.no_session",
+            "other_init_data": "evidence.init_data",
+            "no_init_data": "evidence.init_data.length",
+            "long_init_data": "evidence.init_data.length",
+            "no_roots": no_roots,
+            "foreign_roots": untrusted,
+            "roots_of_another_technology": no_roots,
+            "another_technology": "tee.azure.malformed",
+            "unknown_member": "tee.azure.malformed",
+        },
+        binary_members=("tpm_quote.message", "tpm_quote.signature", "hcl_report", last),
+        encodings={
+            "tpm_quote.message": HEX,
+            "tpm_quote.signature": HEX,
+            "hcl_report": BASE64URL,
+            last: BASE64URL,
+        },
+        # The TD report inside is not read, its quote is; test_azure_verifier flips what is around it.
+        unauthenticated=frozenset() if last == "vcek" else frozenset({"hcl_report"}),
+        padded=frozenset({"hcl_report", "td_quote"} - {"td_quote" if last == "vcek" else ""}),
+        variants={
+            "debug": Variant(
+                code="appraisal.debug", evidence=machine.evidence(faults=azure.AzureFaults(hardware=debug))
+            ),
+            "stale": stale,
+            "revoked": revoked,
         },
     )
 
@@ -325,6 +410,9 @@ def case_of(
     foreign_ca: EndorsementCA,
     intel: dcap.FakeIntel,
     foreign_intel: dcap.FakeIntel,
+    amd_chip: snp.FakeChip,
+    intel_platform: dcap.FakePlatform,
+    rsa_ak: rsa.RSAPrivateKey,
     tmp_path: Path,
 ) -> CaseMaker:
     """Return the contract case of a technology; one without a case fails, it is not skipped."""
@@ -333,12 +421,49 @@ def case_of(
         "snp": _snp_case,
         "nitro": _nitro_case,
         "cca": _cca_case,
+        "az-snp-vtpm": lambda: _azure_case(
+            amd_chip, snp.FakeAMD(amd_chip.amd.line, name="stranger").endorsements(), rsa_ak
+        ),
+        "az-tdx-vtpm": lambda: _azure_case(intel_platform, foreign_intel.endorsements("tdx"), rsa_ak),
         "cloister-simulated": lambda: _simulated_case(tmp_path),
         "tdx": lambda: _dcap_case("tdx", intel, foreign_intel),
         "sgx": lambda: _dcap_case("sgx", intel, foreign_intel),
         "nvidia": _nvidia_case,
     }
     return lambda tee: makers[tee]()
+
+
+def test_tpm_evidence_with_a_certified_ak_keeps_the_contract_too(
+    ca: EndorsementCA, foreign_ca: EndorsementCA, ek: rsa.RSAPrivateKey
+) -> None:
+    tpm = FakeTPM(ca, events=seabios_events(), ek=ek)
+    tpm.extend(8, INIT_DATA_DIGEST)
+    certificate = ca.issue(tpm.ak_key.public_key(), AK_PROFILE)
+    case = replace(
+        _tpm_case(tpm, ca, foreign_ca),
+        evidence=tpm.foreign_evidence(REPORT_DATA[:32], certificate=certificate),
+        binding=ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DIGEST),
+        binary_members=("ak_public", "ak_certificate", "tpm_quote.signature", "tpm_quote.message", "event_log"),
+        # A certificate is of the key alone: attributes that the verifier does not ask about may be any.
+        unauthenticated=frozenset({"event_log", "ak_public"}),
+        optional=frozenset({"event_log", "ak_intermediates"}),
+        variants={
+            "debug": "a TPM has no debug mode",
+            "stale": Variant(
+                code="tee.tpm.ak_certificate.revocation",
+                verdict=Verdict.UNAVAILABLE,
+                endorsements=replace(
+                    ca.endorsements(), revocation_lists=(ca.revocation_list(next_update=NOW - timedelta(hours=1)),)
+                ),
+            ),
+            "revoked": Variant(
+                code="tee.tpm.ak_certificate.revoked",
+                endorsements=replace(ca.endorsements(), revocation_lists=(ca.revocation_list([certificate]),)),
+            ),
+        },
+    )
+    case = replace(case, codes={**case.codes, "foreign_roots": "tee.tpm.ak_certificate.untrusted"})
+    assert violations(authenticator_for("tpm"), case) == []
 
 
 @pytest.mark.parametrize("tee", VERIFIED)

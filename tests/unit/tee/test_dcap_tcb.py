@@ -68,6 +68,10 @@ def test_every_tdx_component_counts(index: int) -> None:
 def test_components_of_the_module_are_judged_by_its_identity_alone() -> None:
     """From major version 1 on; Intel PCS, "Get TCB Info", 3 c and d."""
     assert status(svn(4, 0, 2)) == "OutOfDate"  # 1.0: all sixteen are the platform's
+    for least in ((9, 0, 2), (0, 9, 2)):
+        levels = [platform_level("TDX", sgx=5, pce=11, tdx=least)]
+        assert status(svn(5, 1, 2), tcbLevels=levels) == "UpToDate"
+        assert status(svn(5, 0, 2), tcbLevels=levels) == "Unsupported"
     found = evaluate_tcb(info(), identity(), machine(), 8, (svn(4, 1, 2),))
     assert dict(found.parts) == {"platform": "UpToDate", "module": "OutOfDate", "qe": "UpToDate"}
     assert (found.status, found.advisories) == ("OutOfDate", ("INTEL-SA-01099",))

@@ -17,7 +17,7 @@ from cloister.rats.endorsement import Document, Endorsements, PinnedRoot, Truste
 from cloister.rats.result import Severity
 from cloister.tee.dcap import abi
 from cloister.tee.dcap.chain import PCK_CAS, TCB_SIGNING
-from cloister.tee.dcap.verifier import VerifiedQuote, verify_quote
+from cloister.tee.dcap.verifier import _KNOWN_PLATFORMS, VerifiedQuote, verify_quote
 from cloister.testing.dcap import (
     ISSUED,
     NEXT_UPDATE,
@@ -500,6 +500,29 @@ def test_a_known_platform_is_judged_as_at_first(intel: FakeIntel) -> None:
     again = verify(intel, platform.quote(body), endorsements=endorsements)
     assert again.quote.body == body
     assert replace(again, quote=first.quote) == first
+
+
+def test_the_quote_of_a_known_platform_is_verified_each_time(intel: FakeIntel) -> None:
+    platform = FakePlatform(intel)
+    endorsements = intel.endorsements("tdx")
+    good = platform.quote(td_report())
+    verify(intel, good, endorsements=endorsements)
+    before = len(_KNOWN_PLATFORMS._platforms)
+    other = good[:600] + bytes([good[600] ^ 1]) + good[601:]
+    for quote in (other, platform.quote(td_report(), data={"signature": bytes(64)})):
+        assert code(lambda q=quote: verify(intel, q, endorsements=endorsements), EvidenceError) == (
+            "tee.dcap.signature_invalid"
+        )
+    verify(intel, platform.quote(td_report(mr_td=bytes(48))), endorsements=endorsements)
+    assert len(_KNOWN_PLATFORMS._platforms) == before
+
+
+def test_what_left_anything_open_is_not_kept(intel: FakeIntel) -> None:
+    quote = FakePlatform(intel).quote(td_report())
+    before = list(_KNOWN_PLATFORMS._platforms)
+    verify(intel, quote, b"")
+    verify(intel, quote, at=NEXT_UPDATE)
+    assert list(_KNOWN_PLATFORMS._platforms) == before
 
 
 def test_a_known_platform_is_not_known_under_anything_else(intel: FakeIntel, foreign_intel: FakeIntel) -> None:

@@ -15,7 +15,7 @@ from cloister.rats.result import Bound, Examination, Unchecked, Verdict
 from cloister.rats.rules import PlatformRules, SGXRules
 from cloister.tee.sgx.endorsements import PINS
 from cloister.tee.sgx.evidence import read_evidence
-from cloister.tee.sgx.verifier import authenticate
+from cloister.tee.sgx.verifier import authenticate, read_claims
 from cloister.tee.verification import examine_evidence
 from cloister.testing.dcap import CONFIG_ID, NOW, REPORT_DATA, FakeIntel, FakePlatform, enclave_report, td_report
 from cloister.wire.base64 import encode_b64
@@ -131,3 +131,12 @@ def test_forms_of_a_file(platform: FakePlatform) -> None:
 
 def test_intels_root_is_pinned() -> None:
     assert [(pin.tee, pin.sha256.hex()[:8]) for pin in PINS] == [("sgx", "44a0196b")]
+
+
+def test_claims_of_evidence_that_nobody_verified(intel: FakeIntel, platform: FakePlatform) -> None:
+    found = evidence(platform.quote(enclave_report()))
+    unverified = read_claims(found).claims
+    verified = authenticate(found, intel.endorsements("sgx"), at=NOW).claims
+    assert (unverified.level, verified.level) == (Level.SIMULATED, Level.HARDWARE)
+    assert unverified.registers == verified.registers
+    assert unverified.native.items() < verified.native.items()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloister.errors import EvidenceError, FormatRefused, Refused
-from cloister.rats.claims import Level, Role
+from cloister.rats.claims import TCB, Level, Role
 from cloister.rats.evidence import AuthenticEvidence, Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.result import Bound, Examination, Severity, Unchecked, Verdict
@@ -20,7 +20,7 @@ from cloister.tee.sgx.appraisal import appraise_platform as appraise_sgx
 from cloister.tee.tdx.appraisal import appraise_platform
 from cloister.tee.tdx.endorsements import PINS
 from cloister.tee.tdx.evidence import read_evidence
-from cloister.tee.tdx.verifier import authenticate
+from cloister.tee.tdx.verifier import authenticate, read_claims
 from cloister.tee.verification import examine_evidence
 from cloister.testing.dcap import (
     CONFIG_ID,
@@ -89,7 +89,7 @@ def attributes(value: int) -> bytes:
 def test_claims(intel: FakeIntel, platform: FakePlatform) -> None:
     claims = verify(intel, evidence(platform.quote(td_report(td15=True)))).claims
     assert (claims.tee, claims.level, claims.debug, claims.product) == ("tdx", Level.HARDWARE, False, "intel-tdx")
-    assert claims.platform == "Intel TDX 1.5"
+    assert claims.platform == "Intel TDX, TD report 1.5"
     assert claims.registers == {
         "mrtd": b"\xab" * 48,
         "rtmr0": b"\xc0" * 48,
@@ -130,7 +130,7 @@ def test_claims_under_the_names_of_coco(intel: FakeIntel, platform: FakePlatform
 
 def test_a_version_1_0_report_has_no_more_than_it_has(intel: FakeIntel, platform: FakePlatform) -> None:
     claims = verify(intel, evidence(platform.quote(td_report()))).claims
-    assert claims.platform == "Intel TDX 1.0"
+    assert claims.platform == "Intel TDX, TD report 1.0"
     assert "mrservicetd" not in claims.native
 
 
@@ -410,3 +410,30 @@ def test_report_data_is_the_whole_field(intel: FakeIntel, platform: FakePlatform
     assert found.init_data is not None
     assert (found.init_data.size, found.init_data.cut) == (48, False)
     assert dcap.TD10_BYTES == 584
+
+
+def test_claims_of_evidence_that_nobody_verified(intel: FakeIntel, platform: FakePlatform) -> None:
+    events = boot_log()
+    found = evidence(platform.quote(logged_report(events, td15=True)), events)
+    unverified, verified = read_claims(found).claims, verify(intel, found).claims
+    assert unverified.level is Level.SIMULATED
+    assert (unverified.window, unverified.advisories) == (None, ())
+    assert unverified.tcb is not None
+    assert (unverified.tcb.status, unverified.tcb.reported) == ("", verified.tcb.reported if verified.tcb else {})
+    assert unverified.registers == verified.registers
+    assert unverified.raw["quote"] == verified.raw["quote"]
+    assert not {"tcb_status", "root_key_id", "latest_issue_date"} & set(unverified.raw)
+    with pytest.raises(FormatRefused):
+        read_claims(evidence(b""))
+
+
+def test_versions_that_run_are_told_where_they_are_others(intel: FakeIntel, platform: FakePlatform) -> None:
+    def tcb(report: dcap.TDReport) -> TCB:
+        found = verify(intel, evidence(platform.quote(report))).claims.tcb
+        assert found is not None
+        return found
+
+    assert tcb(td_report()).current == {}
+    assert tcb(td_report(td15=True)).current == {}
+    older = tcb(td_report(td15=True, tee_tcb_svn=bytes([2, 1, 2]) + bytes(13)))
+    assert (older.status, older.reported["tdx01"], older.current["tdx01"]) == ("TDRelaunchAdvised", 2, 5)

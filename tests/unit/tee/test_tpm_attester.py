@@ -231,7 +231,7 @@ def test_the_log_is_bounded_and_may_be_absent(tmp_path: Path, monkeypatch: pytes
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as caught:
-        TPMAttester(str(tmp_path / "tpmrm0"))
+        TPMAttester(device=str(tmp_path / "tpmrm0"))
     assert (caught.value.code, caught.value.path) == ("tee.tpm.device", str(tmp_path / "tpmrm0"))
     with pytest.raises(Unavailable):
         SocketTransport(str(tmp_path / "socket"))

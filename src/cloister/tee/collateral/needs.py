@@ -140,7 +140,7 @@ def _nvidia(evidence: Evidence, given: tuple[bytes, ...], update: str) -> Sequen
                 hint="give the device's chain beside the evidence",
             )
         chip, arch = read_chip(leaf)
-        identity = DeviceIdentity(chip=chip, arch=arch, pdi=b"", fwids=(), flags=None)
+        identity = DeviceIdentity(chip=chip, arch=arch, pdi=b"", fwids=(), flags=None, names=())
         opaque = read_opaque(device.report.opaque, switch=identity.switch)
         needed += [rim_item(wanted.id) for wanted in wanted_manifests(identity, opaque)]
         # The responder knows no leaf: the device makes it anew with each firmware.

@@ -63,6 +63,7 @@ from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.dcap import abi, chain, tcb
 from cloister.tee.dcap.collateral import Collateral, Statement, gather_collateral
 from cloister.tee.dcap.pck import PCKExtension, parse_pck_extension
+from cloister.tee.dcap.platform import Platform
 from cloister.tee.dcap.statements import QEIdentity, TCBInfo, parse_qe_identity, parse_tcb_info
 
 _DEBUG: Final = 1 << 1  # enclave attribute
@@ -85,32 +86,18 @@ _S = TypeVar("_S", bound=_Dated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedQuote:
-    """A quote that a genuine platform signed.
+class VerifiedQuote(Platform):
+    """A quote that a genuine platform signed, and what is known of that platform.
 
     Attributes:
         quote: as parsed.
         root: that its PCK certificate chains to.
-        pck: the platform.
-        qe_svn: version of the quoting enclave.
-        tcb: what Intel says of the platform; None without TCB info.
-        evaluation_number: `tcbEvaluationDataNumber`, the lesser of TCB info and identity; None without TCB info.
-        window: validity of all that was relied on.
         findings: checks made, and what stays open.
-        crl_numbers: number of the newest revocation list of the PCK's CA, and of the root's; None where there is none.
-        root_key_id: SHA-384 of the root's public key.
     """
 
     quote: abi.Quote
     root: TrustedRoot
-    pck: PCKExtension
-    qe_svn: int
-    tcb: tcb.TCBStatus | None
-    evaluation_number: int | None
-    window: Window
     findings: tuple[Finding, ...]
-    crl_numbers: tuple[int | None, int | None]
-    root_key_id: bytes
 
 
 def verify_quote(quote: abi.Quote, endorsements: Endorsements, *, tee: str, at: datetime) -> VerifiedQuote:
@@ -136,7 +123,7 @@ def verify_quote(quote: abi.Quote, endorsements: Endorsements, *, tee: str, at: 
         verification.verify_signature()
         return replace(known, quote=quote)
     verified = verification.run()
-    if all(finding.ok for finding in verified.findings):
+    if verified.current:
         _KNOWN_PLATFORMS.put(key, verified)
     return verified
 
@@ -171,7 +158,8 @@ class _KnownPlatforms:
     def get(self, key: Hashable, at: datetime) -> VerifiedQuote | None:
         with self._lock:
             known = self._platforms.get(key)
-            if known is None or not known.window.not_before <= at < known.window.not_after:
+            window = known.window if known is not None else None
+            if window is None or not window.not_before <= at < window.not_after:
                 return None
             self._platforms.move_to_end(key)
             return known
@@ -208,7 +196,7 @@ class _Verification:
         carried = (*(_der(item) for item in certificates), *collateral.certificates)
         roots, self._anchors = chain.find_anchors(self._tee, self._endorsements, carried)
         self._signers = _signers(collateral.certificates)
-        self._lists = tuple(load_revocation_list(item, code="tee.dcap.crl") for item in collateral.revocation_lists)
+        self._lists = collateral.revocation_lists
         # 2
         info = self._tcb_info(collateral, pck)
         # 3
@@ -225,17 +213,20 @@ class _Verification:
         status = None if info is None else self._evaluate(info, identity, pck, qe_report)
         numbers = [item.evaluation_number for item in (info, identity) if item is not None]
         root = roots[self._anchors.index(path[-1])]
+        findings = (*self._checks.findings, *self._open)
         return VerifiedQuote(
             quote=quote,
             root=root,
+            level=root.level,
             pck=pck,
             qe_svn=qe_report.isv_svn,
             tcb=status,
             evaluation_number=min(numbers) if info is not None else None,
             window=Window(not_before=max(self._starts), not_after=min(self._ends)),
-            findings=(*self._checks.findings, *self._open),
-            crl_numbers=(self._crl_number(path[1]), self._crl_number(path[-1])),
+            findings=findings,
+            crl_numbers=(_crl_number(path[1], self._lists), _crl_number(path[-1], self._lists)),
             root_key_id=_key_id(path[-1]),
+            current=all(finding.ok for finding in findings),
         )
 
     def _tcb_info(self, collateral: Collateral, pck: PCKExtension) -> TCBInfo | None:
@@ -493,23 +484,18 @@ class _Verification:
             return
         self._told.add(certificate)
         status: RevocationStatus = verify_not_revoked(
-            certificate, issuer, self._lists, at=self._at, code="tee.dcap.certificate", grace=self._endorsements.grace
+            certificate,
+            issuer,
+            _lists_of(issuer, self._lists),
+            at=self._at,
+            code="tee.dcap.certificate",
+            grace=self._endorsements.grace,
         )
         self._open.append(revocation_finding(status, code="tee.dcap.revocation"))
         if status.this_update is not None:
             self._starts.append(status.this_update)
         if status.next_update is not None:
             self._ends.append(status.next_update)
-
-    def _crl_number(self, issuer: x509.Certificate) -> int | None:
-        numbers = [
-            extension.value.crl_number
-            for item in self._lists
-            if item.issuer == issuer.subject
-            for extension in item.extensions
-            if isinstance(extension.value, x509.CRLNumber)
-        ]
-        return max(numbers) if numbers else None
 
 
 def _check_vendor(quote: abi.Quote) -> None:
@@ -535,6 +521,24 @@ def _unknown(code: str, message: str) -> Finding:
         actual="none",
         hint="fetch the collateral for the FMSPC in the PCK certificate",
     )
+
+
+@lru_cache(maxsize=_CACHED)
+def _lists_of(issuer: x509.Certificate, lists: tuple[bytes, ...]) -> tuple[x509.CertificateRevocationList, ...]:
+    """Return the lists that bear the name of `issuer`."""
+    parsed = (load_revocation_list(item, code="tee.dcap.crl") for item in lists)
+    return tuple(item for item in parsed if item.issuer == issuer.subject)
+
+
+@lru_cache(maxsize=_CACHED)
+def _crl_number(issuer: x509.Certificate, lists: tuple[bytes, ...]) -> int | None:
+    numbers = [
+        extension.value.crl_number
+        for item in _lists_of(issuer, lists)
+        for extension in item.extensions
+        if isinstance(extension.value, x509.CRLNumber)
+    ]
+    return max(numbers, default=None)
 
 
 @lru_cache(maxsize=_CACHED)

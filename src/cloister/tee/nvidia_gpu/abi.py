@@ -29,6 +29,7 @@ NONCE_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 96
 _SLOTS: Final = 8
 _VALUE_CEILING: Final = 64  # a SHA-512 digest
+_HEAD: Final = struct.Struct("<BBHBH")  # index, specification, size of what follows; type and size of the value
 _BLOCK_HEAD: Final = 3
 _CODE: Final = "tee.nvidia_gpu.report"
 
@@ -123,7 +124,7 @@ def encode_report(report: Report) -> bytes:
 def encode_signed(report: Report) -> bytes:
     """Return what the device signs: everything before the signature."""
     record = b"".join(
-        struct.pack("<BBHBH", item.index, DMTF_SPECIFICATION, _BLOCK_HEAD + len(item.value), item.kind, len(item.value))
+        _HEAD.pack(item.index, DMTF_SPECIFICATION, _BLOCK_HEAD + len(item.value), item.kind, len(item.value))
         + item.value
         for item in report.blocks
     )
@@ -148,21 +149,28 @@ def signed_part(data: bytes, report: Report) -> bytes:
 
 
 def _parse_blocks(record: bytes, count: int) -> tuple[Block, ...]:
-    reader = BinaryReader(record, order="little", code=f"{_CODE}.record")
+    """Read the blocks of a record; sixty-four of them, so their heads are unpacked whole."""
     blocks: list[Block] = []
-    while reader.remaining:
-        index = reader.unsigned(1, "measurement index")
-        _expect(reader, DMTF_SPECIFICATION, "measurement specification")
-        size = reader.unsigned(2, "measurement size")
-        kind = reader.unsigned(1, "measurement type")
-        value = reader.sized(2, "measurement", ceiling=_VALUE_CEILING)
-        if size != _BLOCK_HEAD + len(value):
-            raise _malformed("measurement does not fill its block", str(size - _BLOCK_HEAD), len(value))
-        if blocks and index <= blocks[-1].index:
-            raise _malformed("measurements are not in rising order", f"above {blocks[-1].index}", index)
-        blocks.append(Block(index=index, kind=kind, value=value))
-    if len(blocks) != count or not blocks or not blocks[0].index:
-        raise _malformed("number of measurements is another than declared", f"{count}, from index 1", len(blocks))
+    offset, last, end = 0, 0, len(record)
+    while offset < end:
+        if offset + _HEAD.size > end:
+            raise _cut(offset, _HEAD.size, end - offset)
+        index, specification, size, kind, length = _HEAD.unpack_from(record, offset)
+        offset += _HEAD.size
+        if specification != DMTF_SPECIFICATION:
+            raise _malformed("measurement specification is not one that is supported", "0x01", specification)
+        if length > _VALUE_CEILING:
+            raise _malformed("measurement is longer than any digest", f"at most {_VALUE_CEILING}", length)
+        if size != _BLOCK_HEAD + length:
+            raise _malformed("measurement does not fill its block", str(size - _BLOCK_HEAD), length)
+        if length > end - offset:
+            raise _cut(offset, length, end - offset)
+        if index <= last:
+            raise _malformed("measurements are not in rising order from 1", f"above {last}", index)
+        blocks.append(Block(index=index, kind=kind, value=record[offset : offset + length]))
+        offset, last = offset + length, index
+    if len(blocks) != count or not blocks:
+        raise _malformed("number of measurements is another than declared", f"{count}, at least one", len(blocks))
     return tuple(blocks)
 
 
@@ -181,6 +189,16 @@ def _expect(reader: BinaryReader, value: int, field: str) -> None:
     found = reader.unsigned(1, field)
     if found != value:
         raise _malformed(f"{field} is not one that is supported", f"{value:#04x}", found)
+
+
+def _cut(offset: int, wanted: int, left: int) -> FormatRefused:
+    return FormatRefused(
+        f"{_CODE}.truncated",
+        "measurement record ends inside a measurement",
+        path=f"byte {offset} of the record",
+        expected=f"{wanted} bytes",
+        actual=f"{left} bytes",
+    )
 
 
 def _malformed(message: str, expected: str, actual: int) -> FormatRefused:

@@ -52,6 +52,7 @@ class DeviceIdentity:
         pdi: identifier of the device, 8 bytes.
         fwids: SHA-384 of the firmware that was loaded, in the order of the certificate.
         flags: DICE operational flags, None in certificates that have none.
+        names: common names of the chain, leaf first.
     """
 
     chip: str
@@ -59,6 +60,7 @@ class DeviceIdentity:
     pdi: bytes
     fwids: tuple[bytes, ...]
     flags: bytes | None
+    names: tuple[str, ...]
 
     @property
     def switch(self) -> bool:
@@ -125,7 +127,14 @@ def read_identity(path: tuple[x509.Certificate, ...]) -> DeviceIdentity:
     if brom is None:
         raise _role("a BROM with its identifier as serialNumber", "none, or of another form")
     fwids, flags = _read_dice(path[0])
-    return DeviceIdentity(chip=chip, arch=arch, pdi=bytes.fromhex(brom["pdi"]), fwids=fwids, flags=flags)
+    return DeviceIdentity(
+        chip=chip,
+        arch=arch,
+        pdi=bytes.fromhex(brom["pdi"]),
+        fwids=fwids,
+        flags=flags,
+        names=tuple(names),
+    )
 
 
 def require_root(roots: Sequence[x509.Certificate], name: str) -> list[x509.Certificate]:

@@ -151,7 +151,7 @@ def _authenticate_device(checks: Checklist, parsed: ParsedDevice, endorsements: 
         message=f"{identity.chip} chains to a device root, level {root.level.value}",
         otherwise="",
         expected=root.name,
-        actual=" < ".join(item.subject.rfc4514_string()[:40] for item in path),
+        actual=" < ".join(identity.names),
         origin="configured roots and pins",
         path=f"{parsed.path}.certificate",
     )
@@ -215,6 +215,8 @@ def _find_leaf(parsed: ParsedDevice, given: tuple[x509.Certificate, ...]) -> x50
             actual=f"{len(given)} other certificates",
             hint="give the device's whole chain with --endorsement",
         )
+    if len(leaves) == 1:
+        return leaves[0]
     return next((leaf for leaf in leaves[:GPU_DEVICES] if _is_signed(leaf, parsed)), leaves[0])
 
 

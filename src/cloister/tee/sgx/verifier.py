@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from cloister.rats.claims import Claims, Role
 from cloister.rats.endorsement import Endorsements
-from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
-from cloister.tee.dcap.abi import EnclaveReport
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot, UnverifiedClaims
 from cloister.tee.dcap.appraisal import platform_facts
 from cloister.tee.dcap.claims import instance_id, platform_native, platform_tcb, raw_header, raw_platform
-from cloister.tee.dcap.verifier import VerifiedQuote, verify_quote
+from cloister.tee.dcap.platform import Platform, read_platform
+from cloister.tee.dcap.verifier import verify_quote
 from cloister.tee.sgx import abi
 from cloister.tee.sgx.appraisal import SGXFacts
 from cloister.tee.sgx.evidence import ParsedEvidence, parse_evidence
@@ -58,28 +58,39 @@ def authenticate(
     )
 
 
-def _claims(parsed: ParsedEvidence, verified: VerifiedQuote) -> Claims:
+def read_claims(evidence: Evidence) -> UnverifiedClaims:
+    """Return what SGX evidence says, whoever signed it.
+
+    Raises:
+        FormatRefused, EvidenceError, EndorsementError: it does not parse.
+    """
+    parsed = parse_evidence(evidence)
+    return UnverifiedClaims(claims=_claims(parsed, read_platform(parsed.quote)))
+
+
+def _claims(parsed: ParsedEvidence, platform: Platform) -> Claims:
     body = parsed.body
     return Claims(
         tee=abi.TEE,
-        level=verified.root.level,
+        level=platform.level,
         debug=bool(body.flags & abi.DEBUG),
         registers={"mrenclave": body.mr_enclave, "mrsigner": body.mr_signer},
         report_data=body.report_data,
         init_data=body.config_id,
-        instance_id=instance_id(verified),
-        raw=_raw(parsed, verified),
+        instance_id=instance_id(platform),
+        raw=_raw(parsed, platform),
         platform="Intel SGX",
         product=PRODUCT,
-        tcb=platform_tcb(verified),
+        tcb=platform_tcb(parsed.quote, platform),
         measurements={Role.LAUNCH: body.mr_enclave},
-        advisories=verified.tcb.advisories if verified.tcb is not None else (),
-        window=verified.window,
-        native=_native(body, verified),
+        advisories=platform.tcb.advisories if platform.tcb is not None else (),
+        window=platform.window,
+        native=_native(parsed, platform),
     )
 
 
-def _native(body: EnclaveReport, verified: VerifiedQuote) -> Mapping[str, Any]:  # Any: JSON values
+def _native(parsed: ParsedEvidence, platform: Platform) -> Mapping[str, Any]:  # Any: JSON values
+    body = parsed.body
     return {
         "mrenclave": body.mr_enclave.hex(),
         "mrsigner": body.mr_signer.hex(),
@@ -95,11 +106,11 @@ def _native(body: EnclaveReport, verified: VerifiedQuote) -> Mapping[str, Any]: 
         "report_data": body.report_data.hex(),
         "debug": bool(body.flags & abi.DEBUG),
         "provision_key": bool(body.flags & abi.PROVISION_KEY),
-        **platform_native(verified),
+        **platform_native(parsed.quote, platform),
     }
 
 
-def _raw(parsed: ParsedEvidence, verified: VerifiedQuote) -> Mapping[str, Any]:  # Any: JSON values
+def _raw(parsed: ParsedEvidence, platform: Platform) -> Mapping[str, Any]:  # Any: JSON values
     """Return CoCo's claims: bytes in hex, numbers as their little-endian bytes."""
     body = parsed.body
     header = raw_header(parsed.quote.header)
@@ -129,5 +140,5 @@ def _raw(parsed: ParsedEvidence, verified: VerifiedQuote) -> Mapping[str, Any]: 
         },
         "report_data": body.report_data.hex(),
         "init_data": body.config_id.hex(),
-        **raw_platform(verified),
+        **raw_platform(platform),
     }

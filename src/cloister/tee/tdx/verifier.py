@@ -20,13 +20,14 @@ from typing import Any, Final
 from cloister.errors import EvidenceError
 from cloister.rats.claims import Claims, Role
 from cloister.rats.endorsement import Endorsements
-from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot, UnverifiedClaims
 from cloister.rats.result import Finding, Question, Unchecked
 from cloister.tee import uefi
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.dcap.abi import TDReport
 from cloister.tee.dcap.appraisal import platform_facts
 from cloister.tee.dcap.claims import instance_id, platform_native, platform_tcb, raw_header, raw_platform
+from cloister.tee.dcap.platform import Platform, read_platform
 from cloister.tee.dcap.verifier import VerifiedQuote, verify_quote
 from cloister.tee.eventlog import Event, measured, replay_digests
 from cloister.tee.tdx import abi
@@ -79,6 +80,16 @@ def authenticate(
     )
 
 
+def read_claims(evidence: Evidence) -> UnverifiedClaims:
+    """Return what TDX evidence says, whoever signed it.
+
+    Raises:
+        FormatRefused, EvidenceError, EndorsementError: it does not parse.
+    """
+    parsed = parse_evidence(evidence)
+    return UnverifiedClaims(claims=_claims(parsed, read_platform(parsed.quote)))
+
+
 def td_facts(verified: VerifiedQuote, body: TDReport) -> TDXFacts:
     """Return what the rules of section `tdx` judge."""
     return TDXFacts(
@@ -111,7 +122,7 @@ def _verify_log(events: tuple[Event, ...], body: TDReport) -> tuple[Finding, ...
     return checks.findings
 
 
-def _claims(parsed: ParsedEvidence, verified: VerifiedQuote) -> Claims:
+def _claims(parsed: ParsedEvidence, platform: Platform) -> Claims:
     body = parsed.body
     registers = {"mrtd": body.mr_td, **{f"rtmr{index}": value for index, value in enumerate(body.rtmrs)}}
     roles: dict[Role, bytes] = {Role.LAUNCH: body.mr_td}
@@ -121,24 +132,25 @@ def _claims(parsed: ParsedEvidence, verified: VerifiedQuote) -> Claims:
         )
     return Claims(
         tee=abi.TEE,
-        level=verified.root.level,
+        level=platform.level,
         debug=bool(body.flags & abi.TUD),
         registers=registers,
         report_data=body.report_data,
         init_data=body.mr_config_id,
-        instance_id=instance_id(verified),
-        raw=_raw(parsed, verified),
-        platform=f"Intel TDX {'1.0' if body.tee_tcb_svn2 is None else '1.5'}",
+        instance_id=instance_id(platform),
+        raw=_raw(parsed, platform),
+        platform=f"Intel TDX, TD report {'1.0' if body.tee_tcb_svn2 is None else '1.5'}",
         product=PRODUCT,
-        tcb=platform_tcb(verified),
+        tcb=platform_tcb(parsed.quote, platform),
         measurements=roles,
-        advisories=verified.tcb.advisories if verified.tcb is not None else (),
-        window=verified.window,
-        native=_native(body, verified),
+        advisories=platform.tcb.advisories if platform.tcb is not None else (),
+        window=platform.window,
+        native=_native(parsed, platform),
     )
 
 
-def _native(body: TDReport, verified: VerifiedQuote) -> Mapping[str, Any]:  # Any: JSON values
+def _native(parsed: ParsedEvidence, platform: Platform) -> Mapping[str, Any]:  # Any: JSON values
+    body = parsed.body
     native: dict[str, Any] = {
         "mrtd": body.mr_td.hex(),
         **{f"rtmr{index}": value.hex() for index, value in enumerate(body.rtmrs)},
@@ -155,14 +167,14 @@ def _native(body: TDReport, verified: VerifiedQuote) -> Mapping[str, Any]:  # An
         "debug": bool(body.flags & abi.TUD),
         "sept_ve_disable": bool(body.flags & abi.SEPT_VE_DISABLE),
         "migratable": bool(body.flags & abi.MIGRATABLE),
-        **platform_native(verified),
+        **platform_native(parsed.quote, platform),
     }
     if body.tee_tcb_svn2 is not None and body.mr_service_td is not None:
         native |= {"tee_tcb_svn2": body.tee_tcb_svn2.hex(), "mrservicetd": body.mr_service_td.hex()}
     return native
 
 
-def _raw(parsed: ParsedEvidence, verified: VerifiedQuote) -> Mapping[str, Any]:  # Any: JSON values
+def _raw(parsed: ParsedEvidence, platform: Platform) -> Mapping[str, Any]:  # Any: JSON values
     """Return CoCo's claims."""
     body = parsed.body
     fields = {
@@ -199,7 +211,7 @@ def _raw(parsed: ParsedEvidence, verified: VerifiedQuote) -> Mapping[str, Any]: 
             "key_locker": bool(body.flags & abi.KEY_LOCKER),
             "perfmon": bool(body.flags & abi.PERFMON),
         },
-        **raw_platform(verified),
+        **raw_platform(platform),
     }
     if parsed.events is not None:
         raw["uefi_event_logs"] = uefi.event_claims(parsed.events)

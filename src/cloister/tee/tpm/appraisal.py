@@ -16,10 +16,12 @@ class TPMFacts:
     Attributes:
         event_log: whether a log came with the evidence and replayed to the quoted registers.
         firmware_version: of the TPM, as it reports it.
+        nonce: whether the quote binds anything at all.
     """
 
     event_log: bool
     firmware_version: int
+    nonce: bool = True
 
 
 def appraise_platform(facts: object, rules: PlatformRules, *, at: datetime) -> tuple[Finding, ...]:
@@ -50,5 +52,15 @@ def appraise_platform(facts: object, rules: PlatformRules, *, at: datetime) -> t
             actual=f"{facts.firmware_version:#x}",
             origin="minimum_firmware_version of section tpm",
             hint="update the TPM's firmware",
+        ),
+        Finding(
+            code="appraisal.tpm.nonce",
+            question=Question.ACCEPTABLE,
+            ok=facts.nonce or rules.tpm.insecure_accept_empty_nonce,
+            message="quote answers a nonce" if facts.nonce else "quote answers no nonce: it may be of any time",
+            expected="any" if rules.tpm.insecure_accept_empty_nonce else "extraData that is not empty",
+            actual="not empty" if facts.nonce else "empty",
+            origin="insecure_accept_empty_nonce of section tpm",
+            hint="have the attester quote with the nonce it was given",
         ),
     )

@@ -22,8 +22,8 @@ from cloister.tee.tpm.transport import DeviceTransport, Transport
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import EVENT_LOG_BYTES
 
-DEVICE: Final = "/dev/tpmrm0"
-EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
+DEVICE: Final = "dev/tpmrm0"  # below the root of the device tree
+EVENT_LOG: Final = "sys/kernel/security/tpm0/binary_bios_measurements"
 _TRY_AGAIN: Final = frozenset({0x908, 0x90A, 0x922})  # TPM_RC_YIELDED, TESTING, RETRY (part 2, table 16)
 _TRIES: Final = 8
 _FIRST_WAIT_SECONDS: Final = 0.002  # doubled each time: half a second in all
@@ -31,30 +31,17 @@ _QUOTE_TRIES: Final = 4  # another process may extend a register between reading
 _NONCE_BYTES: Final = 16
 
 
-class TPMAttester:
-    """Attests by a TPM 2.0. Use as a context manager; not for several threads at once.
+class TPMDevice:
+    """What every attester does with a TPM 2.0: registers, quotes, NV indices. Use as a context manager; not for
+    several threads at once.
 
     Args:
-        device: character device of the kernel's resource manager.
-        event_log: the firmware's log as the kernel shows it; may be absent.
-        transport: another way to the TPM, for a software TPM without a kernel between.
-
-    Raises:
-        Unavailable: the TPM cannot be opened (`tee.tpm.device`).
+        transport: the way to the TPM.
     """
 
-    def __init__(
-        self, device: str = DEVICE, event_log: str | None = EVENT_LOG, *, transport: Transport | None = None
-    ) -> None:
-        self._transport = transport if transport is not None else DeviceTransport(device)
-        self._event_log = event_log
-        self._ak: tuple[int, bytes] | None = None
-        self._ek: int | None = None
-        self._ek_certificate: bytes | None = None
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._transient: list[int] = []
-
-    def __enter__(self) -> TPMAttester:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -69,7 +56,6 @@ class TPMAttester:
         except Unavailable:
             self._transient.clear()  # a TPM that is gone holds no keys for us
         finally:
-            self._ak = self._ek = None
             self._transport.close()
 
     def extend(self, pcr: int, digest: bytes) -> None:
@@ -89,6 +75,91 @@ class TPMAttester:
             indexes = range(first, first + commands.PCRS_PER_READ)
             values |= commands.parse_pcr_read(self._run(commands.pcr_read(indexes), "reading PCRs"), indexes)
         return values
+
+    def _quote(self, key: int, extra_data: bytes) -> tuple[bytes, bytes, dict[int, bytes]]:
+        """Return TPMS_ATTEST, TPMT_SIGNATURE and the registers they cover."""
+        for _ in range(_QUOTE_TRIES):
+            values = self.read_pcrs()
+            attest, signature = commands.parse_quote(self._run(commands.quote(key, extra_data), "quoting"))
+            digest = hashlib.sha256(b"".join(values[index] for index in range(c.PCRS))).digest()
+            if attest.endswith(digest):  # pcrDigest is the last member of TPMS_ATTEST
+                return attest, signature, values
+        raise Unavailable("tee.tpm.registers_unsteady", "registers change between reading and quoting")
+
+    def _read_nv(self, index: int, *, authority: int | None = None) -> bytes | None:
+        """Return the content of an NV index; None when the TPM has no such index."""
+        code, response = self._exchange(commands.nv_read_public(index))
+        if code:
+            return None
+        size = commands.parse_nv_read_public(response)
+        data = b""
+        while len(data) < size:
+            chunk = min(commands.NV_CHUNK_BYTES, size - len(data))
+            command = commands.nv_read(index, chunk, len(data), authority=authority)
+            part = commands.parse_sized(self._run(command, f"reading NV index {index:#010x}"))
+            if not part:
+                raise Unavailable("tee.tpm.command_failed", "the TPM returned no data", path=f"NV index {index:#010x}")
+            data += part
+        return data
+
+    def _flush(self, handle: int) -> None:
+        """Unload a key or session; a refusal means that it is not loaded any more."""
+        self._transient.remove(handle)
+        self._transport.exchange(commands.flush_context(handle))
+
+    def _run(self, command: bytes, what: str) -> bytes:
+        code, response = self._exchange(command)
+        if code:
+            raise Unavailable("tee.tpm.command_failed", f"the TPM refused {what}", actual=f"response code {code:#05x}")
+        return response
+
+    def _exchange(self, command: bytes) -> tuple[int, bytes]:
+        wait = _FIRST_WAIT_SECONDS
+        for _ in range(_TRIES - 1):
+            response = self._transport.exchange(command)
+            code = commands.response_code(response)
+            if code not in _TRY_AGAIN:
+                return code, response
+            time.sleep(wait)
+            wait *= 2
+        response = self._transport.exchange(command)
+        return commands.response_code(response), response
+
+
+class TPMAttester(TPMDevice):
+    """Attests by a TPM 2.0 whose endorsement key its maker certified.
+
+    Args:
+        root: where the device tree begins.
+        device: character device of the kernel's resource manager, below the root.
+        event_log: the firmware's log as the kernel shows it, below the root; may be absent.
+        transport: another way to the TPM, for a software TPM without a kernel between.
+
+    Raises:
+        Unavailable: the TPM cannot be opened (`tee.tpm.device`).
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = "/",
+        *,
+        device: str = DEVICE,
+        event_log: str | None = EVENT_LOG,
+        transport: Transport | None = None,
+    ) -> None:
+        super().__init__(transport if transport is not None else DeviceTransport(os.path.join(root, device)))
+        self._event_log = None if event_log is None else os.path.join(root, event_log)
+        self._ak: tuple[int, bytes] | None = None
+        self._ek: int | None = None
+        self._ek_certificate: bytes | None = None
+
+    def __enter__(self) -> TPMAttester:
+        return self
+
+    def close(self) -> None:
+        """Unload the keys that were created and release the device."""
+        self._ak = self._ek = None
+        super().close()
 
     def enrol(self) -> tuple[bytes, bytes]:
         """Return (EK certificate DER, AK TPM2B_PUBLIC): what a verifier needs to make a credential.
@@ -147,7 +218,7 @@ class TPMAttester:
         if len(report_data) < c.REPORT_DATA_BYTES:
             raise RuntimeError("report data is shorter than what a quote must bind")
         ek_certificate, ak_public = self.enrol()
-        attest, signature, values = self._quote(report_data[: c.REPORT_DATA_BYTES])
+        attest, signature, values = self._quote(self._attestation_key()[0], report_data[: c.REPORT_DATA_BYTES])
         return {
             "ak_public": encode_b64(ak_public),
             "ek_certificate": encode_b64(ek_certificate),
@@ -159,16 +230,6 @@ class TPMAttester:
             },
             "event_log": encode_b64(self._read_event_log()),
         }
-
-    def _quote(self, extra_data: bytes) -> tuple[bytes, bytes, dict[int, bytes]]:
-        ak = self._attestation_key()[0]
-        for _ in range(_QUOTE_TRIES):
-            values = self.read_pcrs()
-            attest, signature = commands.parse_quote(self._run(commands.quote(ak, extra_data), "quoting"))
-            digest = hashlib.sha256(b"".join(values[index] for index in range(c.PCRS))).digest()
-            if attest.endswith(digest):  # pcrDigest is the last member of TPMS_ATTEST
-                return attest, signature, values
-        raise Unavailable("tee.tpm.registers_unsteady", "registers change between reading and quoting")
 
     def _attestation_key(self) -> tuple[int, bytes]:
         if self._ak is None:
@@ -190,31 +251,21 @@ class TPMAttester:
         return self._ek
 
     def _read_ek_certificate(self) -> bytes:
-        index = c.EK_CERTIFICATE_INDEX
-        code, response = self._exchange(commands.nv_read_public(index))
-        if code:
+        data = self._read_nv(c.EK_CERTIFICATE_INDEX)
+        if data is None:
             raise Unavailable(
                 "tee.tpm.ek_certificate_absent",
                 "the TPM holds no EK certificate",
-                path=f"NV index {index:#010x}",
-                actual=f"response code {code:#05x}",
+                path=f"NV index {c.EK_CERTIFICATE_INDEX:#010x}",
                 hint="make the vTPM with `swtpm_setup --create-ek-cert`",
             )
-        size = commands.parse_nv_read_public(response)
-        data = b""
-        while len(data) < size:
-            chunk = commands.nv_read(index, min(commands.NV_CHUNK_BYTES, size - len(data)), len(data))
-            part = commands.parse_sized(self._run(chunk, "reading the EK certificate"))
-            if not part:
-                raise Unavailable("tee.tpm.command_failed", "the TPM returned no data", path=f"NV index {index:#010x}")
-            data += part
         return data[: _der_length(data)]
 
     def _read_event_log(self) -> bytes:
         if self._event_log is None:
             return b""
         try:
-            with open(self._event_log, "rb") as file:  # noqa: PTH123  # pathlib is not loaded yet in the guest
+            with open(self._event_log, "rb") as file:
                 log = file.read(EVENT_LOG_BYTES + 1)
         except FileNotFoundError:
             return b""  # no log is evidence too; what it may be worth is the verifier's decision
@@ -223,29 +274,6 @@ class TPMAttester:
         if len(log) > EVENT_LOG_BYTES:
             raise Unavailable("tee.tpm.event_log", "event log too long", expected=f"at most {EVENT_LOG_BYTES} bytes")
         return log
-
-    def _flush(self, handle: int) -> None:
-        """Unload a key or session; a refusal means that it is not loaded any more."""
-        self._transient.remove(handle)
-        self._transport.exchange(commands.flush_context(handle))
-
-    def _run(self, command: bytes, what: str) -> bytes:
-        code, response = self._exchange(command)
-        if code:
-            raise Unavailable("tee.tpm.command_failed", f"the TPM refused {what}", actual=f"response code {code:#05x}")
-        return response
-
-    def _exchange(self, command: bytes) -> tuple[int, bytes]:
-        wait = _FIRST_WAIT_SECONDS
-        for _ in range(_TRIES - 1):
-            response = self._transport.exchange(command)
-            code = commands.response_code(response)
-            if code not in _TRY_AGAIN:
-                return code, response
-            time.sleep(wait)
-            wait *= 2
-        response = self._transport.exchange(command)
-        return commands.response_code(response), response
 
 
 def _der_length(data: bytes) -> int:

@@ -26,6 +26,8 @@ _CC_CREATE_PRIMARY: Final = 0x131
 _CC_READ_PUBLIC: Final = 0x173
 _CC_NV_READ_PUBLIC: Final = 0x169
 _CC_NV_READ: Final = 0x14E
+_CC_NV_WRITE: Final = 0x137
+_CC_NV_DEFINE_SPACE: Final = 0x12A
 _CC_START_AUTH_SESSION: Final = 0x176
 _CC_POLICY_SECRET: Final = 0x151
 _CC_ACTIVATE_CREDENTIAL: Final = 0x147
@@ -115,9 +117,21 @@ def nv_read_public(index: int) -> bytes:
     return _command(_CC_NV_READ_PUBLIC, (index,), b"")
 
 
-def nv_read(index: int, size: int, offset: int) -> bytes:
-    """Return TPM2_NV_Read (section 31.13), authorised by the index itself."""
-    return _command(_CC_NV_READ, (index, index), struct.pack(">HH", size, offset), authorised=1)
+def nv_read(index: int, size: int, offset: int, *, authority: int | None = None) -> bytes:
+    """Return TPM2_NV_Read (section 31.13), authorised by the index itself or by the hierarchy `authority`."""
+    handles = (index if authority is None else authority, index)
+    return _command(_CC_NV_READ, handles, struct.pack(">HH", size, offset), authorised=1)
+
+
+def nv_write(index: int, data: bytes, *, authority: int) -> bytes:
+    """Return TPM2_NV_Write (section 31.7) of the whole of an index, at most `NV_CHUNK_BYTES`."""
+    return _command(_CC_NV_WRITE, (authority, index), sized(data) + struct.pack(">H", 0), authorised=1)
+
+
+def nv_define_space(index: int, size: int, attributes: int, *, authority: int) -> bytes:
+    """Return TPM2_NV_DefineSpace (section 31.3) of an index without a secret or policy of its own."""
+    public = struct.pack(">IHI", index, c.ALG_SHA256, attributes) + sized(b"") + struct.pack(">H", size)
+    return _command(_CC_NV_DEFINE_SPACE, (authority,), sized(b"") + sized(public), authorised=1)
 
 
 def start_policy_session(nonce: bytes) -> bytes:

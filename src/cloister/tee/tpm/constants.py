@@ -49,6 +49,10 @@ DECRYPT: Final = 1 << 17
 SIGN_ENCRYPT: Final = 1 << 18
 X509_SIGN: Final = 1 << 19
 
+# Table 204, TPMA_NV.
+NV_OWNER_WRITE: Final = 1 << 1
+NV_OWNER_READ: Final = 1 << 17
+
 # Table 28, TPM_RH.
 RH_OWNER: Final = 0x40000001
 RH_NULL: Final = 0x40000007

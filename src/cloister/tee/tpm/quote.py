@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from cloister.errors import EvidenceError
 from cloister.rats.result import Question
@@ -26,7 +28,9 @@ from cloister.tee.tpm.abi import ECCUnique, PCRSelection, Public, QuoteAttest, S
 
 ALL_PCRS: Final = PCRSelection(algorithm=c.ALG_SHA256, bitmap=b"\xff\xff\xff")
 _RSA_BITS: Final = range(2048, 4097)
+_RSA_EXPONENT: Final = 65537
 _P256_BYTES: Final = 32
+_CACHED: Final = 256
 
 AttestationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
@@ -45,16 +49,51 @@ def attestation_key(public: Public) -> AttestationKey:
             x, y = int.from_bytes(unique.x, "big"), int.from_bytes(unique.y, "big")
             return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
         modulus = int.from_bytes(unique.modulus, "big")
-        if unique.bits not in _RSA_BITS or modulus.bit_length() != unique.bits or unique.exponent != 65537:
-            raise ValueError("RSA key size or exponent")
-        return rsa.RSAPublicNumbers(unique.exponent, modulus).public_key()
+        if modulus.bit_length() != unique.bits:
+            raise ValueError("RSA key size")
+        return rsa_key(modulus, unique.exponent)
     except ValueError as err:
-        raise EvidenceError(
-            "tee.tpm.ak_key",
-            f"AK is not a key that is accepted: {err}",
-            path="ak_public",
-            expected="P-256, or RSA of 2048 to 4096 bits",
-        ) from err
+        raise _bad_key(err) from err
+
+
+@lru_cache(maxsize=_CACHED)
+def rsa_key(modulus: int, exponent: int) -> rsa.RSAPublicKey:
+    """Return an RSA key of a size and exponent that are accepted. The library checks a modulus for tens of
+    microseconds, so keys are kept.
+
+    Raises:
+        ValueError: another size or exponent.
+    """
+    if modulus.bit_length() not in _RSA_BITS or exponent != _RSA_EXPONENT:
+        raise ValueError("RSA key size or exponent")
+    return rsa.RSAPublicNumbers(exponent, modulus).public_key()
+
+
+def load_attestation_key(der: bytes) -> AttestationKey:
+    """Return the AK of a SubjectPublicKeyInfo.
+
+    Raises:
+        EvidenceError: not one, not in its canonical form, or a kind or size of key that is not accepted
+            (`tee.tpm.ak_key`).
+    """
+    try:
+        key = load_der_public_key(der)
+        if isinstance(key, rsa.RSAPublicKey):
+            accepted = key.key_size in _RSA_BITS and key.public_numbers().e == _RSA_EXPONENT
+        else:
+            accepted = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+        if not accepted or not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
+            raise ValueError("kind or size of key")
+        if encode_key(key) != der:
+            raise ValueError("not in its canonical form")
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise _bad_key(err) from err
+    return key
+
+
+def encode_key(key: AttestationKey) -> bytes:
+    """Return the SubjectPublicKeyInfo of a key."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def verify_signature(checks: Checklist, key: AttestationKey, message: bytes, signature: Signature) -> None:
@@ -129,6 +168,43 @@ def verify_values(checks: Checklist, attest: QuoteAttest, values: Sequence[bytes
     )
 
 
+def verify_signed_values(
+    checks: Checklist, attest: QuoteAttest, values: Sequence[bytes], *, required: PCRSelection | None = None
+) -> Mapping[int, bytes]:
+    """Return the register values by index, taken by the signed selection and nothing else.
+
+    The selection must be exactly `required`. Where the attester chose what to quote and none is, it must be registers
+    of the SHA-256 bank and of no other. `values` must be as many, in order of their index, and what the digest covers.
+
+    Raises:
+        EvidenceError: `tee.tpm.pcr_selection`, `tee.tpm.pcr_digest_mismatch`.
+    """
+    chosen = attest.selections[0] if len(attest.selections) == 1 else PCRSelection(algorithm=c.ALG_NULL, bitmap=b"")
+    indexes = selected(chosen.bitmap)
+    if required is not None:
+        verify_selection(checks, attest, required)
+    else:
+        checks.require(
+            bool(indexes) and chosen.algorithm == c.ALG_SHA256 and indexes[-1] < c.PCRS and len(indexes) == len(values),
+            code="tee.tpm.pcr_selection",
+            question=Question.AUTHENTIC,
+            message=f"quote covers the {len(indexes)} registers that values are given for",
+            otherwise="quote covers other registers than values are given for",
+            expected=f"{len(values)} registers of {c.ALG_SHA256:#06x}, and no other bank",
+            actual=_show(attest.selections),
+            origin="values that came with the quote",
+            path="tpm_quote.pcrs",
+            hint="values count only by the signed selection: send one for each quoted register of the SHA-256 bank",
+        )
+    verify_values(checks, attest, values)
+    return dict(zip(indexes, values, strict=True))
+
+
+def selected(bitmap: bytes) -> tuple[int, ...]:
+    """Return the registers of a TPMS_PCR_SELECTION's bitmap, ascending."""
+    return tuple(index for index in range(8 * len(bitmap)) if bitmap[index // 8] >> index % 8 & 1)
+
+
 def qualified_name(hierarchy: int, name: bytes) -> bytes:
     """Return the qualified name of a primary key: hash over hierarchy handle and name (part 1, section 16)."""
     return struct.pack(">H", c.ALG_SHA256) + hashlib.sha256(struct.pack(">I", hierarchy) + name).digest()
@@ -144,6 +220,15 @@ def _is_signed(key: AttestationKey, message: bytes, signature: Signature) -> boo
     except InvalidSignature:
         return False
     return True
+
+
+def _bad_key(err: Exception) -> EvidenceError:
+    return EvidenceError(
+        "tee.tpm.ak_key",
+        f"AK is not a key that is accepted: {err}"[:160],
+        path="ak_public",
+        expected="P-256, or RSA of 2048 to 4096 bits",
+    )
 
 
 def _show(selections: Sequence[PCRSelection]) -> str:

@@ -1,28 +1,31 @@
 """Verifier of TPM 2.0 evidence: whose TPM is it, and what did it measure. Pure.
 
-The shape is that of CoCo's `tpm` attester (`ak_public`, `tpm_quote`), with three members more: `ek_certificate` and
-`activation`, without which nothing vouches for the AK, and `event_log`.
+Evidence is of one of two profiles. A guest of Cloister enrols: it sends its EK certificate, activates the credential of
+this session, and quotes all 24 registers. Other evidence (CoCo's `tpm` attester, Google's virtual TPMs, files of
+tpm2-tools) comes with an AK that the owner trusts or that has a certificate, and quotes what its attester chose.
 
-Trusts: the configured roots (certificates of EK CAs), the caller's session secret and time. The level is
-that of the root which the EK certificate chains to. A software TPM's root is `measured`: whoever runs the TPM can make
-it sign anything, so its evidence holds against everyone but the root of that machine.
+Trusts: the configured roots (CAs of EKs and AKs, and AKs themselves), the caller's session secret and time. The level
+is that of the root. A software TPM's root is `measured`: whoever runs the TPM can make it sign anything, so its
+evidence holds against everyone but the root of that machine.
 
 Steps:
   1 parse, strictly: an unknown member, a stray bit of base64, a trailing byte refuses
-  2 the EK certificate is for an EK and chains to a configured root at the given time
-  3 the AK is one that only a TPM can use, and only for structures the TPM made
-  4 the credential was activated: the TPM that holds this EK also holds this AK
-  5 the quote's structure was made by a TPM, is a quote, and is signed by a primary key of that name
+  2 somebody vouches for the TPM: the owner for this AK, or a CA that chains to a configured root for the EK or the AK
+  3 the AK, where its public area was sent, is one that only a TPM can use, and only for structures the TPM made
+  4 where it is the EK that is certified, the credential was activated: the TPM that holds this EK also holds this AK
+  5 the quote's structure was made by a TPM and is a quote; of an enrolled guest, by a primary key of that name
   6 the signature
-  7 the signed selection is all 24 registers of the SHA-256 bank, and no other bank
-  8 the register values are those quoted
+  7 the signed selection is of the SHA-256 bank and no other; of an enrolled guest, all 24 registers
+  8 the register values, taken by that selection, are those quoted
   9 clock, resets and firmware version are recorded as claims; a first attestation has nothing to compare them with
- 10 the event log, when there is one, replays to the quoted registers that firmware and boot stub measure
+ 10 the event log, when there is one, replays to the quoted registers
 
 Reported for binding: the quote's extraData, and register 8, which must hold one extend by the init data digest.
 
-Not checked, and said so in the result: revocation of EK certificates; register 0 against the log (its start value is
-the launcher's measurement, which only a reference value can judge); which *events* the log describes.
+Not checked, and said so in the result: register 0 of an enrolled guest against the log (its start value is the
+launcher's measurement, which only a reference value can judge); registers a log does not mention; which *events* the
+log describes; whether the attributes sent with a key that was not activated are its own; revocation where a CA offers
+none.
 """
 
 from __future__ import annotations
@@ -33,15 +36,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID
 
-from cloister.crypto.x509path import extension, load_certificate, verify_path
-from cloister.errors import EndorsementError, EvidenceError
-from cloister.rats.claims import Claims, Level, Window
+from cloister.errors import EvidenceError
+from cloister.rats.claims import Claims, Level
 from cloister.rats.endorsement import Endorsements
-from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot
+from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot, UnverifiedClaims
 from cloister.rats.result import Question, Unchecked
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.tpm import constants as c
@@ -50,23 +51,26 @@ from cloister.tee.tpm.abi import ECCUnique, Public, QuoteAttest, parse_quote_att
 from cloister.tee.tpm.appraisal import TPMFacts
 from cloister.tee.tpm.credential import ak_name, bound_credential
 from cloister.tee.tpm.evidence import TEE, ParsedEvidence, parse_evidence
+from cloister.tee.tpm.measurements import UKI_PCR, measured_roles
+from cloister.tee.tpm.vouching import Vouched, verify_ak_certificate, verify_ek, verify_trusted_key
 from cloister.wire.base64 import encode_b64
 
-EK_PURPOSE: Final = x509.ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate, EK Credential Profile 3.2.16
 # Registers that firmware, boot stub and kernel measure before the agent runs: the log must explain each of them whole.
 # Not: 0 (starts from the launcher's measurement), 8 (init data), 10 (IMA's own log), 15 (run time),
 # 16 and 23 (resettable by anyone), 17-22 (dynamic root of trust, not used).
 LOGGED_PCRS: Final = (1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14)
 RESETTABLE_PCRS: Final = frozenset({16, 23})  # PC Client Platform TPM Profile, table 6: locality 0 may reset them
+FIRMWARE_PCRS: Final = range(8)  # of these a log tells everything, whoever wrote it
+COCO_REPORT_DATA_BYTES: Final = 64  # CoCo's attester of today pads report data to this, older ones cut it to 32
 _AK_REQUIRED: Final = c.FIXED_TPM | c.FIXED_PARENT | c.SENSITIVE_DATA_ORIGIN | c.RESTRICTED | c.SIGN_ENCRYPT
 _AK_FORBIDDEN: Final = c.DECRYPT | c.ENCRYPTED_DUPLICATION | c.X509_SIGN
-_UNCHECKED: Final = (
-    Unchecked(reason="revocation of the EK certificate: no revocation data is used for TPM endorsement keys"),
-    Unchecked(
-        reason="register 0 against the event log: it starts from the launch measurement; reference values judge it"
-    ),
+_REGISTER_0: Final = Unchecked(
+    reason="register 0 against the event log: it starts from the launch measurement; reference values judge it"
 )
 _NO_LOG: Final = Unchecked(reason="the event log: the evidence carries none; reference values judge the registers")
+_ATTRIBUTES: Final = Unchecked(
+    reason="attributes of the AK: nobody signed them; who vouches for the key says that it is a TPM's"
+)
 
 
 def authenticate(
@@ -76,102 +80,117 @@ def authenticate(
 
     Args:
         evidence: as received, for technology `tpm`.
-        endorsements: roots for `tpm`: certificates of EK CAs.
+        endorsements: roots for `tpm`: certificates of CAs for EKs and AKs, or AKs; intermediates; revocation lists.
         at: aware time.
         session_secret: what `challenge_for` issued.
 
     Raises:
         FormatRefused: a member does not parse.
-        EndorsementError: the EK certificate does not hold.
+        EndorsementError: a certificate or revocation list does not hold.
         EvidenceError: any other step does not hold.
     """
     # 1
     parsed = parse_evidence(evidence)
     checks = Checklist()
     # 2
-    certificate, level = _verify_ek(checks, parsed.ek_certificate, endorsements, at)
+    key = _key(parsed)
+    vouched, by_ek = _verify_vouching(checks, parsed, key, endorsements, at)
     # 3
-    _verify_ak(checks, parsed.ak)
-    key = quote.attestation_key(parsed.ak)
+    enrolled = bool(parsed.ek_certificate)
+    if parsed.ak is not None:
+        _verify_ak(checks, parsed.ak, enrolled=enrolled)
     # 4
-    name = ak_name(parsed.ak_public)
-    _verify_activation(checks, parsed, name, session_secret)
+    name = ak_name(parsed.ak_public) if parsed.ak is not None else b""
+    if by_ek:
+        _verify_activation(checks, parsed, name, session_secret)
     # 5
     attest = parse_quote_attest(parsed.message)
-    _verify_signer(checks, attest, name)
+    if enrolled:
+        _verify_signer(checks, attest, name)
     # 6
     quote.verify_signature(checks, key, parsed.message, parsed.signature)
-    # 7
-    quote.verify_selection(checks, attest)
-    # 8
-    quote.verify_values(checks, attest, parsed.values)
+    # 7 and 8
+    required = quote.ALL_PCRS if enrolled else None
+    values = quote.verify_signed_values(checks, attest, parsed.values, required=required)
     # 10 (9 is part of the claims below)
-    if parsed.events is not None:
-        _verify_log(checks, parsed.events, parsed.values)
+    unchecked = list(vouched.unchecked)
+    if not by_ek:  # activation is by the AK's name, a digest over its whole public area; a key is only a key
+        unchecked.append(_ATTRIBUTES)
+    if parsed.events is None:
+        unchecked.append(_NO_LOG)
+    elif enrolled:
+        verify_log(checks, parsed.events, values, LOGGED_PCRS)
+        unchecked.append(_REGISTER_0)
+    else:
+        unchecked.extend(verify_foreign_log(checks, parsed.events, values))
     return AuthenticEvidence(
-        claims=_claims(parsed, attest, certificate, key, level),
-        findings=checks.findings,
-        unchecked=_UNCHECKED if parsed.events is not None else (*_UNCHECKED, _NO_LOG),
-        freshness=Slot(
-            name="extraData", value=attest.extra_data, size=c.REPORT_DATA_BYTES, cut=True, path="tpm_quote.message"
-        ),
+        claims=_claims(parsed, attest, vouched, key, values),
+        findings=(*checks.findings, *vouched.findings),
+        unchecked=tuple(unchecked),
+        freshness=_freshness(attest, enrolled=enrolled),
         init_data=Slot(
-            name="register 8", value=parsed.values[c.INIT_DATA_PCR], extended=True, path="tpm_quote.pcrs[8]"
+            name="register 8", value=values[c.INIT_DATA_PCR], extended=True, path=f"tpm_quote.pcrs[{c.INIT_DATA_PCR}]"
+        )
+        if c.INIT_DATA_PCR in values
+        else None,
+        facts=TPMFacts(
+            event_log=parsed.events is not None,
+            firmware_version=attest.firmware_version,
+            nonce=bool(attest.extra_data),
         ),
-        facts=TPMFacts(event_log=parsed.events is not None, firmware_version=attest.firmware_version),
     )
 
 
-def _verify_ek(
-    checks: Checklist, der: bytes, endorsements: Endorsements, at: datetime
-) -> tuple[x509.Certificate, Level]:
-    """Step 2. Return the EK certificate and the level of the root it chains to."""
-    code = "tee.tpm.ek_certificate"
-    certificate = load_certificate(der, code=code, path="ek_certificate")
-    roots = [root for root in endorsements.roots if root.tee == TEE]
-    if not roots:
-        raise EndorsementError(
-            "tee.tpm.no_roots",
-            "no root for TPM endorsement keys is configured",
-            expected="at least one CA certificate",
-            actual="none",
-            hint="configure the certificate of the CA that signs the EKs you trust",
+def read_claims(evidence: Evidence) -> UnverifiedClaims:
+    """Return what TPM evidence says, whoever signed it.
+
+    Raises:
+        FormatRefused, EvidenceError: it does not parse, or its values are not those its digest covers.
+    """
+    parsed = parse_evidence(evidence)
+    attest = parse_quote_attest(parsed.message)
+    values = quote.verify_signed_values(Checklist(), attest, parsed.values)
+    return UnverifiedClaims(claims=_claims(parsed, attest, Vouched(level=Level.SIMULATED), _key(parsed), values))
+
+
+def _key(parsed: ParsedEvidence) -> quote.AttestationKey:
+    if parsed.ak is not None:
+        return quote.attestation_key(parsed.ak)
+    return quote.load_attestation_key(parsed.ak_public)
+
+
+def _verify_vouching(
+    checks: Checklist, parsed: ParsedEvidence, key: quote.AttestationKey, endorsements: Endorsements, at: datetime
+) -> tuple[Vouched, bool]:
+    """Step 2. Return who vouches, and whether it is for the EK, so that step 4 is needed."""
+    key_der = quote.encode_key(key)
+    roots = endorsements.roots_for(TEE, parsed.ak_intermediates)
+    trusted = verify_trusted_key(checks, key_der, roots)
+    if trusted is not None:
+        return trusted, False
+    if parsed.ek_certificate:
+        if not parsed.activation:
+            raise EvidenceError(
+                "tee.tpm.no_activation",
+                "nothing ties the AK to the EK: the evidence has no activated credential",
+                path="activation",
+                hint="the guest must activate the credential of this session",
+            )
+        return verify_ek(checks, parsed.ek_certificate, roots, endorsements, at), True
+    if not parsed.ak_certificate:
+        raise EvidenceError(
+            "tee.tpm.no_ek_certificate",
+            "nothing vouches for the AK: it is no configured root, and the evidence has neither EK nor AK certificate",
+            path="ak_public",
+            hint="configure the AK itself as a root if you know whose it is; or use a guest that enrols, which CoCo's "
+            "`tpm` attester does not",
         )
-    anchors = [load_certificate(root.der, code="tee.tpm.root", path=root.name) for root in roots]
-    # An EK certificate with an empty subject must have its subjectAltName critical (EK Credential Profile 3.2.9): TPM
-    # manufacturer, model and version as a directoryName. They are recorded, not judged.
-    path = verify_path(
-        certificate,
-        anchors=anchors,
-        at=at,
-        code=code,
-        purpose=EK_PURPOSE,
-        leaf_critical=frozenset({ExtensionOID.SUBJECT_ALTERNATIVE_NAME}),
-    )
-    usage = extension(certificate, x509.KeyUsage)
-    if usage is None or not usage.key_encipherment or usage.digital_signature or usage.key_cert_sign:
-        raise EndorsementError(
-            f"{code}.key_usage",
-            "certificate is not for a storage key",
-            path="ek_certificate",
-            expected="keyEncipherment",
-        )
-    root = roots[anchors.index(path[-1])]
-    checks.require(
-        True,
-        code=code,
-        question=Question.AUTHENTIC,
-        message=f"EK certificate chains to a configured root, level {root.level.value}",
-        otherwise="",
-        expected=root.name,
-        actual=" < ".join(item.subject.rfc4514_string()[:60] or "no subject" for item in path),
-        origin="configured roots",
-    )
-    return certificate, root.level
+    certificate, carried = parsed.ak_certificate, parsed.ak_intermediates
+    return verify_ak_certificate(checks, certificate, key_der, carried, roots, endorsements, at), False
 
 
-def _verify_ak(checks: Checklist, ak: Public) -> None:
-    """Step 3."""
+def _verify_ak(checks: Checklist, ak: Public, *, enrolled: bool) -> None:
+    """Step 3. The kind of key itself was checked when it was loaded."""
     attributes = ak.attributes
     checks.require(
         attributes & _AK_REQUIRED == _AK_REQUIRED
@@ -187,17 +206,15 @@ def _verify_ak(checks: Checklist, ak: Public) -> None:
         path="ak_public",
         hint="the attestation key must be a restricted signing key created in the TPM",
     )
-    unique = ak.unique
+    p256 = isinstance(ak.unique, ECCUnique)
+    scheme = c.ALG_ECDSA if p256 else c.ALG_RSASSA
     checks.require(
-        isinstance(unique, ECCUnique)
-        and unique.curve == c.CURVE_P256
-        and (ak.scheme, ak.scheme_hash) == (c.ALG_ECDSA, c.ALG_SHA256)
-        and ak.symmetric is None,
+        (p256 or not enrolled) and (ak.scheme, ak.scheme_hash) == (scheme, c.ALG_SHA256) and ak.symmetric is None,
         code="tee.tpm.ak_key",
         question=Question.AUTHENTIC,
-        message="AK is a P-256 key that signs with ECDSA and SHA-256",
+        message="AK signs with the algorithm of its key and SHA-256, and nothing else",
         otherwise="AK is of another kind",
-        expected="P-256, ECDSA with SHA-256",
+        expected="P-256, ECDSA with SHA-256" + ("" if enrolled else "; or RSA, RSASSA with SHA-256"),
         actual=f"scheme {ak.scheme:#06x} with {ak.scheme_hash:#06x}",
         path="ak_public",
     )
@@ -240,19 +257,29 @@ def _verify_signer(checks: Checklist, attest: QuoteAttest, name: bytes) -> None:
     )
 
 
-def _verify_log(checks: Checklist, events: tuple[eventlog.Event, ...], values: tuple[bytes, ...]) -> None:
-    """Step 10. A register the log does not mention must never have been extended."""
+def verify_log(
+    checks: Checklist,
+    events: tuple[eventlog.Event, ...],
+    values: Mapping[int, bytes],
+    registers: tuple[int, ...],
+) -> None:
+    """Step 10. Check that the log explains each of `registers` whole; one it does not mention was never extended.
+
+    Raises:
+        EvidenceError: `tee.tpm.event_log_mismatch`.
+        FormatRefused: the log has no SHA-256 bank, or a misplaced locality record (`tee.tpm.eventlog.*`).
+    """
     differing = [
         (index, replayed)
-        for index in LOGGED_PCRS
+        for index in registers
         if (replayed := eventlog.replay(events, index, eventlog.start_value(events, index))) != values[index]
     ]
-    index, replayed = differing[0] if differing else (LOGGED_PCRS[0], values[LOGGED_PCRS[0]])
+    index, replayed = differing[0] if differing else (registers[0], values[registers[0]])
     checks.require(
         not differing,
         code="tee.tpm.event_log_mismatch",
         question=Question.AUTHENTIC,
-        message=f"event log replays to registers {', '.join(map(str, LOGGED_PCRS))}",
+        message=f"event log replays to registers {', '.join(map(str, registers))}",
         otherwise=f"event log does not replay to registers {', '.join(str(item[0]) for item in differing)}",
         expected=f"register {index}: {shorten(values[index])}",
         actual=f"register {index}: {shorten(replayed)}",
@@ -262,32 +289,77 @@ def _verify_log(checks: Checklist, events: tuple[eventlog.Event, ...], values: t
     )
 
 
+def verify_foreign_log(
+    checks: Checklist, events: tuple[eventlog.Event, ...], values: Mapping[int, bytes]
+) -> tuple[Unchecked, ...]:
+    """Step 10 for evidence of any boot path: what is quoted and either firmware's or mentioned must be explained.
+
+    Returns which registers the log explains nothing of.
+
+    Raises:
+        EvidenceError, FormatRefused: as `verify_log`.
+    """
+    mentioned = {event.register for event in events if event.kind != eventlog.EV_NO_ACTION}
+    explained = tuple(index for index in sorted(values) if index in mentioned or index in FIRMWARE_PCRS)
+    if explained:
+        verify_log(checks, events, values, explained)
+    rest = [str(index) for index in sorted(values) if index not in explained]
+    if not rest:
+        return ()
+    return (Unchecked(reason=f"registers {', '.join(rest)} against the event log: it does not mention them"),)
+
+
+def _freshness(attest: QuoteAttest, *, enrolled: bool) -> Slot:
+    """Return the slot of the nonce. What others than our guest put there has the length it has; CoCo's two forms of
+    fitting a digest are told apart by it, and either binds at least 32 bytes."""
+    size: int | None = c.REPORT_DATA_BYTES
+    if not enrolled and len(attest.extra_data) != size:
+        size = COCO_REPORT_DATA_BYTES if len(attest.extra_data) == COCO_REPORT_DATA_BYTES else None
+    return Slot(name="extraData", value=attest.extra_data, size=size, cut=size is not None, path="tpm_quote.message")
+
+
 def _claims(
-    parsed: ParsedEvidence, attest: QuoteAttest, certificate: x509.Certificate, key: quote.AttestationKey, level: Level
+    parsed: ParsedEvidence,
+    attest: QuoteAttest,
+    vouched: Vouched,
+    key: quote.AttestationKey,
+    values: Mapping[int, bytes],
 ) -> Claims:
-    registers = {f"pcr{index:02d}": value for index, value in enumerate(parsed.values) if index not in RESETTABLE_PCRS}
-    ek = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    # The instance is the EK where that is what is certified, else the AK.
+    identity = vouched.certificate.public_key() if vouched.certificate is not None else key
+    spki = identity.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    native: dict[str, Any] = {f"pcr{index}": value.hex() for index, value in values.items()}
+    native["ak_algorithm"] = "RSASSA" if isinstance(key, rsa.RSAPublicKey) else "ECDSA"
+    if vouched.instance is not None:
+        native["gce_instance"] = vouched.instance.as_dict()
     return Claims(
         tee=TEE,
-        level=level,
+        level=vouched.level,
         debug=False,
-        registers=registers,
+        registers={f"pcr{index:02d}": value for index, value in values.items() if index not in RESETTABLE_PCRS},
         report_data=attest.extra_data,
-        init_data=parsed.values[c.INIT_DATA_PCR],
-        instance_id=hashlib.sha256(ek).hexdigest(),
-        raw=_raw(parsed, attest, key),
-        platform="TPM 2.0",
-        window=Window(not_before=certificate.not_valid_before_utc, not_after=certificate.not_valid_after_utc),
-        native={f"pcr{index}": value.hex() for index, value in enumerate(parsed.values)},
+        init_data=values.get(c.INIT_DATA_PCR, b""),
+        instance_id=hashlib.sha256(spki).hexdigest(),
+        raw=_raw(parsed, attest, vouched, key, values),
+        platform="TPM 2.0" if vouched.instance is None else "TPM 2.0, virtual, of Google Compute Engine",
+        measurements=measured_roles(eventlog.measured(parsed.events, UKI_PCR))
+        if parsed.events is not None and UKI_PCR in values
+        else {},
+        window=vouched.window,
+        native=native,
     )
 
 
 def _raw(
-    parsed: ParsedEvidence, attest: QuoteAttest, key: quote.AttestationKey
+    parsed: ParsedEvidence,
+    attest: QuoteAttest,
+    vouched: Vouched,
+    key: quote.AttestationKey,
+    values: Mapping[int, bytes],
 ) -> Mapping[str, Any]:  # Any: JSON values
     """Return CoCo's claims (`pcr00`.., `ak_public` as SubjectPublicKeyInfo) and ours beside them."""
-    raw: dict[str, Any] = {f"pcr{index:02d}": value.hex() for index, value in enumerate(parsed.values)}
-    raw["ak_public"] = encode_b64(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    raw: dict[str, Any] = {f"pcr{index:02d}": value.hex() for index, value in values.items()}
+    raw["ak_public"] = encode_b64(quote.encode_key(key))
     # 9
     raw["clock"] = {
         "milliseconds": attest.clock,
@@ -298,4 +370,6 @@ def _raw(
     raw["firmware_version"] = f"{attest.firmware_version:016x}"
     if parsed.events is not None:
         raw["pcr00_events"] = [digest.hex() for digest in eventlog.measured(parsed.events, 0)]
+    if vouched.instance is not None:
+        raw["gce_instance"] = vouched.instance.as_dict()
     return raw

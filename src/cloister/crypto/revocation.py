@@ -79,8 +79,12 @@ def verify_not_revoked(
     at: datetime,
     code: str,
     grace: timedelta = timedelta(),
+    allow_issuer_without_crl_sign: bool = False,
 ) -> RevocationStatus:
     """Return what the lists of `issuer` say of `certificate`.
+
+    `allow_issuer_without_crl_sign` is for vendors whose issuer is no CA by its own certificate and publishes lists
+    all the same, because their documents say so.
 
     Steps: 1 lists of that issuer's name, which may sign lists; 2 each is signed by the issuer and has no critical
     extension that is not understood; 3 the certificate is on none of them; 4 the newest is in force.
@@ -93,7 +97,7 @@ def verify_not_revoked(
     # 1
     name = _subject(certificate)
     mine = [item for item in lists if item.issuer == issuer.subject]
-    if mine:
+    if mine and not allow_issuer_without_crl_sign:
         _verify_may_sign(issuer, code)
     for item in mine:
         # 2

@@ -280,7 +280,7 @@ class _PathSearch:
         try:
             if not isinstance(certificate.signature_hash_algorithm, _HASHES):
                 raise self._bad_algorithm(certificate)
-            certificate.verify_directly_issued_by(issuer)
+            _verify_signature(certificate, issuer)
         except (UnsupportedAlgorithm, ValueError) as err:  # unknown, or not the one inside the signed part
             raise self._bad_algorithm(certificate) from err
         except (InvalidSignature, TypeError):  # not by this key, or by a key of another kind
@@ -360,6 +360,13 @@ class _PathSearch:
         return EndorsementError(
             f"{self._code}.{reason}", message, path=_name(certificate), expected=expected, actual=actual, hint=hint
         )
+
+
+@lru_cache(maxsize=_CACHED)
+def _verify_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raise unless the issuer's key signed the certificate. What held is kept: a new leaf below known CAs costs one
+    check. What did not is not kept, so an attacker fills nothing."""
+    certificate.verify_directly_issued_by(issuer)
 
 
 def _basic_constraints(certificate: x509.Certificate) -> x509.BasicConstraints:

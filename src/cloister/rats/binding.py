@@ -100,9 +100,13 @@ def _judge_init_data(slot: Slot | None, expected: ExpectedBinding) -> Finding:
             question=Question.BOUND,
             ok=False,
             message=f"the init data digest does not fit {slot.name}",
-            expected="32 bytes" if slot.extended else f"1 to {slot.size or 'any'} bytes",
+            expected=_sizes(slot),
             actual=f"{len(digest)} bytes",
-            hint="name another `algorithm` in the init data: sha256 fits everywhere",
+            hint=(
+                "name another `algorithm` in the init data: sha256 fits everywhere"
+                if slot.padded
+                else "name an `algorithm` in the init data whose digest has that length"
+            ),
             path=slot.path,
         )
     ok = hmac.compare_digest(slot.value, fitted)
@@ -117,6 +121,12 @@ def _judge_init_data(slot: Slot | None, expected: ExpectedBinding) -> Finding:
         hint="the pod VM was started with other init data, or something was measured into the register besides",
         path=slot.path,
     )
+
+
+def _sizes(slot: Slot) -> str:
+    if slot.extended:
+        return "32 bytes"
+    return f"1 to {slot.size or 'any'} bytes" if slot.padded else f"{slot.size} bytes"
 
 
 def _not_requested(code: str, unchecked: Unchecked, hint: str) -> Finding:

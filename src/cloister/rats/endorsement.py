@@ -24,12 +24,14 @@ class TrustedRoot:
         level: the level that a chain to this root proves. A software TPM's CA is `measured`, never `hardware`.
         name: for findings and reports.
         der: certificate (X.509 DER) or public key (SubjectPublicKeyInfo DER).
+        instance: the one device that a raw key speaks for, as `claims.instance_id`; empty for any.
     """
 
     tee: str
     level: Level
     name: str
     der: bytes
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

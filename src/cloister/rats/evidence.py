@@ -39,6 +39,7 @@ class Slot:
         value: what it holds.
         size: bytes the field always has; a shorter digest is padded with zeros on the right. None when the field has
             the length of what was put in.
+        padded: whether a shorter digest is padded; otherwise it does not fit.
         cut: whether a longer digest is cut to `size`; otherwise it does not fit.
         extended: whether it is a register: it then holds SHA-256 over 32 zero bytes and the digest.
         path: place in the evidence.
@@ -47,6 +48,7 @@ class Slot:
     name: str
     value: bytes
     size: int | None = None
+    padded: bool = True
     cut: bool = False
     extended: bool = False
     path: str = ""
@@ -64,7 +66,7 @@ class Slot:
             return hashlib.sha256(bytes(_REGISTER_BYTES) + digest).digest()
         if self.size is None:
             return digest
-        if len(digest) > self.size and not self.cut:
+        if (len(digest) > self.size and not self.cut) or (len(digest) < self.size and not self.padded):
             return None
         return digest[: self.size].ljust(self.size, b"\0")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ from cloister.rats.result import (
 )
 from cloister.rats.rules import Handling
 from cloister.tee.advisories import shipped_advisories
+from cloister.tee.cca.endorsements import is_anchor_store, parse_cca_roots
 from cloister.tee.collateral.bundle import BUNDLE_HEAD_BYTES, looks_like_bundle, parse_bundle
 from cloister.tee.collateral.files import parse_trust_roots, sort_endorsement_files
 from cloister.tee.collateral.load import Loaded, load
@@ -320,14 +322,22 @@ def _endorsements(
     files = [*_files(endorsements), *_files(collateral)]
     given = sort_endorsement_files([(name, data) for name, data in files if not looks_like_bundle(data)])
     bundled = _bundled([(name, data) for name, data in files if looks_like_bundle(data)])
-    named = parse_trust_roots(tee, _root_level(tee), _files(trust_roots))
+    # Anchors of CCA may come in a store that names the platform of each; everything else is read the same for all.
+    stores, others = _split_stores(_files(trust_roots)) if tee == PLATFORMS["cca"] else ([], _files(trust_roots))
+    named = parse_trust_roots(tee, _root_level(tee), others)
+    anchors = [parse_cca_roots(data, level=_root_level(tee), origin=origin) for origin, data in stores]
     return Endorsements(
-        roots=named.roots,
+        roots=(*named.roots, *chain.from_iterable(anchors)),
         pins=pins_for(tee),
         certificates=(*given.certificates, *named.certificates, *bundled.certificates),
         revocation_lists=(*given.revocation_lists, *bundled.revocation_lists),
         documents=(*given.documents, *bundled.documents),
     )
+
+
+def _split_stores(files: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    stores = [item for item in files if is_anchor_store(item[1])]
+    return stores, [item for item in files if item not in stores]
 
 
 def _bundled(files: Sequence[tuple[str, bytes]]) -> Loaded:

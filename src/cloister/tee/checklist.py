@@ -26,6 +26,12 @@ class Checklist:
         """The checks made so far, all of which held."""
         return tuple(self._findings)
 
+    def add(self, finding: Finding) -> None:
+        """Record a finding that was made elsewhere and does not refuse."""
+        if finding.refuses:
+            raise RuntimeError("a check that does not hold is raised, not recorded")
+        self._findings.append(finding)
+
     def require(
         self,
         ok: bool,

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 TECHNOLOGIES: Final[Mapping[str, str]] = {
     "tpm": "cloister.tee.tpm",
+    "nitro": "cloister.tee.nitro",
+    "cca": "cloister.tee.cca",
+    "csv": "cloister.tee.hygon_csv",
+    "se": "cloister.tee.ibm_se",
     "snp": "cloister.tee.sev_snp",
     "az-snp-vtpm": "cloister.tee.azure",
     "az-tdx-vtpm": "cloister.tee.azure",
@@ -63,6 +67,7 @@ class Authenticate(Protocol):
             FormatRefused: a part does not parse.
             EndorsementError: a certificate, CRL or other vendor statement does not hold.
             EvidenceError: a signature or another check does not hold.
+            Unavailable: the technology cannot be verified by this build; never for a fault of the evidence.
         """
         ...
 

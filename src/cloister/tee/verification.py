@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from cloister.errors import Refused
+from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.rats.advisory import Advisory
 from cloister.rats.binding import FRESHNESS, judge_binding, verify_binding
 from cloister.rats.endorsement import Endorsements
@@ -25,6 +25,7 @@ from cloister.rats.result import (
     Examination,
     Finding,
     Question,
+    Severity,
     Unchecked,
     Verdict,
     VerifiedEvidence,
@@ -47,6 +48,7 @@ def verify_evidence(
         FormatRefused: a part does not parse.
         EndorsementError: a vendor statement does not hold.
         EvidenceError: a signature, another check, or the binding does not hold; or no such technology.
+        Unavailable: this build cannot verify the technology's evidence.
     """
     return verify_with(authenticator_for(evidence.tee), evidence, binding, endorsements, at=at)
 
@@ -125,13 +127,15 @@ def examine_with(
     """Do what `examine_evidence` does, with verifier and judge given by hand."""
     try:
         authentic = authenticate(evidence, endorsements, at=at, session_secret=binding.session_secret)
-    except Refused as err:
+    except (Refused, Unavailable) as err:
+        # Unavailable: the verifier cannot tell, whatever the evidence is. Nothing is accepted on that ground.
+        unknown = isinstance(err, Unavailable)
         return Examination(
             authentic=False,
             bound=Bound.NOT_REQUESTED if isinstance(binding.report_data, Unchecked) else Bound.NO,
             acceptable=False,
-            verdict=Verdict.REFUSE,
-            findings=(_failure(err),),
+            verdict=Verdict.UNAVAILABLE if unknown else Verdict.REFUSE,
+            findings=(_failure(err, Severity.UNAVAILABLE if unknown else Severity.ERROR),),
             claims=None,
         )
     judged = judge_binding(authentic, binding)
@@ -165,7 +169,7 @@ def _bound_word(findings: Sequence[Finding]) -> Bound:
     return Bound.YES if fresh else Bound.NOT_REQUESTED
 
 
-def _failure(err: Refused) -> Finding:
+def _failure(err: CloisterError, severity: Severity) -> Finding:
     return Finding(
         code=err.code,
         question=Question.AUTHENTIC,
@@ -175,4 +179,5 @@ def _failure(err: Refused) -> Finding:
         actual=err.actual,
         hint=err.hint,
         path=err.path,
+        severity=severity,
     )

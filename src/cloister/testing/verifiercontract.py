@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from cloister.errors import Refused
+from cloister.errors import EvidenceError, Refused
 from cloister.rats.binding import INIT_DATA
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.policy import AppraisalPolicy
-from cloister.rats.result import AttestationResult, Question, Unchecked, Verdict, VerifiedEvidence
-from cloister.tee.registry import Authenticate
-from cloister.tee.verification import appraise_evidence, examine_with, verify_with
+from cloister.rats.policy import AppraisalPolicy, appraise
+from cloister.rats.result import AttestationResult, Finding, Question, Unchecked, Verdict, VerifiedEvidence
+from cloister.tee.registry import Authenticate, appraiser_for
+from cloister.tee.verification import examine_with, verify_with
 from cloister.wire.base64 import decode_b64, encode_b64
 from cloister.wire.limits import KBS_REQUEST_BYTES
 
@@ -162,7 +162,7 @@ def _check_accepts(authenticate: Authenticate, case: ContractCase) -> Iterator[s
 
 def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[str]:
     """Try debug, stale and revoked; and good evidence without any reference value, which accepts nothing."""
-    judge = _judge(case, ())
+    judge = _judge(case, (), case.at)
     for name in VARIANTS:
         variant = case.variants.get(name, "")
         if isinstance(variant, str):
@@ -174,7 +174,7 @@ def _check_variants(authenticate: Authenticate, case: ContractCase) -> Iterator[
             variant.evidence or case.evidence,
             case.binding,
             variant.endorsements or case.endorsements,
-            judge,
+            _judge(case, (), variant.at or case.at),
             at=variant.at or case.at,
         )
         told = any(finding.code == variant.code and not finding.ok for finding in result.findings)
@@ -198,19 +198,37 @@ def _check_padding(authenticate: Authenticate, case: ContractCase) -> Iterator[s
                 replace(case.evidence, body=body),
                 case.binding,
                 case.endorsements,
-                _judge(case, Unchecked(reason="the contract asks for no measurements")),
+                _judge(case, Unchecked(reason="the contract asks for no measurements"), case.at),
                 at=case.at,
             )
             if (result.verdict is Verdict.ACCEPT) is not wanted:
                 yield f"{path} with {len(tail)} bytes of tail: {result.verdict.value}"
 
 
-def _judge(case: ContractCase, references: tuple[()] | Unchecked) -> Callable[[VerifiedEvidence], AttestationResult]:
+def _judge(
+    case: ContractCase, references: tuple[()] | Unchecked, at: datetime
+) -> Callable[[VerifiedEvidence], AttestationResult]:
     """Return the strict policy's judgement, on any level."""
     policy = AppraisalPolicy(
         id="contract", tees=frozenset({case.evidence.tee}), levels=frozenset(Level), accept_debug=False, digest=""
     )
-    return lambda verified: appraise_evidence(verified, policy, references, init_data_digest="", at=case.at)
+
+    def judge(verified: VerifiedEvidence) -> AttestationResult:
+        platform = _platform_findings(case.evidence.tee, verified, policy, at)
+        return appraise(verified, policy, references, init_data_digest="", at=at, platform=platform)
+
+    return judge
+
+
+def _platform_findings(
+    tee: str, verified: VerifiedEvidence, policy: AppraisalPolicy, at: datetime
+) -> tuple[Finding, ...]:
+    """Return what the technology's own rules say; nothing of one that is only about to be registered."""
+    try:
+        rules = appraiser_for(tee)
+    except EvidenceError:
+        return ()
+    return rules(verified.facts, policy.rules, at=at)
 
 
 def _named_changes(case: ContractCase) -> dict[str, tuple[Evidence, ExpectedBinding, Endorsements]]:

@@ -25,7 +25,7 @@ from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.tee.registry import TECHNOLOGIES, Authenticate, authenticator_for, register_technology
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.cocoshape import encode_shape
-from cloister.testing import azure, dcap, nvidia, snp
+from cloister.testing import azure, cca, dcap, nitro, nvidia, snp
 from cloister.testing.eventlog import build_event_log, seabios_events
 from cloister.testing.tpm import AK_PROFILE, INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
 from cloister.testing.verifiercontract import (
@@ -41,6 +41,12 @@ from cloister.testing.verifiercontract import (
 from cloister.wire.base64 import encode_b64
 
 CaseMaker = Callable[[str], ContractCase]
+# These verifiers accept nothing, so there is no good evidence whose changes could be tried; each with the test of that.
+ACCEPT_NOTHING = {
+    "csv": "no SM2 signatures (test_hygon_csv)",
+    "se": "only who made the attestation request can check the answer (test_ibm_se)",
+}
+VERIFIED = [tee for tee in TECHNOLOGIES if tee not in ACCEPT_NOTHING]
 
 
 def _tpm_case(tpm: FakeTPM, ca: EndorsementCA, foreign_ca: EndorsementCA) -> ContractCase:
@@ -332,6 +338,71 @@ def _nvidia_case() -> ContractCase:
     )
 
 
+def _nitro_case() -> ContractCase:
+    ca = nitro.NitroCA()
+    return ContractCase(
+        evidence=nitro.FakeNSM(ca).evidence(),
+        binding=nitro.BINDING,
+        endorsements=ca.endorsements(),
+        at=nitro.NOW,
+        level=Level.HARDWARE,
+        foreign=nitro.NitroCA().endorsements(),
+        code_prefix="tee.nitro.",
+        codes={
+            "other_report_data": "evidence.freshness",
+            "no_report_data": "evidence.freshness.no_session",
+            "other_init_data": "evidence.init_data",
+            "no_init_data": "evidence.init_data.length",
+            "long_init_data": "evidence.init_data",  # the field has the length of what was put in
+            "no_roots": "tee.nitro.no_roots",
+            "foreign_roots": "tee.nitro.root_untrusted",
+            "roots_of_another_technology": "tee.nitro.no_roots",
+            "another_technology": "tee.nitro.malformed",
+            "unknown_member": "tee.nitro.malformed",
+        },
+        binary_members=("document",),
+        variants={
+            "debug": Variant(code="appraisal.debug", evidence=nitro.nitro_evidence(ca, debug=True)),
+            "stale": Variant(code="appraisal.nitro.age", evidence=nitro.nitro_evidence(ca, age=timedelta(hours=4))),
+            "revoked": Variant(
+                code="tee.nitro.certificate.revoked",
+                endorsements=replace(ca.endorsements(), revocation_lists=(ca.revocation_list(ca.region_serial),)),
+            ),
+        },
+    )
+
+
+def _cca_case() -> ContractCase:
+    platform = cca.FakeCCA()
+    return ContractCase(
+        evidence=platform.evidence(),
+        binding=cca.BINDING,
+        endorsements=platform.endorsements(),
+        at=cca.NOW,
+        level=Level.HARDWARE,
+        foreign=cca.FakeCCA().endorsements(),
+        code_prefix="tee.cca.",
+        codes={
+            "other_report_data": "evidence.freshness",
+            "no_report_data": "evidence.freshness.no_session",
+            "other_init_data": "evidence.init_data",
+            "no_init_data": "evidence.init_data.length",
+            "long_init_data": "evidence.init_data.length",
+            "no_roots": "tee.cca.no_anchor",
+            "foreign_roots": "tee.cca.platform.signature",
+            "roots_of_another_technology": "tee.cca.no_anchor",
+            "another_technology": "tee.cca.malformed",
+            "unknown_member": "tee.cca.malformed",
+        },
+        binary_members=("token",),
+        variants={
+            "debug": Variant(code="appraisal.debug", evidence=platform.evidence(platform={2395: 0x5000})),
+            "stale": "tokens hold no time, and no vendor publishes collateral for them",
+            "revoked": "anchors are raw keys: their owner withdraws them, and then there is none",
+        },
+    )
+
+
 @pytest.fixture
 def case_of(
     tpm: FakeTPM,
@@ -348,6 +419,8 @@ def case_of(
     makers: dict[str, Callable[[], ContractCase]] = {
         "tpm": lambda: _tpm_case(tpm, ca, foreign_ca),
         "snp": _snp_case,
+        "nitro": _nitro_case,
+        "cca": _cca_case,
         "az-snp-vtpm": lambda: _azure_case(
             amd_chip, snp.FakeAMD(amd_chip.amd.line, name="stranger").endorsements(), rsa_ak
         ),
@@ -393,7 +466,7 @@ def test_tpm_evidence_with_a_certified_ak_keeps_the_contract_too(
     assert violations(authenticator_for("tpm"), case) == []
 
 
-@pytest.mark.parametrize("tee", TECHNOLOGIES)
+@pytest.mark.parametrize("tee", VERIFIED)
 def test_every_verifier_keeps_the_contract(tee: str, case_of: CaseMaker) -> None:
     case = case_of(tee)
     assert set(case.codes) == set(CHANGES)
@@ -448,7 +521,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("tee", TECHNOLOGIES)
+@pytest.mark.parametrize("tee", VERIFIED)
 @pytest.mark.parametrize(("ignored", "found"), FAULTS)
 def test_a_verifier_that_ignores_an_input_is_found(tee: str, ignored: str, found: str, case_of: CaseMaker) -> None:
     case = case_of(tee)

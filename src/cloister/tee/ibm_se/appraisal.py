@@ -1,0 +1,17 @@
+"""The owner's rules for Secure Execution evidence: none, because none is ever authentic here. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from cloister.rats.result import Finding
+from cloister.rats.rules import PlatformRules
+
+
+def appraise_platform(facts: object, rules: PlatformRules, *, at: datetime) -> tuple[Finding, ...]:
+    """Refuse to judge: there is no authentic evidence whose facts these could be.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError("facts of another technology")

@@ -28,13 +28,9 @@ from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
 from cloister.rats.referenceset import read_reference_values
 from cloister.rats.result import (
     AttestationResult,
-    Bound,
     Examination,
     Finding,
-    Question,
-    Severity,
     Unchecked,
-    Verdict,
     VerifiedEvidence,
 )
 from cloister.rats.rules import Handling
@@ -45,7 +41,7 @@ from cloister.tee.collateral.files import parse_trust_roots, sort_endorsement_fi
 from cloister.tee.collateral.load import Loaded, load
 from cloister.tee.registry import authenticator_for, claims_reader_for, pins_for, reader_for
 from cloister.tee.regopolicy import appraise_with_rego, looks_like_rego, parse_rego_policy
-from cloister.tee.verification import appraise_evidence, examine_with
+from cloister.tee.verification import appraise_evidence, examination_of, examine_with
 from cloister.wire.limits import COLLATERAL_BUNDLE_BYTES, COLLATERAL_BYTES, COLLATERAL_DOCUMENTS, EVIDENCE_FILE_BYTES
 
 PLATFORMS: Final = {
@@ -175,7 +171,7 @@ def examine_file(
         trusted = replace(trusted, grace=base.grace)
         answer = examine_with(authenticator_for(tee), item, binding, trusted, judge, at=moment)
     except Refused as err:
-        answer = refusal_of(err, binding)
+        answer = examination_of(err, binding)
     return Examined(form=form, answer=answer)
 
 
@@ -258,31 +254,6 @@ def strict_policy(tee: str, *, insecure_no_revocation: bool = False) -> Appraisa
         digest="",
         advisories=Handling.WARN,
         accept_unchecked_revocation=insecure_no_revocation,
-    )
-
-
-def refusal_of(err: CloisterError, binding: ExpectedBinding) -> Examination:
-    """Return the examination that ends with `err` before evidence could be judged."""
-    unavailable = isinstance(err, Unavailable)
-    return Examination(
-        authentic=False,
-        bound=Bound.NOT_REQUESTED if isinstance(binding.report_data, Unchecked) else Bound.NO,
-        acceptable=False,
-        verdict=Verdict.UNAVAILABLE if unavailable else Verdict.REFUSE,
-        findings=(
-            Finding(
-                code=err.code,
-                question=Question.AUTHENTIC,
-                ok=False,
-                severity=Severity.UNAVAILABLE if unavailable else Severity.ERROR,
-                message=err.message,
-                expected=err.expected,
-                actual=err.actual,
-                hint=err.hint,
-                path=err.path,
-            ),
-        ),
-        claims=None,
     )
 
 

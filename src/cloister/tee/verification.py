@@ -8,7 +8,7 @@ answers all three and is what people and scripts use. Both walk the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -30,7 +30,8 @@ from cloister.rats.result import (
     Verdict,
     VerifiedEvidence,
 )
-from cloister.tee.registry import Authenticate, appraiser_for, authenticator_for
+from cloister.tee.checklist import shorten
+from cloister.tee.registry import Authenticate, appraiser_for, authenticator_for, claims_reader_for
 
 
 def verify_evidence(
@@ -128,16 +129,7 @@ def examine_with(
     try:
         authentic = authenticate(evidence, endorsements, at=at, session_secret=binding.session_secret)
     except (Refused, Unavailable) as err:
-        # Unavailable: the verifier cannot tell, whatever the evidence is. Nothing is accepted on that ground.
-        unknown = isinstance(err, Unavailable)
-        return Examination(
-            authentic=False,
-            bound=Bound.NOT_REQUESTED if isinstance(binding.report_data, Unchecked) else Bound.NO,
-            acceptable=False,
-            verdict=Verdict.UNAVAILABLE if unknown else Verdict.REFUSE,
-            findings=(_failure(err, Severity.UNAVAILABLE if unknown else Severity.ERROR),),
-            claims=None,
-        )
+        return examination_of(err, binding, (*_unverified_binding(evidence, binding),))
     judged = judge_binding(authentic, binding)
     result = judge(_bound(authentic, judged))
     authenticity = [finding for finding in result.findings if finding.question is Question.AUTHENTIC]
@@ -150,6 +142,22 @@ def examine_with(
         findings=result.findings,
         claims=result.claims,
         unchecked=result.unchecked,
+    )
+
+
+def examination_of(err: CloisterError, binding: ExpectedBinding, others: Sequence[Finding] = ()) -> Examination:
+    """Return the examination that ended with `err` before the evidence could be judged.
+
+    An error of the family `Unavailable` leaves the verdict open: the verifier cannot tell, whatever the evidence is.
+    Nothing is accepted on that ground.
+    """
+    return Examination(
+        authentic=False,
+        bound=Bound.NOT_REQUESTED if isinstance(binding.report_data, Unchecked) else Bound.NO,
+        acceptable=False,
+        verdict=Verdict.UNAVAILABLE if isinstance(err, Unavailable) else Verdict.REFUSE,
+        findings=(_failure(err), *others),
+        claims=None,
     )
 
 
@@ -169,15 +177,35 @@ def _bound_word(findings: Sequence[Finding]) -> Bound:
     return Bound.YES if fresh else Bound.NOT_REQUESTED
 
 
-def _failure(err: CloisterError, severity: Severity) -> Finding:
+def _unverified_binding(evidence: Evidence, binding: ExpectedBinding) -> Iterator[Finding]:
+    """Say that evidence which is not authentic names another nonce besides: whoever looks for the cause wants both."""
+    if isinstance(binding.report_data, Unchecked) or not binding.exact:
+        return
+    try:
+        said = claims_reader_for(evidence.tee)(evidence).claims.report_data
+    except CloisterError:
+        return
+    if said != binding.report_data:
+        yield Finding(
+            code=FRESHNESS,
+            question=Question.BOUND,
+            ok=False,
+            message="the evidence names another nonce or key, whoever signed it",
+            expected=shorten(binding.report_data),
+            actual=shorten(said) or "empty",
+            hint="evidence is good for one session only: start a new one",
+        )
+
+
+def _failure(err: CloisterError) -> Finding:
     return Finding(
         code=err.code,
         question=Question.AUTHENTIC,
         ok=False,
+        severity=Severity.UNAVAILABLE if isinstance(err, Unavailable) else Severity.ERROR,
         message=err.message,
         expected=err.expected,
         actual=err.actual,
         hint=err.hint,
         path=err.path,
-        severity=severity,
     )

@@ -127,5 +127,5 @@ def test_collect_without_a_device_is_3(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Unavailable("sdk.evidence.no_device", "no TEE device on this machine")
 
     monkeypatch.setattr("cloister.sdk.devices.detect_platform", absent)
-    done = call("collect", "--report-data", "00")
+    done = call("collect", "--report-data", "00" * 32)
     assert isinstance(done.exception, Unavailable) and exit_code(done.exception) == 3

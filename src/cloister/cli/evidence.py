@@ -315,7 +315,8 @@ def _print_branches(described: Described, claims: Claims, at: datetime) -> None:
     _branch("who signed it", (f"{item.message}: {item.actual}" for item in signers))
     _branch("TCB", _tcb(claims))
     _branch("measurements", (f"{role.value:<14}{value.hex()}" for role, value in claims.measurements.items()))
-    _branch("registers", (f"{name:<14}{value.hex()}" for name, value in registers.items()))
+    width = max((len(name) for name in registers), default=0) + 2
+    _branch("registers", (f"{name:<{width}}{value.hex()}" for name, value in registers.items()))
     _branch("bound to", _bound_to(claims))
     _branch("also says", (f"{name}: {_short(value)}" for name, value in _own_words(claims).items()))
     _branch("validity of what vouches for it", _validity(claims, at))

@@ -144,7 +144,7 @@ def revocation_finding(status: RevocationStatus, *, code: str) -> Finding:
         expected="a revocation list of its issuer, in force",
         actual=actual,
         path=status.subject,
-        hint="" if good else "fetch the vendor's current revocation lists",
+        hint="" if good else "fetch the vendor's current revocation lists (`cloister collateral fetch`)",
     )
 
 

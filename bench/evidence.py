@@ -57,6 +57,7 @@ from cloister.wire.base64 import encode_b64
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = Path(os.environ.get("CLOISTER_VECTORS") or ROOT.parent / "shared" / "vectors") / "evidence"
 NEW_PLATFORMS = 300
+COLUMNS = 10  # of the first table, beside the name
 # Most times the floor, or most times `dcap-qvl`.
 TARGETS = {
     "snp, raw": 1.25,
@@ -64,7 +65,7 @@ TARGETS = {
     "az-snp-vtpm": 1.5,
     "nitro": 1.5,
 }
-QVL_TARGETS = {"tdx": 1.2, "sgx": 1.2, "tdx, new platform": 1.2, "sgx, new platform": 1.2}
+QVL_TARGETS = {"tdx": 1.2, "sgx": 1.2}  # warm; a new platform is for information
 CASES = {
     "snp, raw": "snp-synthetic/genoa-ok#v3",
     "snp, JSON of CoCo": "snp-synthetic/genoa-ok#v3",
@@ -282,17 +283,19 @@ def report(name: str, times: Mapping[str, Times]) -> list[str]:
     if "cold" in times:
         cells += [*figures(times, "whole", "cold floor", "cold"), f"{times['cold'].p99:.0f}"]
         cells.append(f"{times['cold'].p50 / times['cold floor'].p50:.2f}")
-    print_row(name, cells)
+    print_row(name, [*cells, *[""] * (COLUMNS - len(cells))])
     missed = [] if target is None or ratio <= target else [f"{name}: {ratio:.2f} times its floor, target {target:g}"]
     if "qvl" in times:
-        ratio, target = times["warm"].p50 / times["qvl"].p50, QVL_TARGETS[name]
-        missed += [] if ratio <= target else [f"{name}: {ratio:.2f} times dcap-qvl, target {target:g}"]
+        ratio, target = times["warm"].p50 / times["qvl"].p50, QVL_TARGETS.get(name)
+        missed += (
+            [] if target is None or ratio <= target else [f"{name}: {ratio:.2f} times dcap-qvl, target {target:g}"]
+        )
     return missed
 
 
 def report_qvl(name: str, times: Mapping[str, Times]) -> None:
     """Print the rows of the second table."""
-    for label, key, target in ((name, "warm", QVL_TARGETS[name]), (f"{name}, cold", "cold", None)):
+    for label, key, target in ((name, "warm", QVL_TARGETS.get(name)), (f"{name}, cold", "cold", None)):
         if key in times:
             ratio = times[key].p50 / times["qvl"].p50
             cells = [f"{times['qvl'].p50:.0f}", f"{times['qvl'].p99:.0f}", f"{times[key].p50:.0f}", f"{ratio:.2f}"]

@@ -182,7 +182,7 @@ def _read_lists(wire: _SNP0 | _TDX0, tee: str) -> ParsedEvidence:
 
 def _hex_values(texts: list[str]) -> tuple[bytes, ...]:
     """Return the register values, decoded at one go."""
-    if any(len(text) != 2 * c.SHA256_BYTES for text in texts):
+    if not set(map(len, texts)) <= {2 * c.SHA256_BYTES}:
         texts = []
     joined = _hex("".join(texts), "tpm_quote.pcrs", c.PCRS * c.SHA256_BYTES)
     return _values([joined[start : start + c.SHA256_BYTES] for start in range(0, len(joined), c.SHA256_BYTES)])

@@ -379,6 +379,8 @@ class FakeTSM:
         busy: how many reads of the report answer EBUSY first.
         racing: how many reads of the report are followed by a write of someone else.
         table: what `auxblob` holds; None for a kernel that has none.
+        version: of reports.
+        host_data: what the host bound at launch; the fake's usual when None.
     """
 
     def __init__(
@@ -391,8 +393,10 @@ class FakeTSM:
         racing: int = 0,
         table: bytes | None = b"",
         version: int = 3,
+        host_data: bytes | None = None,
     ) -> None:
         self._chip, self._provider, self._table = chip, provider, table
+        self._host_data = INIT_DATA_DIGEST if host_data is None else host_data
         self._busy, self._racing, self._version = busy, racing, version
         self.made = self.dropped = 0
         self.vmpl = 0
@@ -427,7 +431,9 @@ class FakeTSM:
         if self._racing:
             self._racing -= 1
             self.write(str(attribute.parent / "inblob"), bytes(64))
-        return self._chip.report(version=self._version, report_data=data.ljust(64, b"\0"), vmpl=self.vmpl)
+        return self._chip.report(
+            version=self._version, report_data=data.ljust(64, b"\0"), vmpl=self.vmpl, host_data=self._host_data
+        )
 
     def write(self, path: str, data: bytes) -> None:
         """Write an attribute."""

@@ -371,11 +371,13 @@ class FakeChip:
         )
 
 
-def fake_tsm(root: Path, chip: FakeChip, *, version: int = 3, **options: Any) -> FakeTSM:
+def fake_tsm(
+    root: Path, chip: FakeChip, *, version: int = 3, host_data: bytes = INIT_DATA_DIGEST, **options: Any
+) -> FakeTSM:
     """Return configfs-tsm of a guest on `chip`, with the arguments of `FakeTSM`; its directory is made in `root`."""
     (root / TSM).mkdir(parents=True)
     return FakeTSM(
-        lambda data, level: chip.report(version=version, report_data=data, vmpl=level),
+        lambda data, level: chip.report(version=version, report_data=data, vmpl=level, host_data=host_data),
         **{"provider": device.PROVIDER, **options},
     )
 

@@ -567,7 +567,7 @@ def test_no_device_is_told_to_whoever_asks() -> None:
         "def be(connection):\n"
         "    from cloister.guest import keyservice\n"
         "    import cloister.tee.tpm.attester as attester\n"
-        "    attester.TPMAttester.__init__.__defaults__ = ('/nonexistent', None)\n"
+        "    attester.TPMAttester.__init__.__defaults__ = ('/nonexistent',)\n"
         "    keyservice.run(connection, [], agent)\n"
         "keys = process(*fork_key_process(be))\n"
         "for act in (lambda: keys.keys.extend(bytes(32)), lambda: keys.keys.open(b''), keys.keys.attest):\n"

@@ -68,7 +68,7 @@ def test_an_snp_guest_waits_for_collateral_and_the_denial_says_how_to_get_it(tmp
     chip = snp.FakeChip.made_by(amd, start=now - days, end=now + days)
     state = tmp_path / "state"
     furnish(state, "snp", amd.root(), data, "measurement", snp.MEASUREMENT)
-    files = snp.FakeTSM(tmp_path / "tree", chip, table=chip.certificate_table(), version=5, host_data=data.digest)
+    files = snp.fake_tsm(tmp_path / "tree", chip, auxblob=chip.certificate_table(), version=5, host_data=data.digest)
     attester = SNPAttester(tmp_path / "tree", files=files)
     with running(state) as service, FakeVendor() as vendor:
         publish_amd(vendor, amd, [chip], start=now - days, end=now + days)
@@ -89,7 +89,7 @@ def test_an_snp_guest_waits_for_collateral_and_the_denial_says_how_to_get_it(tmp
         )
         assert client.get_resource(MODEL) == CANARY
         client.wipe()
-        files = snp.FakeTSM(tmp_path / "other", chip, table=chip.certificate_table(), version=5, host_data=bytes(32))
+        files = snp.fake_tsm(tmp_path / "other", chip, auxblob=chip.certificate_table(), version=5, host_data=bytes(32))
         client = client_of(service, SNPAttester(tmp_path / "other", files=files), data, "snp")
         with pytest.raises(AppraisalRefused) as refused:
             client.get_resource(MODEL)

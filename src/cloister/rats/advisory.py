@@ -119,6 +119,7 @@ def appraise_advisories(
 
 def _finding(row: Advisory, critical: Handling, *, acknowledged: bool) -> Finding:
     heavy = row.severity is Weight.CRITICAL
+    first = "use other hardware" if row.unfixable else "update the platform's firmware"
     remedy = ", ".join(
         [f"{name} {least} or newer" for name, least in row.minimum_tcb.items()]
         + [f"{name} {value}".lower() for name, value in row.required.items()]
@@ -132,5 +133,5 @@ def _finding(row: Advisory, critical: Handling, *, acknowledged: bool) -> Findin
         expected=remedy or "other hardware: no firmware remedies it",
         actual="acknowledged by the owner" if acknowledged else "not remedied",
         origin=row.link,
-        hint=f"update the platform's firmware, or acknowledge {row.id} in `acknowledged_advisories`",
+        hint=f"{first}, or acknowledge {row.id} in `acknowledged_advisories`",
     )

@@ -18,7 +18,8 @@ from cloister.tee.registry import Attester, attester_for
 from cloister.tee.sev_snp.attester import SNPAttester
 from cloister.tee.tdx import abi
 from cloister.tee.tdx.attester import REGISTERS, TDXAttester
-from cloister.testing import dcap, snp
+from cloister.testing import snp
+from cloister.testing.tsm import FakeTSM
 
 BROKER = BrokerAddress(url="https://10.0.2.2:1", ca_pem="-----BEGIN CERTIFICATE-----")
 DATA = build_initdata({AGENT_ENTRY: broker_entry(BROKER)})
@@ -47,12 +48,12 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Launch:
         if request.param == "snp":
             chip = snp.FakeChip.made_by(snp.FakeAMD("Turin"))
             root = tmp_path / os.urandom(4).hex()
-            files = snp.FakeTSM(root, chip, host_data=digest.ljust(32, b"\0"))
-            return SNPAttester(root, files=files, sleep=snp.no_sleep)
+            files = snp.fake_tsm(root, chip, host_data=digest.ljust(32, b"\0"))
+            return SNPAttester(root, files=files)
         value = digest.ljust(48, b"\0")
         if request.param == "tdx sysfs":
             path = str(tmp_path / REGISTERS / "mrconfigid")
-            return TDXAttester(tmp_path, files=dcap.FakeTSM(lambda data: b"", attributes={path: value}))
+            return TDXAttester(tmp_path, files=FakeTSM(lambda *_: b"", provider="tdx_guest", attributes={path: value}))
         (tmp_path / "dev").mkdir(exist_ok=True)
         (tmp_path / "dev/tdx_guest").touch()
 
@@ -61,7 +62,7 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Launch:
             argument[start : start + 48] = value
             return 0
 
-        return TDXAttester(tmp_path, files=dcap.FakeTSM(lambda data: b""), ioctl=ioctl)
+        return TDXAttester(tmp_path, files=FakeTSM(lambda *_: b"", provider="tdx_guest"), ioctl=ioctl)
 
     return make
 
@@ -136,7 +137,7 @@ def test_a_field_that_cannot_be_read_stops_the_pod(tmp_path: Path) -> None:
 
 def test_a_field_of_another_length(tmp_path: Path) -> None:
     path = str(tmp_path / REGISTERS / "mrconfigid")
-    attester = TDXAttester(tmp_path, files=dcap.FakeTSM(lambda data: b"", attributes={path: bytes(47)}))
+    attester = TDXAttester(tmp_path, files=FakeTSM(lambda *_: b"", provider="tdx_guest", attributes={path: bytes(47)}))
     assert refused(attester.init_data_field) == "tee.tdx.register"
     assert refused(lambda: abi.tdreport_config_id(bytes(1023))) == "tee.tdx.tdreport.length"
 

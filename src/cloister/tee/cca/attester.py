@@ -81,11 +81,12 @@ class CCAAttester:
         """Return the evidence body that binds `report_data` (at most 64 bytes, zeros follow); `secret` is not used.
 
         Raises:
-            Unavailable: no device, or it does not answer (`tee.cca.device`).
+            Unavailable: no device, or it does not answer (`tee.cca.device`), or others write to our request
+                (`tee.cca.device.raced`).
         """
         if not 0 < len(report_data) <= CHALLENGE_BYTES:
             raise RuntimeError("report data has 1 to 64 bytes")
-        token = read_tsm_report(
+        report = read_tsm_report(
             report_data.ljust(CHALLENGE_BYTES, b"\0"),
             provider=PROVIDER,
             code=_CODE,
@@ -93,7 +94,7 @@ class CCAAttester:
             files=self._files,
             sleep=self._sleep,
         )
-        return {"token": list(token)}
+        return {"token": list(report.outblob)}
 
 
 ATTESTER: Final = CCAAttester

@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from cloister.errors import Unavailable
-from cloister.tee.dcap.tsm import TSM, Files, KernelFiles, request_quote
 from cloister.tee.eventlog import Event, append_events
 from cloister.tee.tdx import abi
+from cloister.tee.tsmreport import KernelFiles, TSMFiles, read_tsm_report
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import EVENT_LOG_BYTES
 
@@ -64,12 +64,12 @@ class TDXAttester:
         self,
         root: str | os.PathLike[str] = "/",
         *,
-        files: Files | None = None,
+        files: TSMFiles | None = None,
         ioctl: Ioctl = _kernel_ioctl,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._root = os.fspath(root)
-        self._files: Files = files if files is not None else KernelFiles(EVENT_LOG_BYTES)
+        self._files: TSMFiles = files if files is not None else KernelFiles(EVENT_LOG_BYTES)
         self._ioctl = ioctl
         self._sleep = sleep
         self._events: list[Event] = []
@@ -159,16 +159,16 @@ class TDXAttester:
         """
         if not 0 < len(report_data) <= abi.REPORT_DATA_BYTES:
             raise RuntimeError("report data has 1 to 64 bytes")
-        quote = request_quote(
-            os.path.join(self._root, TSM),  # noqa: PTH118  # pathlib is not loaded yet in the guest
+        report = read_tsm_report(
             report_data.ljust(abi.REPORT_DATA_BYTES, b"\0"),
             provider=PROVIDER,
             code=_CODE,
+            root=self._root,
             files=self._files,
             sleep=self._sleep,
         )
         log = self.read_log()
-        return {"quote": encode_b64(quote), "cc_eventlog": encode_b64(log) if log else None}
+        return {"quote": encode_b64(report.outblob), "cc_eventlog": encode_b64(log) if log else None}
 
     def read_log(self) -> bytes:
         """Return firmware's log with what this attester extended; empty where firmware keeps none.
@@ -178,7 +178,7 @@ class TDXAttester:
             FormatRefused: table or log do not parse (`tee.tdx.ccel.*`, `tee.tdx.eventlog.*`).
         """
         try:
-            area = abi.parse_ccel_table(self._files.read(os.path.join(self._root, LOG_TABLE)))  # noqa: PTH118
+            area = abi.parse_ccel_table(self._files.read(os.path.join(self._root, LOG_TABLE)))  # noqa: PTH118  # pathlib is not loaded yet
             log = self._files.read(os.path.join(self._root, LOG))[:area]  # noqa: PTH118
         except FileNotFoundError:
             return b""  # no log is evidence too; what it may be worth is the verifier's decision

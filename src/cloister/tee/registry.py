@@ -150,6 +150,11 @@ class Attester(Protocol):
         """Extend register `pcr` with a 32-byte digest."""
         ...
 
+    def init_data_field(self) -> tuple[str, bytes] | None:
+        """Return name and content of the field that was set to the init data's digest, zeros after it, at launch; None
+        where the guest itself extends a register with it."""
+        ...
+
     def read_pcrs(self) -> Mapping[int, bytes]:
         """Return the registers by index."""
         ...

@@ -63,6 +63,9 @@ class CCAAttester:
             hint="bind init data by the realm personalization value when the realm is started",
         )
 
+    def init_data_field(self) -> None:
+        """Return nothing: the personalization value is in the token only, which is not parsed in the realm."""
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return nothing: the registers are in the token only."""
         return {}

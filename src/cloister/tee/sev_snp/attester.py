@@ -100,6 +100,15 @@ class SNPAttester:
             hint="bind init data by HOST_DATA when the guest is started, or use a vTPM beside",
         )
 
+    def init_data_field(self) -> tuple[str, bytes]:
+        """Return HOST_DATA, 32 bytes, from a report of the firmware.
+
+        Raises:
+            Unavailable: no device, or it does not answer (`tee.sev_snp.device`).
+        """
+        report, _ = self.extended_report(b"init data")
+        return "HOST_DATA", parse_report(report).host_data
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return nothing: there are no registers."""
         return {}

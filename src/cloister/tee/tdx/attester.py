@@ -6,8 +6,9 @@ this code is trusted only as part of the measured guest, and which device is the
 Sources: Linux ABI documents `configfs-tsm-report` (6.7) and `sysfs-devices-virtual-misc-tdx_guest` (6.16), uapi header
 `tdx-guest.h`; UEFI 2.10 section 38.4.1 for which register stands for which PCR.
 
-Init data is bound by MRCONFIGID, which the host sets at launch. What the guest extends at run time goes into RTMR 2 and
-3, each extend as a record of the kind CoCo's attestation agent writes, so that the log that is sent replays.
+Init data is bound by MRCONFIGID, which the host sets at launch and the guest compares. What the guest extends at run
+time goes into RTMR 2 and 3, each extend as a record of the kind CoCo's attestation agent writes, so that the log that
+is sent replays.
 """
 
 from __future__ import annotations
@@ -103,6 +104,25 @@ class TDXAttester:
         self._events.append(
             Event(register=abi.log_register(index), kind=EV_EVENT_TAG, digests={abi.ALGORITHM: value}, data=data)
         )
+
+    def init_data_field(self) -> tuple[str, bytes]:
+        """Return MRCONFIGID, 48 bytes: from sysfs, else from a TDREPORT.
+
+        Raises:
+            Unavailable: neither is there (`tee.tdx.register`, `tee.tdx.device`).
+        """
+        path = os.path.join(self._root, REGISTERS, "mrconfigid")  # noqa: PTH118
+        try:
+            value = self._files.read(path)
+        except FileNotFoundError:
+            value = abi.tdreport_config_id(self.tdreport(bytes(abi.REPORT_DATA_BYTES)))
+        except OSError as err:
+            raise Unavailable(_REGISTER_CODE, f"register cannot be read: {err.strerror or err}", path=path) from err
+        if len(value) != abi.CONFIG_ID_BYTES:
+            raise Unavailable(
+                _REGISTER_CODE, "register of another length", path=path, expected=f"{abi.CONFIG_ID_BYTES} bytes"
+            )
+        return "MRCONFIGID", value
 
     def read_pcrs(self) -> dict[int, bytes]:
         """Return the four run-time registers by their own index: from sysfs, else from a TDREPORT.

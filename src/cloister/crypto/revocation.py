@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtensionOID
 
-from cloister.crypto.x509path import extension, serial_number
+from cloister.crypto.x509path import PARSE_ERRORS, extension, serial_number
 from cloister.errors import EndorsementError, FormatRefused
 from cloister.rats.result import Finding, Question, Severity
 from cloister.wire.limits import REVOCATION_LIST_BYTES, REVOCATION_LIST_ENTRIES
@@ -75,7 +75,7 @@ def load_revocation_list(data: bytes, *, code: str, path: str = "") -> Revocatio
         )
     try:
         return _parse(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as err:
+    except PARSE_ERRORS as err:
         raise FormatRefused(f"{code}.malformed", f"not a revocation list: {err}"[:160], path=path) from err
 
 

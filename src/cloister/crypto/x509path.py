@@ -39,7 +39,8 @@ _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _RSA_BITS: Final = range(2048, 8193)
 _SIGNATURE_CHECKS: Final = 64  # a path of six needs five; the rest is room for CAs that share a name
 _PROCESSED: Final = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
-_PARSE_ERRORS: Final = (
+# What the library raises while it parses certificates, lists and responses, or later a part of one.
+PARSE_ERRORS: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -74,7 +75,7 @@ def load_certificate(der: bytes, *, code: str, path: str = "") -> x509.Certifica
         )
     try:
         return _parse(der)
-    except _PARSE_ERRORS as err:
+    except PARSE_ERRORS as err:
         raise FormatRefused(f"{code}.malformed", f"not a certificate: {err}"[:160], path=path) from err
 
 

@@ -213,6 +213,15 @@ def test_loading() -> None:
         assert (caught.value.code, caught.value.path) == ("x.y.malformed", "list")
 
 
+def test_a_list_of_a_version_that_there_is_not_is_malformed() -> None:
+    der = revocation_list(3).public_bytes(Encoding.DER)
+    changed = der.replace(b"\x02\x01\x01", b"\x02\x01\x4e", 1)
+    assert changed != der
+    with pytest.raises(FormatRefused) as caught:
+        load_revocation_list(changed, code="x.y")
+    assert caught.value.code == "x.y.malformed"
+
+
 def test_a_list_has_a_most_of_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     from cloister.crypto import revocation
 

@@ -23,7 +23,7 @@ from cloister.tee.sev_snp.abi import P384_ORDER, VLEK, encode_report, parse_repo
 from cloister.tee.sev_snp.chain import _KNOWN
 from cloister.tee.sev_snp.cocoshape import encode_body
 from cloister.tee.sev_snp.products import CLASSIC
-from cloister.tee.sev_snp.verifier import authenticate, verify_report
+from cloister.tee.sev_snp.verifier import authenticate, read_claims, verify_report
 from cloister.tee.verification import examine_evidence, verify_evidence
 from cloister.testing.snp import (
     INIT_DATA_DIGEST,
@@ -154,6 +154,14 @@ def test_a_raw_report_can_be_verified_by_itself(chip: FakeChip) -> None:
     assert verified.root is roots[0]
     with pytest.raises(EndorsementError):
         verify_report(chip.report(), (chip.vek,), endorsements, at=NOW)
+
+
+@pytest.mark.parametrize("kind", [2, 4, 6])
+def test_claims_are_read_of_a_report_whose_key_is_of_no_known_kind(chip: FakeChip, kind: int) -> None:
+    """Nobody verified it: the number is told, and verification refuses it."""
+    evidence = chip.evidence(key_info=kind << 2)
+    assert read_claims(evidence).claims.native["signing_key"] == f"unknown ({kind})"
+    assert refuse(chip, evidence) == "signing_key"
 
 
 def test_the_window_is_that_of_certificates_and_list(chip: FakeChip) -> None:

@@ -248,7 +248,7 @@ def decode_entry(data: bytes) -> Entry:
     head, second, body = rest.partition(b"\n")
     try:
         known = msgspec.json.decode(head, type=_Head)
-    except (msgspec.ValidationError, msgspec.DecodeError) as err:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise _damaged("head of the file is not one") from err
     times = [moment for moment in (known.fetched, known.issued, known.expires) if moment is not None]
     if not second or len(head) > COLLATERAL_HEAD_BYTES or any(moment.tzinfo is None for moment in times):

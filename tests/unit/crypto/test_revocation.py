@@ -214,7 +214,7 @@ def test_loading() -> None:
 
 
 def test_a_list_of_a_version_that_there_is_not_is_malformed() -> None:
-    der = revocation_list(3).public_bytes(Encoding.DER)
+    der = revocation_list(3).parsed.public_bytes(Encoding.DER)
     changed = der.replace(b"\x02\x01\x01", b"\x02\x01\x4e", 1)
     assert changed != der
     with pytest.raises(FormatRefused) as caught:

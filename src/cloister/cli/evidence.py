@@ -117,11 +117,11 @@ def verify_command(
     Nothing is fetched. Revocation data and collateral that the vendor offers and that was not given make the verdict
     `unavailable`. Exit status: 0 accept, 1 refuse, 2 usage, 3 unavailable.
     """
-    from cloister.sdk.evidence import examine_file
+    from cloister.sdk import verify_evidence
 
     if nonce is not None and report_data is not None:
         raise typer.BadParameter("give one of --nonce and --report-data")
-    examined = examine_file(
+    answer = verify_evidence(
         file,
         platform=platform,
         nonce=_hex(nonce),
@@ -137,10 +137,10 @@ def verify_command(
         at=_time(at),
     )
     if output is Output.JSON:
-        print_json(examination_document(examined.form, examined.answer))
+        print_json(examination_document(answer))
     else:
-        _print_examination(examined.form, examined.answer)
-    raise typer.Exit(_EXIT[examined.answer.verdict])
+        _print_examination(answer)
+    raise typer.Exit(_EXIT[answer.verdict])
 
 
 @app.command("show")
@@ -208,11 +208,11 @@ def collect_command(
     step.note(f"next: cloister evidence verify {out or 'FILE'} --platform {chosen} --nonce {report_data[:16]}..")
 
 
-def examination_document(form: str, answer: Examination) -> dict[str, Any]:  # Any: JSON
+def examination_document(answer: Examination) -> dict[str, Any]:  # Any: JSON
     """Return the JSON form of an examination, schema 1."""
     return {
         "schema": 1,
-        "form": form,
+        "form": answer.form,
         "authentic": answer.authentic,
         "bound": answer.bound.value,
         "acceptable": answer.acceptable,
@@ -265,10 +265,10 @@ def _finding_document(finding: Finding) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _print_examination(form: str, answer: Examination) -> None:
+def _print_examination(answer: Examination) -> None:
     claims = answer.claims
     what = f"{claims.platform or claims.tee}, level {claims.level.value.upper()}" if claims else "not authentic"
-    stdout.print(Text(visible(f"{form}: {what}")))
+    stdout.print(Text(visible(f"{answer.form}: {what}")))
     answers = {
         Question.AUTHENTIC: answer.authentic,
         Question.BOUND: answer.bound is Bound.YES,
@@ -315,7 +315,8 @@ def _print_branches(described: Described, claims: Claims, at: datetime) -> None:
     _branch("who signed it", (f"{item.message}: {item.actual}" for item in signers))
     _branch("TCB", _tcb(claims))
     _branch("measurements", (f"{role.value:<14}{value.hex()}" for role, value in claims.measurements.items()))
-    _branch("registers", (f"{name:<14}{value.hex()}" for name, value in registers.items()))
+    width = max((len(name) for name in registers), default=0) + 2
+    _branch("registers", (f"{name:<{width}}{value.hex()}" for name, value in registers.items()))
     _branch("bound to", _bound_to(claims))
     _branch("also says", (f"{name}: {_short(value)}" for name, value in _own_words(claims).items()))
     _branch("validity of what vouches for it", _validity(claims, at))

@@ -28,7 +28,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cloister.crypto.revocation import RevocationState, RevocationStatus
-from cloister.crypto.x509path import verify_path
+from cloister.crypto.x509path import PARSE_ERRORS, load_certificate, verify_path
 from cloister.errors import EndorsementError, FormatRefused
 from cloister.wire.limits import OCSP_BYTES
 
@@ -63,9 +63,12 @@ def load_ocsp_response(der: bytes, *, code: str, path: str = "") -> OCSPResponse
             actual=str(len(der)),
         )
     try:
-        return OCSPResponse(der=der, parsed=_parse(der))
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as err:
+        parsed = _parse(der)
+    except PARSE_ERRORS as err:
         raise FormatRefused(f"{code}.malformed", f"not an OCSP response: {err}"[:160], path=path) from err
+    for certificate in parsed.certificates:  # the library parses their keys and extensions late
+        load_certificate(certificate.public_bytes(Encoding.DER), code=code, path=path)
+    return OCSPResponse(der=der, parsed=parsed)
 
 
 def verify_not_revoked(
@@ -191,10 +194,10 @@ def _key_hash(certificate: x509.Certificate) -> bytes:
 def _is_signed_by(response: OCSPResponse, signer: x509.Certificate) -> bool:
     """Same bytes, same key, same answer."""
     parsed, key = response.parsed, signer.public_key()
-    algorithm = parsed.signature_hash_algorithm
-    if not isinstance(algorithm, _HASHES):
-        return False
     try:
+        algorithm = parsed.signature_hash_algorithm
+        if not isinstance(algorithm, _HASHES):
+            return False
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(parsed.signature, parsed.tbs_response_bytes, ec.ECDSA(algorithm))
         elif isinstance(key, rsa.RSAPublicKey):

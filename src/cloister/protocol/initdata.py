@@ -12,7 +12,6 @@ Entries Cloister uses: `aa.toml` (broker address and CA, in the shape of CoCo's 
 from __future__ import annotations
 
 import hashlib
-import tomllib
 import zlib
 from collections.abc import Mapping
 from typing import Final, TypeVar
@@ -21,6 +20,7 @@ import msgspec
 
 from cloister.errors import FormatRefused
 from cloister.wire.limits import INITDATA_BYTES, INITDATA_ENTRIES
+from cloister.wire.stricttoml import parse_toml
 
 _W = TypeVar("_W", bound=msgspec.Struct)
 VERSION: Final = "0.1.0"
@@ -188,8 +188,9 @@ def unpack_device(image: bytes) -> InitData:
 
 def _decode_toml(text: bytes, kind: type[_W], path: str) -> _W:
     try:
-        return msgspec.convert(tomllib.loads(text.decode("utf-8")), kind)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+        document = parse_toml(text, ceiling=INITDATA_BYTES, code="protocol.initdata.malformed", path=path)
+        return msgspec.convert(document, kind)
+    except (msgspec.ValidationError, RecursionError) as err:
         raise FormatRefused("protocol.initdata.malformed", f"not init data: {err}", path=path) from err
 
 

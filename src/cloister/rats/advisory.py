@@ -7,7 +7,6 @@ the claims applies: an unknown version is not a fixed one. Pure.
 from __future__ import annotations
 
 import enum
-import tomllib
 from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
@@ -19,6 +18,7 @@ from cloister.rats.claims import Claims
 from cloister.rats.result import Finding, Question, Severity
 from cloister.rats.rules import Handling
 from cloister.wire.limits import POLICY_BYTES
+from cloister.wire.stricttoml import parse_toml
 
 _MALFORMED: Final = "rats.advisory.malformed"
 
@@ -85,11 +85,10 @@ def parse_advisories(data: bytes) -> tuple[Advisory, ...]:
         FormatRefused: not a table, a row that nothing remedies and that does not say so, or two rows of one id for the
             same platforms (`rats.advisory.malformed`).
     """
-    if len(data) > POLICY_BYTES:
-        raise FormatRefused(_MALFORMED, "table too long", expected=f"at most {POLICY_BYTES} bytes")
+    document = parse_toml(data, ceiling=POLICY_BYTES, code=_MALFORMED)
     try:
-        table = msgspec.convert(tomllib.loads(data.decode()), _Table)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as err:
+        table = msgspec.convert(document, _Table)
+    except (msgspec.ValidationError, RecursionError) as err:
         raise FormatRefused(_MALFORMED, f"not a table of advisories: {err}") from err
     if table.version != 1:
         raise FormatRefused(_MALFORMED, "unknown version", expected="1", actual=str(table.version))
@@ -119,6 +118,7 @@ def appraise_advisories(
 
 def _finding(row: Advisory, critical: Handling, *, acknowledged: bool) -> Finding:
     heavy = row.severity is Weight.CRITICAL
+    first = "use other hardware" if row.unfixable else "update the platform's firmware"
     remedy = ", ".join(
         [f"{name} {least} or newer" for name, least in row.minimum_tcb.items()]
         + [f"{name} {value}".lower() for name, value in row.required.items()]
@@ -132,5 +132,5 @@ def _finding(row: Advisory, critical: Handling, *, acknowledged: bool) -> Findin
         expected=remedy or "other hardware: no firmware remedies it",
         actual="acknowledged by the owner" if acknowledged else "not remedied",
         origin=row.link,
-        hint=f"update the platform's firmware, or acknowledge {row.id} in `acknowledged_advisories`",
+        hint=f"{first}, or acknowledge {row.id} in `acknowledged_advisories`",
     )

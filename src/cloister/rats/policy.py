@@ -8,7 +8,6 @@ defaults. A weaker level, debug, or evidence without revocation data is accepted
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -23,6 +22,7 @@ from cloister.rats.reference import ReferenceEntry, appraise_registers
 from cloister.rats.result import AttestationResult, Finding, Question, Severity, Unchecked, VerifiedEvidence
 from cloister.rats.rules import Handling, PlatformRules
 from cloister.wire.limits import POLICY_BYTES
+from cloister.wire.stricttoml import parse_toml
 
 RESULT_LIFETIME: Final = timedelta(minutes=5)
 _REVOCATION: Final = "revocation"  # part of the code of every finding about it
@@ -83,8 +83,9 @@ def parse_appraisal_policy(data: bytes) -> AppraisalPolicy:
         if data.lstrip()[:1] == b"{":
             wire = msgspec.json.decode(data, type=AppraisalPolicyWire)
         else:
-            wire = msgspec.convert(tomllib.loads(data.decode()), AppraisalPolicyWire)
-    except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+            document = parse_toml(data, ceiling=POLICY_BYTES, code="rats.policy.malformed")
+            wire = msgspec.convert(document, AppraisalPolicyWire)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise FormatRefused("rats.policy.malformed", f"not an appraisal policy: {err}") from err
     if wire.version != 1:
         raise FormatRefused("rats.policy.malformed", "unknown version", expected="1", actual=str(wire.version))

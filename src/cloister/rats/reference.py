@@ -18,6 +18,7 @@ import msgspec
 from cloister.errors import FormatRefused
 from cloister.rats.claims import Claims
 from cloister.rats.result import Finding, Question, Severity, Unchecked
+from cloister.wire.limits import REFERENCE_ENTRIES, REFERENCE_SET_BYTES
 
 _SHOWN_HEX: Final = 16
 _SHORTEST_DIGEST: Final = 20  # bytes of SHA-1, which some platforms still report
@@ -75,7 +76,7 @@ def parse_reference_entry(data: bytes) -> ReferenceEntry:
     """
     try:
         return entry_from_wire(msgspec.json.decode(data, type=ReferenceEntryWire))
-    except (msgspec.MsgspecError, ValueError) as err:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as err:
         raise FormatRefused("rats.reference.malformed", f"not a reference value entry: {err}") from err
 
 
@@ -109,14 +110,28 @@ def parse_reference_entries(data: bytes) -> tuple[ReferenceEntry, ...]:
     """Parse one JSON entry, or a JSON list of them.
 
     Raises:
-        FormatRefused: `rats.reference.malformed`; also an empty list and two entries of one id.
+        FormatRefused: `rats.reference.malformed`; also an empty list, two entries of one id, too many or too long.
     """
+    if len(data) > REFERENCE_SET_BYTES:
+        raise FormatRefused(
+            "rats.reference.malformed",
+            "reference values too long",
+            expected=f"at most {REFERENCE_SET_BYTES} bytes",
+            actual=str(len(data)),
+        )
     if data.lstrip()[:1] != b"[":
         return (parse_reference_entry(data),)
     try:
         items = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except msgspec.MsgspecError as err:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as err:
         raise FormatRefused("rats.reference.malformed", f"not a list of reference value entries: {err}") from err
+    if len(items) > REFERENCE_ENTRIES:
+        raise FormatRefused(
+            "rats.reference.malformed",
+            "too many reference value entries",
+            expected=f"at most {REFERENCE_ENTRIES}",
+            actual=str(len(items)),
+        )
     entries = tuple(parse_reference_entry(bytes(item)) for item in items)
     if not entries or len({entry.id for entry in entries}) != len(entries):
         raise FormatRefused("rats.reference.malformed", "no entry, or two entries of one id")

@@ -190,6 +190,7 @@ class Examination:
         findings: all of them; of evidence that is not authentic, the one that says why.
         claims: None for evidence that is not authentic.
         unchecked: what was deliberately not checked.
+        form: what the evidence was found as (`raw report`, `JSON of ...`), where it came from a file.
     """
 
     authentic: bool
@@ -199,3 +200,4 @@ class Examination:
     findings: tuple[Finding, ...]
     claims: Claims | None
     unchecked: tuple[Unchecked, ...] = ()
+    form: str = ""

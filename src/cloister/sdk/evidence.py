@@ -58,20 +58,13 @@ PLATFORMS: Final = {
     "csv": "csv",
     "se": "se",
 }
+_NO_FILE: Final = "sdk.evidence.file"
 _LEAST_BOUND, _MOST_BOUND, _SIMULATED = 32, 64, 48  # bytes
 _NO_NONCE: Final = Unchecked(reason="no nonce and no report data were given to compare with")
 _NO_INIT_DATA: Final = Unchecked(reason="no init data was given to compare with")
 _NO_REFERENCE: Final = Unchecked(reason="no reference values were given")
 
 Source = bytes | Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
-    """An examination and the form the evidence was found in (`raw report`, `JSON of ...`)."""
-
-    form: str
-    answer: Examination
 
 
 def verify_evidence(
@@ -113,40 +106,6 @@ def verify_evidence(
         Refused: no such platform (`sdk.evidence.platform`), or both nonce and report data.
         Unavailable: a file cannot be read (`sdk.evidence.file`).
     """
-    return examine_file(
-        evidence,
-        platform=platform,
-        nonce=nonce,
-        report_data=report_data,
-        init_data=init_data,
-        endorsements=endorsements,
-        collateral=collateral,
-        trust_roots=trust_roots,
-        policy=policy,
-        reference=reference,
-        advisories=advisories,
-        insecure_no_revocation=insecure_no_revocation,
-        at=at,
-    ).answer
-
-
-def examine_file(
-    evidence: Source,
-    *,
-    platform: str,
-    nonce: bytes | None = None,
-    report_data: bytes | None = None,
-    init_data: bytes | None = None,
-    endorsements: Sequence[Source] = (),
-    collateral: Sequence[Source] = (),
-    trust_roots: Sequence[Source] = (),
-    policy: Source | None = None,
-    reference: Source | None = None,
-    advisories: Source | None = None,
-    insecure_no_revocation: bool = False,
-    at: datetime | None = None,
-) -> Examined:
-    """Do what `verify_evidence` does, and tell the form of the evidence too."""
     tee = tee_of(platform)
     if nonce is not None and report_data is not None:
         raise Refused(
@@ -170,9 +129,11 @@ def examine_file(
         form, item = found.form, Evidence(tee=tee, body=found.body)
         trusted = replace(trusted, grace=base.grace)
         answer = examine_with(authenticator_for(tee), item, binding, trusted, judge, at=moment)
-    except Refused as err:
+    except (Refused, Unavailable) as err:
+        if err.code == _NO_FILE:
+            raise
         answer = examination_of(err, binding)
-    return Examined(form=form, answer=answer)
+    return replace(answer, form=form)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +177,7 @@ def describe_file(
         trusted = _endorsements(tee, endorsements, collateral, trust_roots)
         authentic = authenticator_for(tee)(item, trusted, at=at)
     except (Refused, Unavailable) as err:
-        if err.code == "sdk.evidence.file":
+        if err.code == _NO_FILE:
             raise
         return Described(form=form, claims=claims, findings=(), problem=err)
     return Described(form=form, claims=authentic.claims, findings=authentic.findings, problem=None)
@@ -358,7 +319,7 @@ def _read(source: Source, ceiling: int) -> bytes:
         with source.open("rb") as file:
             return file.read(ceiling + 1)
     except OSError as err:
-        raise Unavailable("sdk.evidence.file", f"cannot read: {err.strerror}", path=str(source)) from err
+        raise Unavailable(_NO_FILE, f"cannot read: {err.strerror}", path=str(source)) from err
 
 
 def attest(report_data: bytes, *, platform: str = "", root: Path = Path("/")) -> tuple[str, dict[str, Any]]:

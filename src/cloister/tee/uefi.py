@@ -192,10 +192,17 @@ def _tagged(data: bytes) -> dict[str, Any]:
 
 
 def _json_or_text(text: str) -> Any:
+    """Return the value that JSON text has, as long as a token can hold it too: half a character or NaN it cannot."""
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError):
         return text
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _device_paths(data: bytes) -> list[str]:

@@ -61,6 +61,7 @@ ANNOTATIONS: Final = 128
 INDEX_ENTRIES: Final = 1024
 IMAGE_SIGNATURES: Final = 32
 JSON_DEPTH: Final = 64
+TOML_NAME_PARTS: Final = 64  # of one dotted name; real ones have three
 REGISTRY_TOKEN_BYTES: Final = 64 * KIB
 REGISTRY_REDIRECTS: Final = 5
 REGISTRY_ATTEMPTS: Final = 4  # one try and three repeats: a passing fault, not a dead peer

@@ -228,6 +228,24 @@ def test_what_is_no_usable_response(ca: CA) -> None:
         assert caught.value.code == "test.malformed"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (bytes.fromhex("a003020102"), bytes.fromhex("a00302017f")),  # a version that there is not
+        (bytes.fromhex("03620004"), bytes.fromhex("03620005")),  # a public key that is no point
+        (bytes.fromhex("0603551d25"), bytes.fromhex("0603551d0f")),  # an extension whose content is another's
+    ],
+)
+def test_a_responder_that_does_not_parse_is_no_usable_response(ca: CA, old: bytes, new: bytes) -> None:
+    """The library parses parts of it late: they must not be met first where no refusal is expected."""
+    broken = ca.delegate.der.replace(old, new, 1)
+    assert broken != ca.delegate.der
+    data = ca.response(responder=ca.delegate).replace(ca.delegate.der, broken)
+    with pytest.raises(FormatRefused) as caught:
+        load_ocsp_response(data, code="test")
+    assert caught.value.code == "test.malformed"
+
+
 def test_an_rsa_ca_and_keys_that_cannot_sign(ca: CA) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "RSA CA")])

@@ -15,8 +15,10 @@ from cloister.rats.reference import (
     ReferenceEntry,
     appraise_registers,
     encode_reference_entry,
+    parse_reference_entries,
     parse_reference_entry,
 )
+from cloister.wire.limits import REFERENCE_ENTRIES, REFERENCE_SET_BYTES
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 WIRE = {
@@ -26,6 +28,27 @@ WIRE = {
     "not_after": "2026-12-01T00:00:00Z",
     "origin": "podvm sha256:4f0c",
 }
+
+
+def _nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _nested(100_000),
+        b'[{"id":' + _nested(100_000) + b"}]",
+        b'{"more":' + _nested(100_000) + b"}",
+        b'["\xff"]',
+        b"[" + b" " * REFERENCE_SET_BYTES + b"]",
+        b"[" + b"{}," * REFERENCE_ENTRIES + b"{}]",
+    ],
+)
+def test_what_costs_or_nests_too_much_is_refused(data: bytes) -> None:
+    with pytest.raises(FormatRefused) as caught:
+        parse_reference_entries(data)
+    assert caught.value.code == "rats.reference.malformed"
 
 
 def digest(number: int) -> bytes:

@@ -16,7 +16,7 @@ from cloister.rats.claims import Level
 from cloister.rats.reference import ReferenceEntry, encode_reference_entry
 from cloister.rats.result import Bound, Question, Verdict
 from cloister.sdk.devices import detect_platform
-from cloister.sdk.evidence import PLATFORMS, attest, describe_file, examine_file, verify_evidence
+from cloister.sdk.evidence import PLATFORMS, attest, describe_file, verify_evidence
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.machinekey import load_machine_key, public_der
 from cloister.tee.registry import TECHNOLOGIES
@@ -169,10 +169,10 @@ def test_files_and_directories(simulated: Simulated, tmp_path: Path) -> None:
     collateral.mkdir()
     evidence.write_bytes(simulated.evidence)
     root.write_bytes(simulated.root)
-    examined = examine_file(
+    examined = verify_evidence(
         evidence, platform="simulated", trust_roots=[root], collateral=[collateral], policy=POLICY, at=NOW
     )
-    assert (examined.form, examined.answer.verdict) == ("JSON of the simulation", Verdict.ACCEPT)
+    assert (examined.form, examined.verdict) == ("JSON of the simulation", Verdict.ACCEPT)
     with pytest.raises(Unavailable) as caught:
         verify(simulated, evidence=tmp_path / "absent")
     assert caught.value.code == "sdk.evidence.file"

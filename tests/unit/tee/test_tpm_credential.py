@@ -79,6 +79,16 @@ def test_eks_that_credentials_cannot_be_made_for(key: str, tpm: FakeTPM, ca: End
     assert caught.value.code == "tee.tpm.ek_key"
 
 
+def test_an_ek_with_a_modulus_that_is_none_is_refused(tpm: FakeTPM, ek: rsa.RSAPrivateKey) -> None:
+    """A certificate is not verified when its credential is made: whoever sent it may have written any number."""
+    modulus = ek.public_key().public_numbers().n.to_bytes(256, "big")
+    even = tpm.ek_certificate.replace(modulus, modulus[:-1] + bytes([modulus[-1] & 0xFE]))
+    assert even != tpm.ek_certificate
+    with pytest.raises(EndorsementError) as caught:
+        challenge_for(even, tpm.ak_public)
+    assert caught.value.code == "tee.tpm.ek_key"
+
+
 def test_challenges_for_what_is_no_certificate_or_no_key(tpm: FakeTPM) -> None:
     with pytest.raises(FormatRefused) as caught:
         challenge_for(b"\x30\x00", tpm.ak_public)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from cloister.errors import FormatRefused
@@ -80,6 +81,16 @@ def test_a_run_time_event() -> None:
         "data": {"domain": "coco.com", "operation": "pull", "content": {"image": "x"}},
     }
     assert "data" not in details(uefi.EV_EVENT_TAG, struct.pack("<II", 0x4141454C, 3) + b"one")
+
+
+@pytest.mark.parametrize("body", [b'"\\ud800"', b'{"a":["\\udfff"]}', b"NaN", b"[-Infinity]", b"{"])
+def test_a_run_time_event_holds_what_a_token_can_hold(body: bytes) -> None:
+    """Whoever runs in the guest writes it; the claims must be written as JSON all the same."""
+    text = b"coco.com pull " + body
+    record = event(1, uefi.EV_EVENT_TAG, struct.pack("<II", 0x4141454C, len(text)) + text, algorithms=BANK)
+    (claim,) = uefi.event_claims([record])
+    assert claim["details"]["data"]["content"] == body.decode()
+    assert msgspec.json.encode(claim)
 
 
 def test_texts() -> None:

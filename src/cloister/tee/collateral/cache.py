@@ -78,6 +78,14 @@ class CollateralCache:
         found = self._read(self._path(item))
         return found if isinstance(found, Entry) and found.item == item else None
 
+    def stamp(self, item: Item) -> tuple[int, int, int] | None:
+        """Return what changes whenever what is kept of `item` does; None when nothing is kept."""
+        try:
+            status = self._path(item).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def put(self, entry: Entry) -> None:
         """Keep `entry`, unless what is there is newer.
 
@@ -240,7 +248,7 @@ def decode_entry(data: bytes) -> Entry:
     head, second, body = rest.partition(b"\n")
     try:
         known = msgspec.json.decode(head, type=_Head)
-    except (msgspec.ValidationError, msgspec.DecodeError) as err:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise _damaged("head of the file is not one") from err
     times = [moment for moment in (known.fetched, known.issued, known.expires) if moment is not None]
     if not second or len(head) > COLLATERAL_HEAD_BYTES or any(moment.tzinfo is None for moment in times):

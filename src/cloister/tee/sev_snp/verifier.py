@@ -406,7 +406,8 @@ def facts_of(verified: VerifiedReport) -> SNPFacts:
 
 
 def _kind(report: Report) -> str:
-    return _SUBJECTS[report.signing_key].removeprefix("SEV-")
+    """Return the kind of the signing key; a number that nobody gave a meaning has no verified report."""
+    return _SUBJECTS.get(report.signing_key, f"unknown ({report.signing_key})").removeprefix("SEV-")
 
 
 def _bits(value: int, names: Mapping[str, int]) -> dict[str, bool]:

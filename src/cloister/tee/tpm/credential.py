@@ -97,13 +97,7 @@ def ek_public_key(ek_certificate_der: bytes) -> rsa.RSAPublicKey:
     key = load_certificate(ek_certificate_der, code="tee.tpm.ek_certificate", path="ek_certificate").public_key()
     # The exponent is part of the template; a huge one would also make the verifier compute for long.
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size != _EK_BITS or key.public_numbers().e != _EK_EXPONENT:
-        raise EndorsementError(
-            "tee.tpm.ek_key",
-            "endorsement key is not one that credentials can be made for",
-            path="ek_certificate",
-            expected=f"RSA of {_EK_BITS} bits, exponent {_EK_EXPONENT}",
-            hint="use the certificate of the low-range RSA EK, NV index 0x1c00002",
-        )
+        raise _unusable_key()
     return key
 
 
@@ -117,11 +111,17 @@ def make_credential(
         ak_name: name of the object the secret is bound to.
         secret: at most 32 bytes.
         seed: 32 fresh random bytes.
+
+    Raises:
+        EndorsementError: the modulus is none that RSA works with (`tee.tpm.ek_key`).
     """
     if len(seed) != _SEED_BYTES or not 0 < len(secret) <= SECRET_BYTES:
         raise RuntimeError("a credential holds up to 32 bytes under a seed of 32")
     oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=_OAEP_LABEL)
-    encrypted_seed = ek_public_key.encrypt(seed, oaep)
+    try:
+        encrypted_seed = ek_public_key.encrypt(seed, oaep)
+    except ValueError as err:  # whoever made the certificate chose the modulus: an even one is none
+        raise _unusable_key() from err
     storage_key, integrity_key = credential_keys(seed, ak_name)
     encryptor = identity_cipher(storage_key).encryptor()
     identity = encryptor.update(_sized(secret)) + encryptor.finalize()
@@ -137,6 +137,16 @@ def credential_keys(seed: bytes, ak_name: bytes) -> tuple[bytes, bytes]:
 def identity_cipher(storage_key: bytes) -> Cipher[CFB]:
     """Return the cipher of a credential's content; the zero IV is safe because the key is fresh with the seed."""
     return Cipher(algorithms.AES(storage_key), CFB(bytes(16)))
+
+
+def _unusable_key() -> EndorsementError:
+    return EndorsementError(
+        "tee.tpm.ek_key",
+        "endorsement key is not one that credentials can be made for",
+        path="ek_certificate",
+        expected=f"RSA of {_EK_BITS} bits, exponent {_EK_EXPONENT}",
+        hint="use the certificate of the low-range RSA EK, NV index 0x1c00002",
+    )
 
 
 def _kdfa(key: bytes, label: bytes, context: bytes, bits: int) -> bytes:

@@ -313,6 +313,8 @@ def _resealed(rest: bytes) -> bytes:
         (b'"fetched":"2026-06-01T00:00:00Z"', b'"fetched":1'),
         (b'"sequence":null', b'"sequence":null,"more":1'),
         (b"pck-crl ca=platform", b"pck-crl ca=other"),
+        (b"pck-crl ca=platform", b"pck-crl ca=\xff"),
+        (b'"sequence":null', b'"sequence":null,"more":' + b"[" * 20_000 + b"]" * 20_000),
     ],
 )
 def test_a_head_of_another_form_is_damage(old: bytes, new: bytes) -> None:

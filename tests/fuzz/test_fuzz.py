@@ -1,0 +1,223 @@
+"""No bytes get anything but a refusal out of a parser, every parser is fuzzed, and no input costs too much."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.errors import CloisterError
+from fuzz import planted
+from fuzz.costs import SECONDS, Cost, memory_mb
+from fuzz.coverage_report import ENOUGH
+from fuzz.drive import drive
+from fuzz.mutate import mutate
+from fuzz.targets import NOT_PARSERS, TARGETS, Target
+
+FUZZ = Path(__file__).resolve().parent
+PACKAGES = ("cloister.wire", "cloister.crypto", "cloister.rats", "cloister.tee")
+RUNS, RUN_SECONDS, PROCESSES = 1_000, 3, 2
+
+
+# -- every parser is there -----------------------------------------------------------------------------------
+
+
+def modules_of(package: str) -> Iterator[str]:
+    """Yield the modules below a package; its `__init__` files hold no parser."""
+    for found in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
+        if not found.ispkg:
+            yield found.name
+
+
+def forgotten(modules: set[str]) -> set[str]:
+    """Return those that neither a target nor `NOT_PARSERS` names."""
+    return modules - {name for target in TARGETS.values() for name in target.modules} - NOT_PARSERS.keys()
+
+
+def test_every_module_is_a_targets_or_is_said_to_be_no_parser() -> None:
+    assert forgotten({name for package in PACKAGES for name in modules_of(package)}) == set()
+    assert forgotten({"cloister.tee.sev_snp.abi", "cloister.tee.new.abi"}) == {"cloister.tee.new.abi"}
+
+
+def test_what_is_named_is_there_and_named_once() -> None:
+    targeted = {name for target in TARGETS.values() for name in target.modules}
+    assert {name for name in targeted | NOT_PARSERS.keys() if find_spec(name) is None} == set()
+    assert targeted & NOT_PARSERS.keys() == set()
+    assert all(NOT_PARSERS.values())
+
+
+def test_the_shared_vectors_are_among_the_seeds(vectors: Path) -> None:
+    """Every pattern of a target still finds files: a moved vector would be missed by nobody else."""
+    evidence = vectors / "evidence"
+    more = {name for name, target in TARGETS.items() if len(target.seeds(evidence)) > len(target.seeds(None))}
+    assert more >= {f"evidence/{tee}" for tee in ("snp", "tdx", "sgx", "nitro", "tpm", "cca", "csv", "se", "nvidia")}
+    assert len(more) >= 30
+
+
+# -- hypothesis ----------------------------------------------------------------------------------------------
+
+
+def attempt(target: Target, data: bytes) -> None:
+    with contextlib.suppress(CloisterError):
+        target.run(data)
+
+
+@functools.cache
+def seeds_of(name: str) -> list[bytes]:
+    return TARGETS[name].seeds(None)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(data=st.binary(max_size=2_000))
+def test_any_bytes_are_refused_or_read(name: str, data: bytes) -> None:
+    attempt(TARGETS[name], data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(data=st.data())
+def test_changed_good_inputs_are_refused_or_read(name: str, data: st.DataObject) -> None:
+    changed = data.draw(st.sampled_from(seeds_of(name)))
+    for number in data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3)):
+        changed = mutate(changed, number)
+    attempt(TARGETS[name], changed)
+
+
+def test_a_change_is_the_same_each_time_and_reaches_inside() -> None:
+    seed = next(data for data in seeds_of("evidence/tdx") if data[:1] == b"{")
+    changes = [mutate(seed, number) for number in range(300)]
+    assert changes == [mutate(seed, number) for number in range(300)]
+    inside = 0
+    for change in changes:
+        try:
+            quote = json.loads(change)["quote"]
+            inside += isinstance(quote, str) and quote != json.loads(seed)["quote"] and len(quote) > 1000
+        except (ValueError, KeyError, TypeError):
+            pass
+    assert inside > 50
+
+
+# -- guided by coverage --------------------------------------------------------------------------------------
+
+
+def test_guided_fuzzing_finds_nothing(tmp_path: Path) -> None:
+    """Every target in a process of its own, bounded; a longer run is one command (CONTRIBUTING)."""
+
+    def one(name: str) -> dict[str, object]:
+        return drive(name, runs=RUNS, seconds=RUN_SECONDS, corpus=tmp_path / name.replace("/", "-"))
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        results = list(pool.map(one, TARGETS))
+    for result in results:
+        print(json.dumps(result))
+    assert [result for result in results if result["crash"]] == []
+    assert [result["target"] for result in results if not result["executions"]] == []
+
+
+@pytest.mark.parametrize(("name", "told"), [("crash", "KeyError"), ("loop", "timeout"), ("memory", "out-of-memory")])
+def test_guided_fuzzing_finds_planted_faults(tmp_path: Path, name: str, told: str) -> None:
+    found = drive(
+        name,
+        runs=300_000,
+        seconds=60,
+        corpus=tmp_path / "corpus",
+        module="fuzz.planted",
+        rss_mb=400,
+        timeout_seconds=2,
+    )
+    assert told in str(found["crash"])
+    assert found["input"] is not None
+    if name == "crash":
+        with pytest.raises(KeyError):
+            planted.TARGETS[name].run(Path(str(found["input"])).read_bytes())
+
+
+def test_a_careful_parser_is_let_pass(tmp_path: Path) -> None:
+    found = drive("careful", runs=500, seconds=10, corpus=tmp_path / "corpus", module="fuzz.planted")
+    assert (found["crash"], found["executions"]) == (None, 500)
+    assert int(str(found["peak_rss_mb"])) > 0
+
+
+def test_the_command_prints_one_line_of_json(tmp_path: Path) -> None:
+    options = ("--runs", "200", "--seconds", "5", "--corpus", str(tmp_path / "corpus"))
+    done = run("drive.py", "wire/cbor", *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["target"] == "wire/cbor"
+    assert len(list((tmp_path / "corpus").iterdir())) > 5
+    bad = run(
+        "drive.py",
+        "crash",
+        "--from",
+        "fuzz.planted",
+        *options[:1],
+        "300000",
+        *options[2:4],
+        "--corpus",
+        str(tmp_path / "other"),
+    )
+    assert bad.returncode == 1
+    assert run("drive.py", "no-such-target").returncode == 2
+
+
+# -- coverage and cost ---------------------------------------------------------------------------------------
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(FUZZ / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
+
+
+def test_inputs_reach_nine_tenths_of_every_parser() -> None:
+    done = run("coverage_report.py")
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()[1:]}
+    assert set(rows) == {name for target in TARGETS.values() for name in target.modules}
+    assert all(float(row[2].rstrip("%")) >= ENOUGH for row in rows.values())
+
+
+def test_a_parser_that_is_not_reached_fails_the_report() -> None:
+    chosen = ("--executions", "9", "--module", "cloister.tee.sev_snp.vek")
+    done = run("coverage_report.py", *chosen, "--enough", "100")
+    assert done.returncode == 1
+    assert "cloister.tee.sev_snp.vek: not run: " in done.stdout
+    assert run("coverage_report.py", *chosen, "--enough", "50").returncode == 0
+
+
+def test_the_largest_inputs_end_in_time_and_memory() -> None:
+    done = run("costs.py")
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(TARGETS) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seconds": SECONDS + 1, "shape": "zeros"}, "11.0 s for zeros"),
+        ({"peak_mb": memory_mb(1000) + 1}, "MiB"),
+        ({"escaped": "KeyError"}, "KeyError"),
+        ({}, ""),
+    ],
+)
+def test_what_costs_too_much_is_told(changes: dict[str, object], told: str) -> None:
+    members = {"target": "t", "size": 1000, "seconds": 0.1, "shape": "", "peak_mb": 9, "escaped": "", **changes}
+    assert told in Cost(**members).fault  # type: ignore[arg-type]  # members as named
+    assert bool(Cost(**members).fault) is bool(told)  # type: ignore[arg-type]  # members as named

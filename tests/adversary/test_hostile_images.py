@@ -126,6 +126,7 @@ def test_a_layer_key_of_another_image_is_not_even_released(
         document["layers"][0]["annotations"][PROVIDER_KEYS] = donor["layers"][0]["annotations"][PROVIDER_KEYS]
         document["annotations"] = {"test": "not the pod of the test before, which may have both keys"}
 
+    approved(world, policy_for(world, busybox, str(busybox.digest)), busybox)  # the key has a rule, for another pod
     digest, _ = altered(world, layered, graft)
     with started(world, approved(world, policy_for(world, layered, digest), layered)) as pod:
         error = refusal_of("trust.release.init_data", create, pod)

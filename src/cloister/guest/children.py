@@ -90,8 +90,9 @@ def spawn(
             actions.append((os.POSIX_SPAWN_OPEN, number, terminal, os.O_RDWR, 0))
         elif number not in descriptors:
             actions.append((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0))
-    actions += [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()]
+    moved = _out_of_the_way(descriptors)
     try:
+        actions += [(os.POSIX_SPAWN_DUP2, moved.get(ours, ours), theirs) for theirs, ours in descriptors.items()]
         return os.posix_spawn(
             program, list(arguments), environment, file_actions=actions, setsid=True, setsigdef=(_SIGPIPE, _SIGXFSZ)
         )
@@ -99,6 +100,23 @@ def spawn(
         raise Unavailable(
             "guest.children.spawn", f"program does not start: {err.strerror}", path=os.path.basename(program)
         ) from err
+    finally:
+        for fd in moved.values():
+            os.close(fd)
+
+
+def _out_of_the_way(descriptors: Mapping[int, int]) -> dict[int, int]:
+    """Return copies of those descriptors of ours that would be lost while the child's, one after the other, are made.
+
+    Which number a descriptor of ours has is chance; it may be that of another one of the child's.
+    """
+    first_free = max(2, *descriptors) + 1 if descriptors else 3
+    low = {ours for ours in descriptors.values() if ours < first_free}
+    if not low:
+        return {}
+    import fcntl
+
+    return {ours: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, first_free) for ours in low}
 
 
 def wait(pid: int) -> int:

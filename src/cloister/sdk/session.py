@@ -290,16 +290,18 @@ class PodSession:
             self._over.set()
 
     def _guard(self, call: Callable[[], _T]) -> _T:
-        """Make a call; when the guest is gone, say why instead of that it is gone."""
+        """Make a call; when the guest is gone, or said that it goes, say why: other refusals are its consequences."""
         try:
             return call()
-        except Unavailable as error:
-            if not error.code.startswith(_LOST):
+        except CloisterError as error:
+            if not error.code.startswith(_LOST) and self.link.failed is None:
                 raise
             raise self._why_over() from error
 
     def _why_over(self) -> CloisterError:
         """Return the guest's own last word, else how the machine ended, else that the link is lost."""
+        if self.link.failed is not None:
+            return error_from_wire(self.link.failed.error)
         self._over.wait(_LAST_WORDS_SECONDS)
         if self._failure is not None:
             return self._failure

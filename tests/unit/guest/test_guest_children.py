@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -89,6 +90,23 @@ def test_program_that_is_missing_is_told() -> None:
         children.spawn("/no/such/program", ["x"], environment={}, descriptors={})
     assert caught.value.code == "guest.children.spawn"
     assert caught.value.path == "program"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_descriptors_whose_numbers_are_the_childs_too(swapped: bool) -> None:
+    """Each gets its own, whatever numbers the two have here: those of the child are made one after the other."""
+    pipes = [os.pipe(), os.pipe()]
+    (first_reader, first), (second_reader, second) = pipes
+    for reader in (first_reader, second_reader):
+        os.set_blocking(reader, False)
+    wanted = {second: first, first: second} if swapped else {first: first, second: second}
+    names = {ours: theirs for theirs, ours in wanted.items()}
+    script = f"echo first > /dev/fd/{names[first]}; echo second > /dev/fd/{names[second]}"
+    pid = children.spawn(SH, ["sh", "-c", script], environment={}, descriptors=wanted)
+    assert children.wait(pid) == 0
+    assert (os.read(first_reader, 100), os.read(second_reader, 100)) == (b"first\n", b"second\n")
+    for fd in itertools.chain(*pipes):
+        os.close(fd)
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])

@@ -65,7 +65,7 @@ _BOOTS = 3
 
 
 class HostDouble:
-    """The host's end of both ports. Every method that waits fails after `SECONDS`."""
+    """The host's end of both ports. What waits fails after `SECONDS`, or once nothing can come any more."""
 
     def __init__(self, control: socket.socket, streams: socket.socket | _LazySocket, started: float = 0) -> None:
         self.started = started or time.monotonic()
@@ -77,7 +77,7 @@ class HostDouble:
         self.output: dict[int, list[bytes]] = {}
         self.ended: dict[int, threading.Event] = {}
         self.grant = True
-        self._replies: dict[int, queue.SimpleQueue[guestapi.ReplyEnvelope]] = {}
+        self._replies: dict[int, queue.SimpleQueue[guestapi.ReplyEnvelope | None]] = {}
         self._next = 0
         self._lock = threading.Lock()
         self._arrived = threading.Condition()
@@ -107,7 +107,22 @@ class HostDouble:
         return number
 
     def finish(self, number: int) -> guestapi.ReplyEnvelope:
-        return self._replies.setdefault(number, queue.SimpleQueue()).get(timeout=SECONDS)
+        """Return the reply to a call.
+
+        Raises:
+            ConnectionResetError: the guest closed the port without it.
+        """
+        replies = self._replies.setdefault(number, queue.SimpleQueue())
+        if self.closed.is_set():
+            replies.put(None)
+        reply = replies.get(timeout=SECONDS)
+        if reply is None:
+            raise ConnectionResetError(f"no reply to call {number}: {self.events}")
+        return reply
+
+    def answered(self, number: int) -> bool:
+        """Return whether a reply to a call has arrived, which `finish` has not taken."""
+        return number in self._replies and not self._replies[number].empty()
 
     def call(self, name: str, /, **params: Any) -> Any:
         """Return the typed result of a call, or raise the guest's refusal."""
@@ -143,6 +158,8 @@ class HostDouble:
         with self._arrived:
             self.closed.set()
             self._arrived.notify_all()
+        for replies in list(self._replies.values()):
+            replies.put(None)
 
     def _take(self, message: guestapi.ReplyEnvelope | guestapi.EventEnvelope) -> None:
         if isinstance(message, guestapi.EventEnvelope):

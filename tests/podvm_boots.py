@@ -14,6 +14,8 @@ from cloister.sdk.session import PodSession
 from guest_world import STREAM_KEY, World
 
 BOOTS = 3  # QEMU 7.2 crashes a guest kernel with several processors in one of 25 boots
+NO_WORD = ("host.", "sdk.session.")  # the machine crashed, or hangs: nothing that the guest or the broker said
+CONSOLE_CHARS = 4000
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Booted:
 
 
 def boot_once(world: World, name: str, backend: Backend, files: Bundle, shape: Shape) -> Booted:
-    """Boot `files` on a machine of `shape`; a machine that crashed is booted again.
+    """Boot `files` on a machine of `shape`; a machine that crashed or hangs is booted again.
 
     Whether the trust service accepts the evidence does not matter here: it stores what it judges.
     """
@@ -59,11 +61,17 @@ def boot_once(world: World, name: str, backend: Backend, files: Bundle, shape: S
                 session.wait_ready()
         except CloisterError as err:
             error = err
-            if not err.code.startswith("host."):  # the guest's own word, or the broker's: not a crash
+            if not err.code.startswith(NO_WORD):
                 break
+            print(f"{name}: boot {attempt + 1} of {BOOTS}: {err}\n{_console(spec.work)}")  # pytest shows it on failure
         else:
             break
     with world.owner.admin() as admin:
         rows = [row for row in admin.list_audit(init_data=init_data.digest_text) if row.attestation]
         evidence = admin.get_evidence(rows[-1].attestation) if rows else None
     return Booted(evidence=evidence or error, launch=launch)
+
+
+def _console(work: Path) -> str:
+    logs = sorted(work.glob("*.log"))
+    return "\n".join(f"{log.name}: {log.read_text('utf-8', 'replace')[-CONSOLE_CHARS:]}" for log in logs)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from source_trees import nodes_of, tree_of
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -54,11 +56,6 @@ def text_of(path: Path) -> str:
     return path.read_bytes().decode("utf-8", "replace")
 
 
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(text_of(path))
-
-
 def test_modules_open_with_a_docstring() -> None:
     assert [name_of(path) for path in SOURCES if not ast.get_docstring(tree_of(path))] == []
 
@@ -69,7 +66,7 @@ def test_modules_are_one_idea() -> None:
 
 
 def test_source_holds_no_assertion_and_no_note_to_self() -> None:
-    asserts = [path for path in SOURCES if any(isinstance(node, ast.Assert) for node in ast.walk(tree_of(path)))]
+    asserts = [path for path in SOURCES if any(isinstance(node, ast.Assert) for node in nodes_of(path))]
     assert [name_of(path) for path in asserts] == []
     assert [name_of(path) for path in SOURCES if NOTES.search(text_of(path))] == []
 
@@ -100,7 +97,7 @@ def test_broad_handlers_stay_at_process_edges() -> None:
     hiding = []
     for path in SOURCES:
         lines = text_of(path).splitlines()
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if not isinstance(node, ast.ExceptHandler):
                 continue
             kind = node.type.id if isinstance(node.type, ast.Name) else "" if node.type else "everything"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cloister import errors
 from cloister.cli.refusals import find_refusal
+from source_trees import nodes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "cloister"
@@ -48,8 +49,8 @@ def catalogue() -> dict[str, dict[str, str]]:
 
 
 @cache
-def trees() -> list[tuple[Path, ast.Module]]:
-    return [(path, ast.parse(path.read_text("utf-8"))) for path in sorted(SOURCE.rglob("*.py"))]
+def sources() -> list[tuple[Path, tuple[ast.AST, ...]]]:
+    return [(path, nodes_of(path)) for path in sorted(SOURCE.rglob("*.py"))]
 
 
 def name_of_call(node: ast.Call) -> str:
@@ -70,8 +71,8 @@ def text_of(node: ast.AST | None) -> str:
 def codes_in_calls() -> dict[str, str]:
     """Code (or `head*`) to the place where it is given to an error, a finding, a check or a reader."""
     found: dict[str, str] = {}
-    for path, tree in trees():
-        for node in ast.walk(tree):
+    for path, nodes in sources():
+        for node in nodes:
             if not isinstance(node, ast.Call):
                 continue
             place = f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -97,14 +98,14 @@ def codes_in_text() -> dict[str, str]:
     """Any constant that looks like a code of a known area: those reach their error through a function."""
     known = areas()
     found: dict[str, str] = {}
-    for path, tree in trees():
+    for path, nodes in sources():
         devices = {
             id(item)
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Call) and name_of_call(node) == "_Device"  # names of lines of `cloister doctor`
             for item in node.args
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if (
                 isinstance(node, ast.Constant)
                 and id(node) not in devices
@@ -122,8 +123,8 @@ def tails() -> set[str]:
     """Constant ends of f-strings that begin with a name: `f"{code}.empty"` makes `empty` of a code that is a text."""
     return {
         text_of(node.values[1]).removeprefix(".")
-        for _, tree in trees()
-        for node in ast.walk(tree)
+        for _, nodes in sources()
+        for node in nodes
         if isinstance(node, ast.JoinedStr) and len(node.values) == 2 and text_of(node.values[1]).startswith(".")
     }
 
@@ -162,10 +163,10 @@ def test_no_entry_of_the_catalogue_is_stale() -> None:
 def test_every_error_is_given_a_code_that_can_be_read_here() -> None:
     """A code put together at run time from nothing constant could not be explained."""
     unreadable = []
-    for path, tree in trees():
+    for path, nodes in sources():
         if path.name == "errors.py":
             continue
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Call) and name_of_call(node) in ERRORS and node.args:
                 first = node.args[0]
                 if isinstance(first, (ast.BinOp, ast.Call)) or (isinstance(first, ast.Constant) and not text_of(first)):

@@ -36,7 +36,7 @@ SIMULATED = [
     r"cloister \S+   platform: process sandbox -> level SIMULATED \(teaches the flow, protects nothing\)",
     *OPENING,
     rf" --  change the kernel line +a process sandbox boots no kernel: see --level measured{TIMING}",
-    rf" no  replay recorded evidence +CLS-A-0200 evidence binds another nonce or key: .*{TIMING}",
+    rf" no  replay recorded evidence +CLS-A-0100 report_data binds another nonce or key: .*{TIMING}",
     *CLOSING,
     r" proved: nothing; simulated evidence teaches the flow and protects nothing",
     r" not shown: measured boot, real hardware\. next: cloister demo --level measured",

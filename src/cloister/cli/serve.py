@@ -14,6 +14,9 @@ from cloister.sdk.home import home_from_environment
 def serve_command(
     listen: Annotated[str, typer.Option(help="Address and port; port 0 takes a free one.")] = "127.0.0.1:7070",
     state: Annotated[Path | None, typer.Option(help="State directory [default: $CLOISTER_HOME/trust].")] = None,
+    collateral: Annotated[
+        Path | None, typer.Option(help="CLOISTER_CACHE of what `cloister collateral` fetches [default: STATE].")
+    ] = None,
     names: Annotated[
         str, typer.Option(help="Names and addresses in the TLS certificate, comma-separated.")
     ] = "localhost,127.0.0.1,10.0.2.2",
@@ -31,4 +34,7 @@ def serve_command(
     step = StepPrinter()
     step("ok", "trust service starts", f"https://{host}:{port}  state {directory}")
     step.note("next: cloister run IMAGE, or point a guest's init data at this address; stop with Ctrl-C")
-    serve(TrustSettings(state=directory, host=host, port=port, names=tuple(names.split(","))))
+    settings = TrustSettings(
+        state=directory, host=host, port=port, names=tuple(names.split(",")), collateral=collateral
+    )
+    serve(settings)

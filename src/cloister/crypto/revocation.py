@@ -27,7 +27,7 @@ from cloister.rats.result import Finding, Question, Severity
 from cloister.wire.limits import REVOCATION_LIST_BYTES, REVOCATION_LIST_ENTRIES
 
 _PEM: Final = b"-----BEGIN"
-_CACHED: Final = 64
+_CACHED: Final = 256
 _PROCESSED: Final = frozenset({ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER})
 
 
@@ -51,7 +51,15 @@ class RevocationStatus:
     next_update: datetime | None = None
 
 
-def load_revocation_list(data: bytes, *, code: str, path: str = "") -> x509.CertificateRevocationList:
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A list that was parsed, and verified by nobody. Same fingerprint, same bytes; the library's own has no hash."""
+
+    fingerprint: bytes
+    parsed: x509.CertificateRevocationList = field(compare=False)
+
+
+def load_revocation_list(data: bytes, *, code: str, path: str = "") -> RevocationList:
     """Parse one CRL, DER or PEM.
 
     Raises:
@@ -74,7 +82,7 @@ def load_revocation_list(data: bytes, *, code: str, path: str = "") -> x509.Cert
 def verify_not_revoked(
     certificate: x509.Certificate,
     issuer: x509.Certificate,
-    lists: Sequence[x509.CertificateRevocationList],
+    lists: Sequence[RevocationList],
     *,
     at: datetime,
     code: str,
@@ -96,12 +104,12 @@ def verify_not_revoked(
     """
     # 1
     name = _subject(certificate)
-    mine = [item for item in lists if item.issuer == issuer.subject]
-    if mine and not allow_issuer_without_crl_sign:
+    problems = [(item.parsed, problem) for item in lists if (problem := _problem(item, issuer)) is not None]
+    if problems and not allow_issuer_without_crl_sign:
         _verify_may_sign(issuer, code)
-    for item in mine:
+    for item, problem in problems:
         # 2
-        _verify_list(item, issuer, code)
+        _require_sound(problem, issuer, code)
         # 3
         entry = item.get_revoked_certificate_by_serial_number(serial_number(certificate))
         if entry is not None:
@@ -114,7 +122,7 @@ def verify_not_revoked(
                 hint="the vendor withdrew this platform, CA or signer; it cannot be trusted again",
             )
     # 4
-    return _newest(mine, name, at, grace)
+    return _newest([item for item, _ in problems], name, at, grace)
 
 
 def revocation_finding(status: RevocationStatus, *, code: str) -> Finding:
@@ -177,8 +185,7 @@ def _newest(
     return RevocationStatus(state=state, subject=name, this_update=newest.last_update_utc, next_update=end)
 
 
-def _verify_list(item: x509.CertificateRevocationList, issuer: x509.Certificate, code: str) -> None:
-    problem = _problem(_Signed(item.fingerprint(SHA256()), item), issuer)
+def _require_sound(problem: str, issuer: x509.Certificate, code: str) -> None:
     if problem == "signature":
         raise EndorsementError(
             f"{code}.crl_signature",
@@ -201,18 +208,13 @@ def _subject(certificate: x509.Certificate) -> str:
     return certificate.subject.rfc4514_string()[:120] or "certificate without a subject"
 
 
-@dataclass(frozen=True, slots=True)
-class _Signed:
-    """A list as a key of a cache: the library's own object has no hash. Same fingerprint, same bytes."""
-
-    fingerprint: bytes
-    parsed: x509.CertificateRevocationList = field(compare=False)
-
-
 @lru_cache(maxsize=_CACHED)
-def _problem(signed: _Signed, issuer: x509.Certificate) -> str:
-    """Return what is wrong with a list, as far as that does not depend on the time. Same bytes, same answer."""
-    item, key = signed.parsed, issuer.public_key()
+def _problem(given: RevocationList, issuer: x509.Certificate) -> str | None:
+    """Return what is wrong with a list, as far as that does not depend on the time; None when it bears another name
+    than the issuer's. Same bytes, same answer."""
+    item, key = given.parsed, issuer.public_key()
+    if item.issuer != issuer.subject:
+        return None
     try:
         if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)) or not item.is_signature_valid(key):
             return "signature"
@@ -222,13 +224,13 @@ def _problem(signed: _Signed, issuer: x509.Certificate) -> str:
 
 
 @lru_cache(maxsize=_CACHED)
-def _parse(data: bytes) -> x509.CertificateRevocationList:
+def _parse(data: bytes) -> RevocationList:
     load = x509.load_pem_x509_crl if data[: len(_PEM)] == _PEM else x509.load_der_x509_crl
     parsed = load(data)
     if len(parsed) > REVOCATION_LIST_ENTRIES:
         raise ValueError(f"more than {REVOCATION_LIST_ENTRIES} entries")
     _ = (parsed.extensions, parsed.issuer, parsed.last_update_utc, parsed.next_update_utc)
-    return parsed
+    return RevocationList(parsed.fingerprint(SHA256()), parsed)
 
 
 def _day(moment: datetime | None) -> str:

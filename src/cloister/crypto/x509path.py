@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -32,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
+from cloister.crypto.remembered import Remembered
 from cloister.errors import EndorsementError, FormatRefused
 from cloister.wire.limits import CERTIFICATE_BYTES, CERTIFICATE_CHAIN
 
@@ -123,48 +122,17 @@ def verify_path(
     if at.tzinfo is None:
         raise RuntimeError("the time of a verification must be aware")
     key = (leaf, tuple(anchors), tuple(intermediates), code, purpose, leaf_critical)
-    known = _KNOWN_PATHS.get(key)
-    if known is not None and known.not_before <= at <= known.not_after:
-        return known.path
+    known = _KNOWN_PATHS.get(key, at)
+    if known is not None:
+        return known
     path = _PathSearch(anchors, intermediates, at, code, purpose, leaf_critical).run(leaf)
-    _KNOWN_PATHS.put(key, path)
+    _KNOWN_PATHS.put(key, path, *validity(path))
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _KnownPath:
-    path: tuple[x509.Certificate, ...]
-    not_before: datetime
-    not_after: datetime
-
-
-class _KnownPaths:
-    """Paths that held, by everything that led to them but the time, each with the time in which it holds.
-
-    The search looks at the time only to compare it with validity periods, so within the intersection of those of the
-    path a second search would find the same path. Failures are not kept. Bounded: the oldest goes.
-    """
-
-    def __init__(self) -> None:
-        self._paths: OrderedDict[Hashable, _KnownPath] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable) -> _KnownPath | None:
-        with self._lock:
-            known = self._paths.get(key)
-            if known is not None:
-                self._paths.move_to_end(key)
-            return known
-
-    def put(self, key: Hashable, path: tuple[x509.Certificate, ...]) -> None:
-        start, end = validity(path)
-        with self._lock:
-            self._paths[key] = _KnownPath(path, start, end)
-            while len(self._paths) > _CACHED:
-                self._paths.popitem(last=False)
-
-
-_KNOWN_PATHS: Final = _KnownPaths()
+# Paths that held, by everything that led to them but the time. The search looks at the time only to compare it with
+# validity periods, so within the intersection of those of the path it would hold again.
+_KNOWN_PATHS: Final[Remembered[tuple[x509.Certificate, ...]]] = Remembered(_CACHED)
 
 
 def validity(certificates: Sequence[x509.Certificate]) -> tuple[datetime, datetime]:

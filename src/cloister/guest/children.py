@@ -1,9 +1,10 @@
 """Starting programs and learning how they ended: `posix_spawn` and `waitpid`, without a shell and without inheriting.
 
 The guest's one runner of other programs: an argument list, an explicit environment, and exactly the descriptors that
-are named. A process that a program leaves behind as this one's own child (crun detaches the container) is waited for by
-its number in the same way. Here is also what a process asks the kernel about itself (prctl(2)). The standard library's
-`subprocess` is not used: it costs a tenth of a second of the guest's start and decides nothing here.
+are named. A process that a program leaves behind (crun detaches the container) becomes this one's own child when that
+program is gone, and is watched by its descriptor. Here is also what a process asks the kernel about itself (prctl(2)).
+The standard library's `subprocess` is not used: it costs a tenth of a second of the guest's start and decides nothing
+here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _SIGXFSZ: Final = 25
 _SIGKILL: Final = 9
 _SIGNALLED: Final = 128
 _POLL_SECONDS: Final = 0.005
+_ADOPTION_SECONDS: Final = 10.0  # how long a program that detached a process may outlive it
 _PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -112,9 +114,40 @@ def wait(pid: int) -> int:
             return _SIGNALLED + os.WTERMSIG(status)
 
 
-def watch(pid: int, ended: Callable[[int], None]) -> None:
-    """Call `ended(status)` on another thread once child `pid` has ended."""
-    threading.Thread(target=lambda: ended(wait(pid)), name=f"wait-{pid}", daemon=True).start()
+def watch(pidfd: int, ended: Callable[[int], None]) -> None:
+    """Call `ended(status)` on another thread once the process of descriptor `pidfd` has ended.
+
+    The process is a child, or becomes one: `crun run --detach` says that it is done and then ends, and until then the
+    container is the child of one of its processes, and not ours to wait for.
+
+    Args:
+        pidfd: stays open until `ended` is called.
+        ended: as `wait` tells a status.
+    """
+    threading.Thread(target=lambda: ended(_wait_adopted(pidfd)), name=f"wait-{pidfd}", daemon=True).start()
+
+
+def _wait_adopted(pidfd: int) -> int:
+    import select
+    import signal
+
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.poll()  # whose child it is does not matter here
+    deadline = time.monotonic() + _ADOPTION_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        except ChildProcessError:
+            try:
+                signal.pidfd_send_signal(pidfd, 0)  # reaches one that has ended and nobody has waited for
+            except ProcessLookupError:
+                break  # somebody else took it
+            time.sleep(_POLL_SECONDS)
+            continue
+        if result is not None:
+            return result.si_status + (0 if result.si_code == os.CLD_EXITED else _SIGNALLED)
+    return _SIGNALLED + _SIGKILL
 
 
 def run(

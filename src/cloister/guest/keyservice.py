@@ -5,7 +5,8 @@ host but through the agent's five requests (`cloister.guest.keymessages`), answe
 with the agent. While the agent loads its own code and talks to the host, this one loads the broker's client and has the
 device make its key, on another processor.
 
-The order is enforced here too, so that an agent led astray gains little: register 8 is extended once and first; only
+The order is enforced here too, so that an agent led astray gains little: register 8 is extended once and first, or
+where the platform was launched with the digest in a field of its own (HOST_DATA, MRCONFIGID), that is compared; only
 init data of exactly that digest is taken, and it alone names the broker; the device signs nothing before.
 
 Its standard streams are closed, it says nothing on the console, nobody may read its memory or trace it (prctl(2),
@@ -22,7 +23,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cloister.errors import CloisterError, RequestRefused, Unavailable
+from cloister.errors import CloisterError, EvidenceError, RequestRefused, Unavailable
 from cloister.guest import keymessages as messages
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 INIT_DATA_PCR: Final = 8
 LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl", "cloister.protocol.initdata")
+_SHOWN_HEX: Final = 16
 _NAME: Final = b"cloister-keys"  # what `ps` shows
 
 
@@ -108,7 +110,11 @@ class KeyService:
         if self._extended:
             raise _out_of_order("init data was measured before")
         self._extended = True  # also after a failure: a half-extended register is not repaired
-        self._attester.extend(INIT_DATA_PCR, digest)
+        field = self._attester.init_data_field()
+        if field is None:
+            self._attester.extend(INIT_DATA_PCR, digest)
+        else:
+            _require_held(*field, digest)
         self._measured = digest
         return messages.Done()
 
@@ -207,6 +213,19 @@ def _answer(answer: Callable[[messages.Request], messages.Answer], request: mess
         return messages.failure_of(err)
     except Exception as err:  # noqa: BLE001  # process edge: the text of a foreign error may hold a secret
         return messages.failure_of(Unavailable("guest.internal", type(err).__name__))
+
+
+def _require_held(name: str, value: bytes, digest: bytes) -> None:
+    """Refuse init data that the guest was not launched with: the field was set before the first instruction."""
+    if len(digest) > len(value) or not hmac.compare_digest(value, digest.ljust(len(value), b"\0")):
+        raise EvidenceError(
+            "guest.keys.other_init_data",
+            "the pod VM was launched for other init data than it was given",
+            path=name,
+            expected=value.hex()[:_SHOWN_HEX],
+            actual=digest.hex()[:_SHOWN_HEX],
+            hint="the host exchanged the init data device, or launched the VM without its digest",
+        )
 
 
 def _out_of_order(message: str) -> RequestRefused:

@@ -2,10 +2,11 @@
 
 The order is the security property: the digest of the exact init data text is in the register (and so in every later
 quote) before the first byte of it steers anything but its own parsing. It happens once; a second extension would make
-a value that no verifier accepts, and is refused here already. Only SHA-256 init data fits the register.
+a value that no verifier accepts, and is refused here already. Where the platform was launched with the digest in a
+field of its own (HOST_DATA of SNP, MRCONFIGID of TDX), that is compared instead. Only SHA-256 init data fits all.
 
-The register is the key process': the agent hands it the digest, and the init data only once that is extended. Does not
-judge the content: the verifier compares the register with what the owner sent.
+Register and field are the key process': the agent hands it the digest, and the init data only once that is extended or
+found to be there. Does not judge the content: the verifier compares the register with what the owner sent.
 """
 
 from __future__ import annotations

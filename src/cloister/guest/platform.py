@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INIT_DATA_DEVICE: Final = "/dev/vdb"
 WORK_DIRECTORY: Final = "/run/cloister"
 _ABSENCE_SECONDS: Final = 60.0  # a shim that restarts is back in a few
+_DEVICES: Final = (("snp", "dev/sev-guest"), ("tdx", "dev/tdx_guest"))
 _OPTIONS: Final = ("control-socket", "streams-socket", "initdata", "simulation-key", "state")
 
 
@@ -72,11 +73,17 @@ class Platform(Protocol):
 
 
 class VirtualMachine:
-    """The pod VM: virtio ports, init data on the second disk, TPM, crun."""
+    """The pod VM: virtio ports, init data on the second disk, a device that attests, crun."""
 
-    tee = "tpm"
     work = WORK_DIRECTORY
     in_vm = True
+
+    def __init__(self, root: str = "/") -> None:
+        """Choose the device to attest by: the memory encryption's own where there is one, else the TPM.
+
+        A host that hides a device gets evidence of another technology, which the owner's policy accepts or not.
+        """
+        self.tee = next((tee for tee, device in _DEVICES if os.path.exists(root + device)), "tpm")
 
     def open_control(self) -> ControlPort:
         """Return the control port."""
@@ -95,7 +102,7 @@ class VirtualMachine:
         return image
 
     def open_attester(self) -> Attester:
-        """Return the TPM."""
+        """Return the attester of the device that is here."""
         from cloister.tee.registry import attester_for
 
         return attester_for(self.tee)()

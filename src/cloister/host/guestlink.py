@@ -49,6 +49,7 @@ from cloister.protocol.guestapi import (
     decode_from_guest,
     decode_result,
     encode_call,
+    error_from_wire,
     pack_frame,
 )
 
@@ -166,6 +167,9 @@ class GuestLink:
                     self._wait(deadline, f"no reply to {name} in time")
         finally:
             self._forget(number, pending)
+        failed = self.failed
+        if pending.reply.error and failed is not None:  # the pod ends, and with it the call: that is the reason
+            raise error_from_wire(failed.error)
         return decode_result(name, pending.reply)
 
     def close(self) -> None:

@@ -199,7 +199,7 @@ def decode_ear(claims: Mapping[str, Any]) -> EAR:  # Any: JSON of a token whose 
             actual=wire.eat_profile[:60],
         )
     for name, item in wire.submods.items():
-        if not item.findings or (item.status is Tier.AFFIRMING) == bool(item.failures):
+        if not item.findings or (item.status is Tier.CONTRAINDICATED) is not bool(item.failures):
             raise FormatRefused("rats.ear.inconsistent", "verdict and findings disagree", path=f"submods.{name[:20]}")
     return EAR(issuer=wire.iss, identity=wire.jti, issued_at=issued, expires_at=expires, submodules=dict(wire.submods))
 

@@ -11,8 +11,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
+from typing import Final
 
 from cloister.rats.claims import Level
+
+_CACHED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +90,14 @@ class Endorsements:
         found = [root for root in self.roots if root.tee == tee]
         known = {root.der for root in found}
         for der in (*self.certificates, *carried) if pins else ():
-            pin = pins.get(hashlib.sha256(der).digest())
+            pin = pins.get(_fingerprint(der))
             if pin is not None and der not in known:
                 known.add(der)
                 found.append(TrustedRoot(tee=tee, level=pin.level, name=pin.name, der=der))
         return tuple(found)
+
+
+@lru_cache(maxsize=_CACHED)
+def _fingerprint(der: bytes) -> bytes:
+    """Return the SHA-256 of a certificate: the same few come with every piece of evidence."""
+    return hashlib.sha256(der).digest()

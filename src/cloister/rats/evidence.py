@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloister.rats.claims import Claims
 from cloister.rats.result import Finding, Unchecked
+
+if TYPE_CHECKING:
+    from cloister.rats.reference import ReferenceEntry  # nothing a guest needs
 
 _REGISTER_BYTES: Final = 32
 
@@ -115,3 +118,19 @@ class AuthenticEvidence:
     freshness: Slot
     init_data: Slot | None
     facts: object = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticDevice:
+    """One device of evidence that holds several, authentic and not yet known to be of this session.
+
+    Attributes:
+        kind: class of the device, which names its submodule (`gpu`, `switch`).
+        evidence: what it says; its facts know all devices that were attested with it.
+        references: what its vendor publishes that it may run, from signed statements that were verified with it; empty
+            when not all that is needed was given.
+    """
+
+    kind: str
+    evidence: AuthenticEvidence
+    references: tuple[ReferenceEntry, ...] = ()

@@ -220,7 +220,9 @@ class Environment:
     def _start(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             registry = pool.submit(start_registry, self.home.registry, self.work / "registry.log")
-            trust = pool.submit(start_trust_service, self.owner.state, self.work / "trust.log")
+            trust = pool.submit(
+                start_trust_service, self.owner.state, self.work / "trust.log", collateral=self.home.cache
+            )
             platform = pool.submit(self._platform)
             self.registry: ServiceProcess = self._keep(registry)
             self.trust: ServiceProcess = self._keep(trust)

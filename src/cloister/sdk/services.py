@@ -41,13 +41,20 @@ class ServiceProcess:
         self.child.close()
 
 
-def start_trust_service(state: Path, log: Path) -> ServiceProcess:
+def start_trust_service(state: Path, log: Path, *, collateral: Path | None = None) -> ServiceProcess:
     """Start the trust service on a free port.
+
+    Args:
+        state: its directory.
+        log: file that takes what it says.
+        collateral: cache that `cloister collateral` fills; below the state directory when absent.
 
     Raises:
         Unavailable: it does not become ready (`sdk.service.not_ready`).
     """
     command = [sys.executable, "-m", "cloister.trust.app", "--state", str(state), "--listen", "127.0.0.1:0"]
+    if collateral is not None:
+        command += ["--collateral", str(collateral)]
     return _start("trust service", command, log)
 
 

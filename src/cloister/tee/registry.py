@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from cloister.rats.endorsement import Endorsements, PinnedRoot
-    from cloister.rats.evidence import AuthenticEvidence, Evidence, UnverifiedClaims
+    from cloister.rats.evidence import AuthenticDevice, AuthenticEvidence, Evidence, UnverifiedClaims
     from cloister.rats.result import Finding
     from cloister.rats.rules import PlatformRules
 
@@ -41,6 +41,10 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
     "sgx": "cloister.tee.sgx",
 }
 
+# No vendor service is asked about them: their roots are configured or pinned, and whole chains come with the evidence.
+WITHOUT_COLLATERAL: Final = frozenset({"tpm", "nitro", "cca", "cloister-simulated", "csv", "se"})
+# Evidence of these is of several devices at once, each of which is judged: `verifier.authenticate_devices`.
+WITH_DEVICES: Final = frozenset({"nvidia"})
 
 _ADDED: dict[str, str] = {}
 
@@ -68,6 +72,18 @@ class Authenticate(Protocol):
             EndorsementError: a certificate, CRL or other vendor statement does not hold.
             EvidenceError: a signature or another check does not hold.
             Unavailable: the technology cannot be verified by this build; never for a fault of the evidence.
+        """
+        ...
+
+
+class AuthenticateDevices(Protocol):
+    """`verifier.authenticate_devices` of the technologies in `WITH_DEVICES`: as `authenticate`, device by device."""
+
+    def __call__(self, evidence: Evidence, endorsements: Endorsements, *, at: datetime) -> tuple[AuthenticDevice, ...]:
+        """Return all devices of `evidence`, at least one.
+
+        Raises:
+            FormatRefused, EndorsementError, EvidenceError: one of them does not hold.
         """
         ...
 
@@ -134,6 +150,11 @@ class Attester(Protocol):
         """Extend register `pcr` with a 32-byte digest."""
         ...
 
+    def init_data_field(self) -> tuple[str, bytes] | None:
+        """Return name and content of the field that was set to the init data's digest, zeros after it, at launch; None
+        where the guest itself extends a register with it."""
+        ...
+
     def read_pcrs(self) -> Mapping[int, bytes]:
         """Return the registers by index."""
         ...
@@ -184,6 +205,24 @@ def authenticator_for(tee: str) -> Authenticate:
         EvidenceError: no such technology (`tee.unknown`).
     """
     authenticate: Authenticate = import_module(f"{_package(tee)}.verifier").authenticate
+    return authenticate
+
+
+def device_authenticator_for(tee: str) -> AuthenticateDevices:
+    """Return how evidence of several devices is authenticated, device by device.
+
+    Raises:
+        EvidenceError: no such technology, or one of single devices (`tee.unknown`).
+    """
+    if tee not in WITH_DEVICES:
+        raise EvidenceError(
+            "tee.unknown",
+            "not a technology of further devices",
+            path="tee",
+            expected=" or ".join(sorted(WITH_DEVICES)),
+            actual=tee[:40],
+        )
+    authenticate: AuthenticateDevices = import_module(f"{_package(tee)}.verifier").authenticate_devices
     return authenticate
 
 

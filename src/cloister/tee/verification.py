@@ -9,7 +9,7 @@ answers all three and is what people and scripts use. Both walk the same checks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cloister.errors import CloisterError, Refused, Unavailable
@@ -31,7 +31,13 @@ from cloister.rats.result import (
     VerifiedEvidence,
 )
 from cloister.tee.checklist import shorten
-from cloister.tee.registry import Authenticate, appraiser_for, authenticator_for, claims_reader_for
+from cloister.tee.registry import (
+    Authenticate,
+    appraiser_for,
+    authenticator_for,
+    claims_reader_for,
+    device_authenticator_for,
+)
 
 
 def verify_evidence(
@@ -65,6 +71,35 @@ def verify_with(
     """Do what `verify_evidence` does, with a verifier given by hand."""
     authentic = authenticate(evidence, endorsements, at=at, session_secret=binding.session_secret)
     return _bound(authentic, verify_binding(authentic, binding))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedDevice:
+    """One device of evidence that holds several: authentic and bound; what its vendor says it may run."""
+
+    kind: str
+    verified: VerifiedEvidence
+    references: tuple[ReferenceEntry, ...]
+
+
+def verify_devices(
+    evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
+) -> tuple[VerifiedDevice, ...]:
+    """Return the devices of `evidence`, each authentic and bound to the same; at least one.
+
+    Raises:
+        FormatRefused, EndorsementError, EvidenceError: as `verify_evidence`, for any of them; also a technology of
+            single devices.
+    """
+    found = device_authenticator_for(evidence.tee)(evidence, endorsements, at=at)
+    return tuple(
+        VerifiedDevice(
+            kind=device.kind,
+            verified=_bound(device.evidence, verify_binding(device.evidence, binding)),
+            references=device.references,
+        )
+        for device in found
+    )
 
 
 def appraise_evidence(

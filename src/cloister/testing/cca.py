@@ -1,13 +1,12 @@
 """An Arm CCA platform made of `cryptography`: signs real tokens under a test key, and lies where it is told to.
 
-`FakeCCA` is a platform with its key (what an owner configures as anchor) and one realm on it; it also stands for the
+`FakeCCA` is a platform with its key (what an owner configures as anchor) and one realm on it; its `tsm` stands for the
 kernel's configfs, so that `cloister.tee.cca.attester` runs against it. Every deviation a test may want is an argument.
 Nothing of it is secret.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,8 +20,10 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements, TrustedRoot
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.tee.cca.abi import encode_platform_claims, encode_realm_claims, encode_token
+from cloister.tee.cca.attester import PROVIDER
 from cloister.tee.cca.claims import PLATFORM_PROFILE, REALM_PROFILE, Component, PlatformClaims, RealmClaims
 from cloister.testing.cose import cose_key, sign1
+from cloister.testing.tsm import FakeTSM
 from cloister.wire.base64 import encode_b64
 from cloister.wire.cbor import CBOR, decode_cbor, encode_cbor
 
@@ -75,11 +76,6 @@ class FakeCCA:
             ),
             service="https://verifier.example/v1",
         )
-        self.files: dict[str, bytes] = {}
-        self.provider = b"arm_cca_guest\n"
-        self.busy = 0
-        self.racing = 0
-        self.generation = 0
 
     def root(self, *, level: Level = Level.HARDWARE, instance: str = "") -> TrustedRoot:
         """Return the platform's key as an anchor, for one instance or for any."""
@@ -127,39 +123,9 @@ class FakeCCA:
         """Return evidence with the arguments of `token`, bound to `BINDING` unless they say otherwise."""
         return Evidence(tee=TEE, body={"token": encode_b64(self.token(**changes))})
 
-    # What the kernel's configfs does, in memory (`cloister.tee.tsmreport.TSMFiles`).
-
-    def mkdir(self, path: str) -> None:
-        """Make a request."""
-        if path in self.files:
-            raise FileExistsError(errno.EEXIST, "File exists", path)
-        self.files[path] = b""
-
-    def rmdir(self, path: str) -> None:
-        """Drop a request."""
-        del self.files[path]
-
-    def read(self, path: str) -> bytes:
-        """Return an attribute; the token is made when `outblob` is read."""
-        entry, _, name = path.rpartition("/")
-        if entry not in self.files:
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
-        if name == "provider":
-            return self.provider
-        if name == "generation":
-            return b"%d\n" % self.generation
-        if self.busy:
-            self.busy -= 1
-            raise OSError(errno.EBUSY, "Device or resource busy", path)
-        if self.racing:
-            self.racing -= 1
-            self.generation += 1
-        return self.token(challenge=self.files[entry])
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write `inblob`."""
-        self.files[path.rpartition("/")[0]] = data
-        self.generation += 1
+    def tsm(self, **options: Any) -> FakeTSM:
+        """Return the kernel of the realm, with the arguments of `FakeTSM`."""
+        return FakeTSM(lambda challenge, _: self.token(challenge=challenge), **{"provider": PROVIDER, **options})
 
 
 def _changed(encoded: bytes, changes: Mapping[int, CBOR] | None) -> bytes:

@@ -6,11 +6,10 @@ can have a correctly signed quote with any fault. The counterpart of `cloister.t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -496,74 +495,3 @@ def _certificate(
     if extension:
         builder = builder.add_extension(x509.UnrecognizedExtension(EXTENSION, extension), critical=False)
     return builder.sign(key if issuer is None else issuer.key, SHA256())
-
-
-class FakeTSM:
-    """The kernel's configfs-tsm, in memory: what is written to `inblob` of a request comes back as a quote.
-
-    Args:
-        make: quote over 64 bytes.
-        provider: who answers.
-        busy: how many reads fail as busy first.
-        intruders: how many times another process writes to our request before the answer is read.
-        attributes: other files, by path below the root.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[bytes], bytes],
-        *,
-        provider: str = "tdx_guest",
-        busy: int = 0,
-        intruders: int = 0,
-        attributes: Mapping[str, bytes] | None = None,
-    ) -> None:
-        self._make = make
-        self._provider = provider
-        self._busy = busy
-        self._intruders = intruders
-        self.attributes = dict(attributes or {})
-        self.requests: dict[str, tuple[int, bytes]] = {}
-        self.written: list[tuple[str, bytes]] = []
-
-    def mkdir(self, path: str) -> None:
-        """Make a request."""
-        if path in self.requests:
-            raise FileExistsError(errno.EEXIST, "exists", path)
-        self.requests[path] = (0, b"")
-
-    def rmdir(self, path: str) -> None:
-        """Drop a request."""
-        del self.requests[path]
-
-    def read(self, path: str) -> bytes:
-        """Return an attribute."""
-        entry, _, name = path.rpartition("/")
-        if entry not in self.requests:
-            if path not in self.attributes:
-                raise FileNotFoundError(errno.ENOENT, "no such file", path)
-            return self.attributes[path]
-        generation, data = self.requests[entry]
-        if name == "provider":
-            return f"{self._provider}\n".encode()
-        if name == "generation":
-            return f"{generation}\n".encode()
-        if self._busy:
-            self._busy -= 1
-            raise OSError(errno.EBUSY, "busy", path)
-        if self._intruders:
-            self._intruders -= 1
-            self.requests[entry] = (generation + 1, bytes(64))
-            data = bytes(64)
-        return self._make(data)
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write an attribute."""
-        entry = path.rpartition("/")[0]
-        if entry in self.requests:
-            self.requests[entry] = (self.requests[entry][0] + 1, data)
-        elif path in self.attributes:
-            self.attributes[path] = hashlib.sha384(self.attributes[path] + data).digest()
-        else:
-            raise FileNotFoundError(errno.ENOENT, "no such file", path)
-        self.written.append((path, data))

@@ -31,6 +31,8 @@ from cloister.tee.sev_snp import attester as device
 from cloister.tee.sev_snp.abi import SIGNED_BYTES, VCEK, VLEK, Report, encode_report
 from cloister.tee.sev_snp.certtable import encode_certificate_table
 from cloister.tee.sev_snp.products import CHIP_ID_BYTES, PRODUCTS, Product
+from cloister.tee.tsmreport import TSM
+from cloister.testing.tsm import FakeTSM
 from cloister.wire.base64 import encode_b64
 
 NOW: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -369,74 +371,15 @@ class FakeChip:
         )
 
 
-class FakeTSM:
-    """configfs-tsm over a real directory tree: attributes appear with the entry, writes advance its generation.
-
-    Args:
-        root: of the device tree.
-        chip: who answers.
-        provider: what the driver calls itself.
-        busy: how many reads of the report answer EBUSY first.
-        racing: how many reads of the report are followed by a write of someone else.
-        table: what `auxblob` holds; None for a kernel that has none.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        chip: FakeChip,
-        *,
-        provider: bytes = b"sev_guest\n",
-        busy: int = 0,
-        racing: int = 0,
-        table: bytes | None = b"",
-        version: int = 3,
-    ) -> None:
-        self._chip, self._provider, self._table = chip, provider, table
-        self._busy, self._racing, self._version = busy, racing, version
-        self.made = self.dropped = 0
-        self.vmpl = 0
-        (root / device.TSM).mkdir(parents=True)
-
-    def mkdir(self, path: str) -> None:
-        """Make an entry with its attributes."""
-        entry = Path(path)
-        entry.mkdir()
-        self.made += 1
-        (entry / "provider").write_bytes(self._provider)
-        (entry / "generation").write_bytes(b"0\n")
-        if self._table is not None:
-            (entry / "auxblob").write_bytes(self._table)
-
-    def rmdir(self, path: str) -> None:
-        """Drop an entry; the kernel takes the attributes with it."""
-        for attribute in Path(path).iterdir():
-            attribute.unlink()
-        Path(path).rmdir()
-        self.dropped += 1
-
-    def read(self, path: str) -> bytes:
-        """Read an attribute; `outblob` is made of what was written."""
-        attribute = Path(path)
-        if attribute.name != "outblob":
-            return attribute.read_bytes()
-        if self._busy:
-            self._busy -= 1
-            raise OSError(errno.EBUSY, "busy", path)
-        data = (attribute.parent / "inblob").read_bytes()
-        if self._racing:
-            self._racing -= 1
-            self.write(str(attribute.parent / "inblob"), bytes(64))
-        return self._chip.report(version=self._version, report_data=data.ljust(64, b"\0"), vmpl=self.vmpl)
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write an attribute."""
-        attribute = Path(path)
-        if attribute.name == "privlevel":
-            self.vmpl = int(data)  # the kernel reads decimal text
-        attribute.write_bytes(data)
-        generation = attribute.parent / "generation"
-        generation.write_bytes(b"%d\n" % (int(generation.read_bytes()) + 1))
+def fake_tsm(
+    root: Path, chip: FakeChip, *, version: int = 3, host_data: bytes = INIT_DATA_DIGEST, **options: Any
+) -> FakeTSM:
+    """Return configfs-tsm of a guest on `chip`, with the arguments of `FakeTSM`; its directory is made in `root`."""
+    (root / TSM).mkdir(parents=True)
+    return FakeTSM(
+        lambda data, level: chip.report(version=version, report_data=data, vmpl=level, host_data=host_data),
+        **{"provider": device.PROVIDER, **options},
+    )
 
 
 class FakeSEVGuest:

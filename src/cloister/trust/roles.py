@@ -7,12 +7,15 @@ requests of CoCo's attestation service.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from cloister.errors import CloisterError, Unavailable
 from cloister.protocol.initdata import InitData
 from cloister.protocol.kbs import RuntimeData
+from cloister.rats.result import Finding
 from cloister.trust.store.records import AppraisalRecord
 
 
@@ -67,6 +70,32 @@ class Appraised:
     body: bytes
 
 
+class Undecided(Unavailable):
+    """The verdict on a guest's evidence stays open: what vendors publish about its platform is not had, or stale.
+
+    Recorded like a denial, because the owner can change it; told to the guest as "not now".
+
+    Args:
+        error: the first question that stays open; its hint is shown to the guest.
+        remedy: what the owner does, in full.
+        findings: all checks that were made.
+    """
+
+    __slots__ = ("findings", "remedy")
+
+    def __init__(self, error: CloisterError, *, remedy: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(
+            error.code,
+            error.message,
+            path=error.path,
+            expected=error.expected,
+            actual=error.actual,
+            hint=error.hint,
+        )
+        self.remedy = remedy
+        self.findings = tuple(findings)
+
+
 class AttestationService(Protocol):
     """The Verifier as the key broker sees it."""
 
@@ -83,6 +112,7 @@ class AttestationService(Protocol):
 
         Raises:
             Refused: evidence that is not authentic or not bound; no policy to judge by.
+            Undecided: what would decide it is not had.
             Unavailable: the store failed.
         """
         ...

@@ -16,7 +16,7 @@ from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
-from cloister.trust.verifier import VerifierService
+from cloister.trust.verifier import CollateralSource, VerifierService
 
 
 def utc_now() -> datetime:
@@ -48,6 +48,7 @@ class TrustService:
             signer,
             chain=(leaf, authority.certificate_der),
             policy_id=settings.appraisal_policy,
+            collateral=CollateralSource(settings.collateral or settings.state),
         )
         self.broker = KeyBroker(
             BrokerParts(

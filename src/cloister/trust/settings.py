@@ -30,6 +30,8 @@ class TrustSettings:
         ready_file: where to write the ready report (JSON), or None.
         ready_fd: inherited file descriptor to write the ready report to, or None.
         appraisal_policy: id of the appraisal policy that evidence is judged under.
+        collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
+            there; None for the state directory. Only read.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
         store_seconds: time after which a stalled store becomes a refusal.
         request_seconds: time after which any request becomes a refusal.
@@ -47,6 +49,7 @@ class TrustSettings:
     ready_file: Path | None = None
     ready_fd: int | None = None
     appraisal_policy: str = "default"
+    collateral: Path | None = None
     session_seconds: float = 300.0
     store_seconds: float = 4.0
     request_seconds: float = 10.0
@@ -132,6 +135,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=str,
         help="id of the stored appraisal policy to judge by",
         controls="which of the owner's own policies applies; release rules name the id they accept",
+    ),
+    Setting(
+        field="collateral",
+        flag="--collateral",
+        parse=Path,
+        help="CLOISTER_CACHE of what `cloister collateral` fetches; the state directory when absent",
+        controls="availability, and how old vendors' statements may be within the policy's grace; each is signed",
     ),
     Setting(
         field="session_seconds",

@@ -47,7 +47,8 @@ class BinaryReader:
         Raises:
             FormatRefused: fewer bytes remain (`<code>.truncated`).
         """
-        if count < 0 or count > self.remaining:
+        start, end = self._offset, self._offset + count
+        if count < 0 or end > len(self._data):
             raise FormatRefused(
                 f"{self._code}.truncated",
                 f"structure ends inside {field}",
@@ -55,9 +56,8 @@ class BinaryReader:
                 expected=f"{count} bytes",
                 actual=f"{self.remaining} bytes",
             )
-        start = self._offset
-        self._offset += count
-        return self._data[start : self._offset]
+        self._offset = end
+        return self._data[start:end]
 
     def unsigned(self, width: int, field: str) -> int:
         """Return an unsigned integer of `width` bytes."""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from cloister.crypto.revocation import (
+    RevocationList,
     RevocationState,
     RevocationStatus,
     load_revocation_list,
@@ -65,7 +66,7 @@ def revocation_list(
     end: datetime = NOW + DAY,
     extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
     rsa_padding: Any = None,
-) -> x509.CertificateRevocationList:
+) -> RevocationList:
     builder = x509.CertificateRevocationListBuilder().issuer_name(name_of(issuer)).last_update(start).next_update(end)
     for serial in serials:
         builder = builder.add_revoked_certificate(
@@ -73,14 +74,15 @@ def revocation_list(
         )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical=critical)
-    return builder.sign(key, SHA384(), rsa_padding=rsa_padding)
+    signed = builder.sign(key, SHA384(), rsa_padding=rsa_padding)
+    return load_revocation_list(signed.public_bytes(Encoding.DER), code="x.y")
 
 
-def state(*lists: x509.CertificateRevocationList, at: datetime = NOW, grace: timedelta = timedelta()) -> str:
+def state(*lists: RevocationList, at: datetime = NOW, grace: timedelta = timedelta()) -> str:
     return verify_not_revoked(LEAF, CA, lists, at=at, code="x.y", grace=grace).state.value
 
 
-def refuse(*lists: x509.CertificateRevocationList, ca: x509.Certificate = CA, at: datetime = NOW) -> str:
+def refuse(*lists: RevocationList, ca: x509.Certificate = CA, at: datetime = NOW) -> str:
     with pytest.raises(EndorsementError) as caught:
         verify_not_revoked(LEAF, ca, lists, at=at, code="x.y")
     return caught.value.code.removeprefix("x.y.")
@@ -123,7 +125,7 @@ def test_the_newest_that_has_begun_counts() -> None:
 
 def test_a_list_without_an_end_could_be_replayed_for_ever() -> None:
     """The library writes none: the field is cut out, and the rest signed again."""
-    item = revocation_list()
+    item = revocation_list().parsed
     der, signed = item.public_bytes(Encoding.DER), item.tbs_certlist_bytes
     times = [signed.index(b"\x17\x0d"), signed.rindex(b"\x17\x0d")]
     assert times[1] == times[0] + 15
@@ -135,7 +137,7 @@ def test_a_list_without_an_end_could_be_replayed_for_ever() -> None:
     body = bytes(changed) + algorithm + b"\x03" + bytes([len(signature) + 1]) + b"\0" + signature
     head = b"\x30\x81" + bytes([len(body)]) if len(body) > 127 else b"\x30" + bytes([len(body)])
     parsed = load_revocation_list(head + body, code="x.y")
-    assert parsed.next_update_utc is None
+    assert parsed.parsed.next_update_utc is None
     assert state(parsed) == "stale"
 
 
@@ -182,7 +184,7 @@ def test_critical_parts_that_are_not_understood() -> None:
 
 
 def test_one_flipped_bit_anywhere_is_refused() -> None:
-    der = revocation_list(3).public_bytes(Encoding.DER)
+    der = revocation_list(3).parsed.public_bytes(Encoding.DER)
     for offset in range(len(der)):
         changed = bytearray(der)
         changed[offset] ^= 1 << offset % 8
@@ -196,7 +198,7 @@ def test_one_flipped_bit_anywhere_is_refused() -> None:
 
 def test_loading() -> None:
     item = revocation_list(3)
-    der, pem = item.public_bytes(Encoding.DER), item.public_bytes(Encoding.PEM)
+    der, pem = item.parsed.public_bytes(Encoding.DER), item.parsed.public_bytes(Encoding.PEM)
     assert load_revocation_list(der, code="x.y") == load_revocation_list(pem, code="x.y") == item
     for data in (
         b"",
@@ -224,9 +226,9 @@ def test_a_list_has_a_most_of_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     from cloister.crypto import revocation
 
     monkeypatch.setattr(revocation, "REVOCATION_LIST_ENTRIES", 2)
-    assert load_revocation_list(revocation_list(1, 2).public_bytes(Encoding.DER), code="x.y")
+    assert load_revocation_list(revocation_list(1, 2).parsed.public_bytes(Encoding.DER), code="x.y")
     with pytest.raises(FormatRefused):
-        load_revocation_list(revocation_list(1, 2, 3).public_bytes(Encoding.DER), code="x.y")
+        load_revocation_list(revocation_list(1, 2, 3).parsed.public_bytes(Encoding.DER), code="x.y")
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,32 @@ def test_program_that_is_missing_is_told() -> None:
     assert caught.value.path == "program"
 
 
-def test_watch_tells_once() -> None:
+@pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])
+def test_watch_tells_once(script: str, status: int) -> None:
     told: list[int] = []
     done = threading.Event()
-    children.watch(spawn("exit 3"), lambda status: (told.append(status), done.set()))
+    pidfd = os.pidfd_open(spawn(script))
+    children.watch(pidfd, lambda status: (told.append(status), done.set()))
     assert done.wait(20)
     time.sleep(0.05)
-    assert told == [3]
+    os.close(pidfd)
+    assert told == [status]
+
+
+def test_watched_process_that_somebody_else_waits_for_is_gone() -> None:
+    pid = spawn("read line", stdin=(pipe := os.pipe())[0])
+    pidfd = os.pidfd_open(pid)
+    os.close(pipe[0])
+    os.close(pipe[1])
+    assert children.wait(pid) == 1
+    told: list[int] = []
+    children.watch(pidfd, told.append)
+    deadline = time.monotonic() + 20
+    while not told:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.close(pidfd)
+    assert told == [137]
 
 
 def test_run_returns_the_status() -> None:
@@ -117,22 +136,36 @@ def test_waiting_for_somebody_elses_child_does_not_hang() -> None:
 
 
 @pytest.mark.tool
-def test_subreaper_gets_the_detached_grandchild(tmp_path: Path) -> None:
-    """In a process of its own: the test runner must not become a subreaper."""
-    script = (
-        "import sys, os; sys.path.insert(0, sys.argv[1]); from cloister.guest import children\n"
-        "children.become_subreaper()\n"
-        "pid = children.spawn('/bin/sh', ['sh', '-c', '(sleep 0.1; exit 5) & echo $! > ' + sys.argv[2]],\n"
-        "    environment={}, descriptors={})\n"
-        "assert children.wait(pid) == 0\n"
-        "grandchild = int(open(sys.argv[2]).read())\n"
-        "sys.exit(children.wait(grandchild))\n"
-    )
+@pytest.mark.parametrize("ends_first", ["detached", "detacher"])
+def test_subreaper_learns_how_the_detached_process_ended(ends_first: str) -> None:
+    """Also when what detached it is still there, as a process of `crun run --detach` is for a moment.
+
+    In a process of its own: the test runner must not become a subreaper.
+    """
+    script = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+from cloister.guest import children
+children.become_subreaper()
+(a, detacher), (b, detached), (words, says) = os.pipe(), os.pipe(), os.pipe()
+for fd in (a, b, says): os.set_inheritable(fd, True)
+pid = children.spawn('/bin/sh', ['sh', '-c', f'''
+    ( (read x <&{b}; exit 5) & echo $! >&{says}; exec head -n1 <&{a} ) &
+'''], environment={'PATH': '/bin:/usr/bin'}, descriptors={a: a, b: b, says: says})
+assert children.wait(pid) == 0
+pidfd = os.pidfd_open(int(os.read(words, 100)))
+told, done = [], threading.Event()
+children.watch(pidfd, lambda status: (told.append(status), done.set()))
+first, last = (detached, detacher) if sys.argv[2] == 'detached' else (detacher, detached)
+assert not done.wait(0.05), told
+os.write(first, b'\\n')
+assert not done.wait(0.05), told
+os.write(last, b'\\n')
+assert done.wait(20)
+sys.exit(told[0])
+"""
     source = str(Path(__file__).resolve().parents[3] / "src")
     pid = children.spawn(
-        sys.executable,
-        [sys.executable, "-c", script, source, str(tmp_path / "pid")],
-        environment={},
-        descriptors={2: 2},
+        sys.executable, [sys.executable, "-c", script, source, ends_first], environment={}, descriptors={2: 2}
     )
     assert children.wait(pid) == 5

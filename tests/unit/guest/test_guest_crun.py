@@ -6,12 +6,14 @@ of it, what is made of its answers, and that no word of its messages reaches the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,30 +26,46 @@ from cloister.guest.runtime.crun import CrunRuntime
 from cloister.guest.users import Identity
 from cloister.podpolicy.model import ProcessSpec
 
-STAND_IN = """#!/bin/sh
-# Arguments as crun's; runs process.args[2] of the bundle as a shell script, detached.
-echo "$@" >> "$(dirname "$0")/calls"
-log=; pid=; bundle=; process=
-for word; do
-    case $last in --pid-file) pid=$word ;; --bundle) bundle=$word ;; --process) process=$word ;; esac
-    case $word in --log=file:*) log=${word#--log=file:} ;; esac
-    last=$word
-done
-case " $* " in *" delete "*) exit 0 ;; esac
-script=$(cat "$(dirname "$0")/script")
-case $script in FAIL*) echo "${script#FAIL}" > "$log"; exit 1 ;; esac
-sh -c "$script" &
-echo $! > "$pid"
+STAND_IN = f"""#!{sys.executable} -IS
+# Arguments as crun's; runs `script` as a shell script. As in crun a process makes the container, says that it did, and
+# then ends, here when it has read from `stays`; it waits for nobody.
+import os, sys
+here = os.path.dirname(sys.argv[0])
+with open(here + "/calls", "a") as file: print(*sys.argv[1:], file=file)
+if "delete" in sys.argv: sys.exit()
+with open(here + "/script") as file: script = file.read()
+log = next(word[len("--log=file:"):] for word in sys.argv if word.startswith("--log=file:"))
+if script.startswith("FAIL"):
+    with open(log, "w") as file: file.write(script[len("FAIL"):])
+    sys.exit(1)
+done, say = os.pipe()
+if not os.fork():
+    container = os.fork()
+    if not container: os.execv("/bin/sh", ["sh", "-c", script])
+    with open(sys.argv[sys.argv.index("--pid-file") + 1], "w") as file: file.write(str(container))
+    os.write(say, b"0")
+    if os.path.exists(here + "/stays"): open(here + "/stays").readline()
+    os._exit(0)
+os.read(done, 1)
 """
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path) -> Iterator[Path]:
     program = tmp_path / "crun"
     program.write_text(STAND_IN)
     program.chmod(0o755)
-    monkeypatch.setattr(children, "become_subreaper", lambda: None)  # this process runs other tests too
+    before = children_of_this()
     yield tmp_path
+    children._prctl(children._PR_SET_CHILD_SUBREAPER, 0)  # this process runs other tests too
+    for pid in children_of_this() - before:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def children_of_this() -> set[int]:
+    """Processes whose parent is this one, also the ones that ended and were not waited for."""
+    return {int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
 
 
 def runtime(place: Path, script: str) -> CrunRuntime:
@@ -228,11 +246,41 @@ def test_process_that_is_gone_is_nobodys(place: Path) -> None:
 
 
 def test_exit_status_arrives_once(place: Path) -> None:
-    """The stand-in's process is its own child here, so its status is not ours to see: gone is all that is known."""
     told: list[int] = []
-    runtime(place, "sleep 0.2; exit 3").start("app", ProcessIO(), told.append)
+    runtime(place, "exit 3").start("app", ProcessIO(), told.append)
+    eventually(lambda: told)
+    time.sleep(0.02)
+    assert told == [3]
+
+
+@pytest.mark.parametrize("ends_first", ["container", "crun"])
+def test_container_is_watched_though_a_process_of_crun_is_still_its_parent(place: Path, ends_first: str) -> None:
+    """crun reports success before the process that made the container ends: until then nobody else may wait for it."""
+    told: list[int] = []
+    with gate(place / "stays") as let_crun_end, gate(place / "runs") as let_container_end:
+        made = runtime(place, f"read line < {place}/runs; exit 3")
+        started = made.start("app", ProcessIO(), told.append)
+        order = [let_container_end, let_crun_end]
+        for let_end in order if ends_first == "container" else reversed(order):
+            time.sleep(0.02)
+            assert not told
+            assert started.pid in made._pidfds
+            let_end()
+        eventually(lambda: told)
+    assert told == [3]
+    assert not made._pidfds
+
+
+@contextlib.contextmanager
+def gate(path: Path) -> Iterator[Callable[[], None]]:
+    """Make a pipe at `path` from which nothing can be read before the given function is called."""
+    os.mkfifo(path)
+    with path.open("r+b", buffering=0) as pipe:
+        yield lambda: pipe.write(b"\n") and None
+
+
+def eventually(happened: Callable[[], object]) -> None:
     deadline = time.monotonic() + 20
-    while not told:
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert told == [137]

@@ -48,12 +48,22 @@ def wire() -> Iterator[tuple[StreamMux, Wire]]:
     theirs.close()
 
 
+def watch(pid: int, ended: Ended) -> None:
+    pidfd = os.pidfd_open(pid)
+
+    def close(status: int) -> None:
+        os.close(pidfd)
+        ended(status)
+
+    children.watch(pidfd, close)
+
+
 def runner(script: str) -> Callable[[ProcessIO, Ended], Started]:
     """What a runtime does, without a container."""
 
     def start(io: ProcessIO, ended: Ended) -> Started:
         pid = children.spawn("/bin/sh", ["sh", "-c", script], environment={}, descriptors=io.descriptors())
-        children.watch(pid, ended)
+        watch(pid, ended)
         return Started(pid=pid)
 
     return start
@@ -125,7 +135,7 @@ def test_terminal_has_one_output(wire: tuple[StreamMux, Wire]) -> None:
             terminal=os.ttyname(slave),
         )  # fmt: skip
         os.close(slave)
-        children.watch(pid, ended)
+        watch(pid, ended)
         return Started(pid=pid, terminal=master)
 
     item.launch(start, lambda status: None)

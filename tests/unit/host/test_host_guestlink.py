@@ -118,6 +118,21 @@ def test_a_reason_is_known_before_the_replies_after_it(
     assert waiting.result() == (WaitResult(status=137), failed)
 
 
+def test_a_call_that_fails_because_the_pod_ends_tells_why_it_ends(
+    guest: Guest, link: GuestLink, threads: ThreadPoolExecutor
+) -> None:
+    """The container is removed under the call; what the user must learn is what removed it."""
+    guest.say(encode_event(HELLO))
+    waiting = threads.submit(lambda: link.wait("c", seconds=SECONDS))
+    call = guest.hear()
+    failed = FailedEvent(error={"family": "unavailable", "code": "guest.keys.died", "message": "keys are gone"})
+    refusal = encode_refusal(call.id, Unavailable("guest.internal", "KeyError"))
+    guest.say(encode_event(failed), refusal)
+    with pytest.raises(Unavailable) as caught:
+        waiting.result()
+    assert caught.value.code == "guest.keys.died"
+
+
 def test_no_hello_in_time(link: GuestLink) -> None:
     with pytest.raises(Unavailable, match=r"host\.guestlink\.timeout"):
         link.hello(0.05)

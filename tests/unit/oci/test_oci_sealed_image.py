@@ -12,10 +12,12 @@ import pytest
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError, ImageRefused
 from cloister.imagetool.sign import sign_image
+from cloister.oci.ahead import AHEAD_CHUNKS
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS, parse_layer_encryption
 from cloister.oci.encryption.authenticate import (
+    CHUNK_BYTES,
     AuthenticatedLayer,
     SpooledBlob,
     accept_unencrypted_layer,
@@ -425,7 +427,8 @@ def test_memory_does_not_grow_with_the_layer(tmp_path: Path, signer: ECDSAP256Si
             unpack_image(image, [layer], tmp_path / f"root{number}", OPTIONS)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    assert peaks[1] < peaks[0] * 1.1
+    # How many chunks there are at the same time depends on who of the two threads is faster.
+    assert peaks[1] < peaks[0] + 2 * AHEAD_CHUNKS * CHUNK_BYTES
     assert peaks[1] < 12 << 20
 
 

@@ -77,6 +77,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path, fake_bundle(tmp_path / "image"))
 
 
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up sooner, in tests where nothing can be found."""
+    monkeypatch.setattr("cloister.sdk.explanation.VARIATIONS", 40_000)
+
+
 def changed(answer: dict[str, Any]) -> list[str]:  # Any: JSON
     return [change["component"] for change in answer["changed"]]
 
@@ -251,6 +257,7 @@ def test_images_in_the_cache_are_candidates(world: World) -> None:
     assert changed(world.explain(body)) == ["root hash"]
 
 
+@pytest.mark.usefixtures("short_search")
 def test_what_cannot_be_known_stays_open(world: World) -> None:
     body, _ = tpm_evidence(world.other(**CHANGES["kernel"]), LaunchProfile.SEABIOS)
     answer = world.explain(body)
@@ -260,6 +267,7 @@ def test_what_cannot_be_known_stays_open(world: World) -> None:
     assert world.explain(body)["undetermined"] == ["command line", "root hash"]
 
 
+@pytest.mark.usefixtures("short_search")
 def test_statement_of_another_launch_is_not_believed(world: World) -> None:
     body, _ = tpm_evidence(world.other(**CHANGES["kernel"]), LaunchProfile.SEABIOS)
     (world.directory / "run").mkdir()
@@ -268,6 +276,7 @@ def test_statement_of_another_launch_is_not_believed(world: World) -> None:
     assert changed(answer) == [] and any("not that of this evidence" in note for note in answer["notes"])
 
 
+@pytest.mark.usefixtures("short_search")
 def test_a_log_that_does_not_replay_is_not_believed(world: World) -> None:
     other = world.other(**CHANGES["initrd"])
     body, _ = tpm_evidence(other, LaunchProfile.UKI)
@@ -277,6 +286,7 @@ def test_a_log_that_does_not_replay_is_not_believed(world: World) -> None:
     assert sum("does not replay" in note for note in answer["notes"]) == 3
 
 
+@pytest.mark.usefixtures("short_search")
 def test_another_stub_is_noted_where_no_component_changed(world: World) -> None:
     body, _ = tpm_evidence(world.other(stub=b"other stub"), LaunchProfile.UKI)
     answer = world.explain(body)
@@ -293,6 +303,7 @@ def test_what_the_host_gave_the_stub_is_noted(world: World) -> None:
     assert any(note.startswith("pcr12: it is not zero") for note in answer["notes"])
 
 
+@pytest.mark.usefixtures("short_search")
 def test_profile_that_is_not_expected_and_launch_that_was_not_measured(world: World) -> None:
     body, _ = tpm_evidence(world.image, LaunchProfile.SEABIOS)
     answer = world.explain(body, "--profile", "uki")

@@ -548,6 +548,19 @@ def test_a_foreign_exception_and_a_foreign_code_are_found(case_of: CaseMaker) ->
     assert "another_technology: refused with somewhere.else, not tee.insecure.malformed" in found
 
 
+def test_a_verifier_that_writes_to_the_evidence_is_found(case_of: CaseMaker) -> None:
+    case = case_of("cloister-simulated")
+    authenticate = authenticator_for("cloister-simulated")
+
+    def bad(evidence: Evidence, endorsements: Endorsements, **more: Any) -> AuthenticEvidence:
+        body = {name: value for name, value in evidence.body.items() if name != "seen"}
+        found = authenticate(replace(evidence, body=body), endorsements, **more)
+        dict.__setitem__(evidence.body, "seen", True)  # type: ignore[arg-type]  # it is one, whatever its type says
+        return found
+
+    assert "the evidence was written to" in violations(bad, case)
+
+
 def test_a_verifier_that_accepts_nothing_is_found(case_of: CaseMaker) -> None:
     def bad(*_: Any, **__: Any) -> Any:
         raise EvidenceError("tee.insecure.no", "no")

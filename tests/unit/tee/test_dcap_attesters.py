@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,25 @@ import pytest
 
 from cloister.errors import FormatRefused, Unavailable
 from cloister.rats.evidence import Evidence
-from cloister.tee.dcap.tsm import KernelFiles, request_quote
 from cloister.tee.sgx.attester import SGXAttester
 from cloister.tee.sgx.verifier import authenticate as authenticate_sgx
 from cloister.tee.tdx import abi
-from cloister.tee.tdx.attester import GET_REPORT0, LOG, LOG_TABLE, REGISTERS, TDXAttester
+from cloister.tee.tdx.attester import GET_REPORT0, LOG, LOG_TABLE, PROVIDER, REGISTERS, TDXAttester
 from cloister.tee.tdx.verifier import authenticate
 from cloister.testing.dcap import (
     NOW,
     REPORT_DATA,
     FakeIntel,
     FakePlatform,
-    FakeTSM,
     boot_log,
     enclave_report,
     logged_report,
     td_report,
 )
 from cloister.testing.eventlog import build_event_log
+from cloister.testing.tsm import FakeTSM
 
 ROOT = "/tree"
-TSM = f"{ROOT}/sys/kernel/config/tsm/report"
 
 
 def ccel(area: int = 4096, *, kind: int = 2, signature: bytes = b"CCEL") -> bytes:
@@ -57,11 +54,11 @@ class Guest:
                 f"{ROOT}/{LOG}": log,
                 f"{ROOT}/{LOG_TABLE}": ccel(),
             },
-            **options,
+            **{"provider": PROVIDER, **options},
         )
         self.waits: list[float] = []
 
-    def quote(self, report_data: bytes) -> bytes:
+    def quote(self, report_data: bytes, privlevel: int) -> bytes:
         names = [f"{ROOT}/{REGISTERS}/rtmr{index}:sha384" for index in range(4)]
         rtmrs = {f"rtmr{index}": self.files.attributes.get(name, bytes(48)) for index, name in enumerate(names)}
         return self.platform.quote(td_report(report_data=report_data, **rtmrs))
@@ -118,7 +115,7 @@ def test_a_kernel_without_registers_as_files(intel: FakeIntel, tmp_path: Path) -
         seen.append((request, bytes(argument[:64])))
         argument[64:] = report
 
-    attester = TDXAttester(tmp_path, files=FakeTSM(lambda data: data), ioctl=ioctl)
+    attester = TDXAttester(tmp_path, files=FakeTSM(lambda data, _: data, provider=PROVIDER), ioctl=ioctl)
     assert attester.read_pcrs() == {index: bytes([index]) * 48 for index in range(4)}
     assert seen == [(GET_REPORT0, bytes(64))]
     assert 3 << 30 | (64 + 1024) << 16 | ord("T") << 8 | 1 == GET_REPORT0
@@ -167,29 +164,13 @@ def test_a_busy_quoting_service_is_asked_again(intel: FakeIntel) -> None:
 
 
 def test_a_request_that_another_process_writes_to_is_made_again(intel: FakeIntel) -> None:
-    guest = Guest(intel, intruders=2)
+    guest = Guest(intel, racing=2)
     body = guest.attester().attest(REPORT_DATA)
     found = authenticate(Evidence(tee="tdx", body=body), intel.endorsements("tdx"), at=NOW)
     assert found.claims.report_data == REPORT_DATA.ljust(64, b"\0")
     with pytest.raises(Unavailable) as caught:
-        Guest(intel, intruders=1000).attester().attest(REPORT_DATA)
+        Guest(intel, racing=1000).attester().attest(REPORT_DATA)
     assert caught.value.code == "tee.tdx.device.raced"
-
-
-def test_a_directory_left_behind_is_used_again(intel: FakeIntel) -> None:
-    guest = Guest(intel)
-    guest.files.mkdir(f"{TSM}/cloister-{os.getpid()}")
-    guest.attester().attest(REPORT_DATA)
-
-
-def test_an_answer_that_is_too_long_and_a_generation_that_is_no_number() -> None:
-    class Odd(FakeTSM):
-        def read(self, path: str) -> bytes:
-            return b"?" if path.endswith("generation") else super().read(path)
-
-    for files in (FakeTSM(lambda _: bytes(100_000)), Odd(lambda data: data)):
-        with pytest.raises(Unavailable):
-            request_quote(TSM, bytes(64), provider="tdx_guest", code="tee.tdx.device", files=files)
 
 
 @pytest.mark.parametrize("size", [0, 65])
@@ -241,18 +222,6 @@ def test_there_is_no_credential_activation() -> None:
     for attester in (TDXAttester(), SGXAttester()):
         with pytest.raises(RuntimeError):
             attester.activate(b"", b"")
-
-
-def test_files_of_the_kernel(tmp_path: Path) -> None:
-    files = KernelFiles(4)
-    entry = tmp_path / "request"
-    files.mkdir(str(entry))
-    (entry / "inblob").write_bytes(b"")
-    files.write(str(entry / "inblob"), b"abcdefgh")
-    assert files.read(str(entry / "inblob")) == b"abcde"
-    (entry / "inblob").unlink()
-    files.rmdir(str(entry))
-    assert not entry.exists()
 
 
 def _gramine(tmp_path: Path, quote: bytes, kind: str = "dcap\n") -> Path:

@@ -15,9 +15,9 @@ from cloister.errors import EndorsementError, EvidenceError, FormatRefused, Refu
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import Document, Endorsements, PinnedRoot, TrustedRoot
 from cloister.rats.result import Severity
-from cloister.tee.dcap import abi
+from cloister.tee.dcap import abi, stated
 from cloister.tee.dcap.chain import PCK_CAS, TCB_SIGNING
-from cloister.tee.dcap.verifier import _KNOWN_PLATFORMS, VerifiedQuote, verify_quote
+from cloister.tee.dcap.verifier import _KNOWN, VerifiedQuote, verify_quote
 from cloister.testing.dcap import (
     ISSUED,
     NEXT_UPDATE,
@@ -507,22 +507,22 @@ def test_the_quote_of_a_known_platform_is_verified_each_time(intel: FakeIntel) -
     endorsements = intel.endorsements("tdx")
     good = platform.quote(td_report())
     verify(intel, good, endorsements=endorsements)
-    before = len(_KNOWN_PLATFORMS._platforms)
+    before = len(_KNOWN._answers)
     other = good[:600] + bytes([good[600] ^ 1]) + good[601:]
     for quote in (other, platform.quote(td_report(), data={"signature": bytes(64)})):
         assert code(lambda q=quote: verify(intel, q, endorsements=endorsements), EvidenceError) == (
             "tee.dcap.signature_invalid"
         )
     verify(intel, platform.quote(td_report(mr_td=bytes(48))), endorsements=endorsements)
-    assert len(_KNOWN_PLATFORMS._platforms) == before
+    assert len(_KNOWN._answers) == before
 
 
 def test_what_left_anything_open_is_not_kept(intel: FakeIntel) -> None:
     quote = FakePlatform(intel).quote(td_report())
-    before = list(_KNOWN_PLATFORMS._platforms)
+    before = list(_KNOWN._answers)
     verify(intel, quote, b"")
     verify(intel, quote, at=NEXT_UPDATE)
-    assert list(_KNOWN_PLATFORMS._platforms) == before
+    assert list(_KNOWN._answers) == before
 
 
 def test_a_known_platform_is_not_known_under_anything_else(intel: FakeIntel, foreign_intel: FakeIntel) -> None:
@@ -539,6 +539,57 @@ def test_a_known_platform_is_not_known_under_anything_else(intel: FakeIntel, for
     verified = verify(intel, old)
     assert verified.tcb is not None
     assert verified.tcb.status == "OutOfDate"
+
+
+def test_statements_are_known_for_the_next_platform_of_that_kind_and_no_other(
+    intel: FakeIntel, foreign_intel: FakeIntel
+) -> None:
+    """New platforms throughout, so that only what is remembered of the statements can be what answers."""
+    stated._KNOWN.cache_clear()
+    collateral = intel.collateral("TDX")
+    first = verify(intel, FakePlatform(intel).quote(td_report()), collateral)
+    assert len(stated._KNOWN) == 1
+    second = verify(intel, FakePlatform(intel).quote(td_report()), collateral)
+    assert [finding.code for finding in second.findings] == [finding.code for finding in first.findings]
+    assert second.window == first.window
+    assert len(stated._KNOWN) == 1
+
+    def fresh(given: bytes = collateral, **options: Any) -> VerifiedQuote:
+        return verify(intel, FakePlatform(intel).quote(td_report()), given, **options)
+
+    other = FakePlatform(intel, machine=Machine(fmspc=bytes(6))).quote(td_report())
+    assert code(lambda: verify(intel, other, collateral)) == "tee.dcap.fmspc"
+    foreign = FakePlatform(foreign_intel).quote(td_report())
+    assert code(lambda: verify(foreign_intel, foreign, collateral)) == "tee.dcap.tcb_signing.untrusted"
+    assert ("tee.dcap.collateral.stale", Severity.UNAVAILABLE) in open_codes(fresh(at=NEXT_UPDATE))
+    assert ("tee.dcap.collateral.stale", Severity.UNAVAILABLE) in open_codes(fresh(at=ISSUED - timedelta(seconds=1)))
+    revoked = intel.collateral("TDX", revoked=[intel.tcb_signing.certificate])
+    assert code(lambda: fresh(revoked)) == "tee.dcap.certificate.revoked"
+    altered = json.loads(collateral)
+    altered["tcb_info"] = altered["tcb_info"].replace("UpToDate", "UpToDatf", 1)
+    assert code(lambda: fresh(json.dumps(altered).encode())).startswith("tee.dcap.tcb_info")
+    assert open_codes(fresh()) == []
+
+
+def test_two_kinds_of_platforms_under_one_collateral(intel: FakeIntel) -> None:
+    """Each is judged by the TCB info of its own FMSPC, whichever came first."""
+    other = Machine(fmspc=bytes(6))
+    documents = tuple(
+        Document(name=name, data=intel.collateral("TDX", tcb_info={"fmspc": fmspc.hex()}))
+        for name, fmspc in (("a", Machine().fmspc), ("b", other.fmspc))
+    )
+    endorsements = Endorsements(roots=(intel.trusted("tdx"),), documents=documents)
+    for machine in (Machine(), other, Machine(), other):
+        verified = verify(intel, FakePlatform(intel, machine=machine).quote(td_report()), endorsements=endorsements)
+        assert open_codes(verified) == []
+        assert verified.pck.fmspc == machine.fmspc
+
+
+def test_statements_that_leave_anything_open_are_not_kept(intel: FakeIntel) -> None:
+    stated._KNOWN.cache_clear()
+    for given, at in ((b"", NOW), (intel.collateral("TDX"), NEXT_UPDATE), (intel.collateral("TDX"), NEXT_UPDATE)):
+        assert open_codes(verify(intel, FakePlatform(intel).quote(td_report()), given, at=at)) != []
+    assert len(stated._KNOWN) == 0
 
 
 def test_identities_of_another_enclave_do_not_count(intel: FakeIntel, platform: FakePlatform) -> None:

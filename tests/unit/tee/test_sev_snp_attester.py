@@ -14,8 +14,10 @@ from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.tee.sev_snp import attester as device
 from cloister.tee.sev_snp.abi import REPORT_DATA_BYTES
 from cloister.tee.sev_snp.attester import ATTESTER, SNPAttester
+from cloister.tee.tsmreport import TSM
 from cloister.tee.verification import verify_evidence
-from cloister.testing.snp import INIT_DATA_DIGEST, NOW, REPORT_DATA, FakeAMD, FakeChip, FakeSEVGuest, FakeTSM, no_sleep
+from cloister.testing.snp import INIT_DATA_DIGEST, NOW, REPORT_DATA, FakeAMD, FakeChip, FakeSEVGuest, fake_tsm, no_sleep
+from cloister.testing.tsm import FakeTSM
 
 BINDING = ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DIGEST)
 
@@ -42,14 +44,13 @@ def unavailable(attester: SNPAttester) -> Unavailable:
 
 
 def test_what_configfs_gives_is_evidence(tmp_path: Path, chip: FakeChip) -> None:
-    files = FakeTSM(tmp_path, chip, table=chip.certificate_table(), version=5)
+    files = fake_tsm(tmp_path, chip, auxblob=chip.certificate_table(), version=5)
     with ATTESTER(tmp_path, files=files, sleep=no_sleep) as attester:
         body = attester.attest(REPORT_DATA, b"")
     assert body["attestation_report"]["version"] == 5
     assert [item["cert_type"] for item in body["cert_chain"]] == ["VCEK", "ASK", "ARK"]
     verify_evidence(Evidence(tee="snp", body=body), BINDING, chip.amd.endorsements(), at=NOW)
     assert files.made == files.dropped == 1
-    assert list((tmp_path / device.TSM).iterdir()) == []
 
 
 def test_what_the_device_gives_is_evidence(tmp_path: Path, chip: FakeChip) -> None:
@@ -62,7 +63,7 @@ def test_what_the_device_gives_is_evidence(tmp_path: Path, chip: FakeChip) -> No
 
 def test_configfs_is_preferred(tmp_path: Path, chip: FakeChip) -> None:
     guest = FakeSEVGuest(tmp_path, chip)
-    SNPAttester(str(tmp_path), files=FakeTSM(tmp_path, chip), ioctl=guest.ioctl).attest(REPORT_DATA)
+    SNPAttester(str(tmp_path), files=fake_tsm(tmp_path, chip), ioctl=guest.ioctl).attest(REPORT_DATA)
     assert guest.requests == []
 
 
@@ -75,73 +76,37 @@ def test_numbers_of_the_kernel_interface() -> None:
 
 @pytest.mark.parametrize("make", [by_tsm, by_device])
 def test_the_privilege_level_is_asked_for(make: Callable[..., SNPAttester], tmp_path: Path, chip: FakeChip) -> None:
-    fake: Any = FakeTSM(tmp_path, chip) if make is by_tsm else FakeSEVGuest(tmp_path, chip)
-    body = make(tmp_path, fake, vmpl=2).attest(REPORT_DATA)
-    assert body["attestation_report"]["vmpl"] == fake.vmpl == 2
+    guest = FakeSEVGuest(tmp_path, chip)
+    body = make(tmp_path, fake_tsm(tmp_path, chip) if make is by_tsm else guest, vmpl=2).attest(REPORT_DATA)
+    assert body["attestation_report"]["vmpl"] == 2
+    assert (guest.vmpl == 2) is (make is by_device)
 
 
 def test_no_certificates_of_the_host(tmp_path: Path, chip: FakeChip) -> None:
     for index, table in enumerate((b"", bytes(4096), None)):
         root = tmp_path / str(index)
-        assert by_tsm(root, FakeTSM(root, chip, table=table)).attest(REPORT_DATA)["cert_chain"] == []
+        assert by_tsm(root, fake_tsm(root, chip, auxblob=table)).attest(REPORT_DATA)["cert_chain"] == []
 
 
 @pytest.mark.parametrize(("fault", "tries"), [("busy", 3), ("racing", 2)])
 def test_busy_and_raced_requests_are_made_again(fault: str, tries: int, tmp_path: Path, chip: FakeChip) -> None:
     """A generation that is not ours means: the report may answer another question."""
-    files = FakeTSM(tmp_path, chip, **{fault: tries})  # type: ignore[arg-type]  # a count
+    files = fake_tsm(tmp_path, chip, **{fault: tries})
     waits: list[float] = []
-    attester = SNPAttester(str(tmp_path), files=files, sleep=waits.append)
-    attester.attest(REPORT_DATA)
-    assert files.made == files.dropped == tries + 1
-    assert waits == sorted(waits)
-    assert len(waits) == tries
+    SNPAttester(str(tmp_path), files=files, sleep=waits.append).attest(REPORT_DATA)
+    assert files.made == files.dropped == len(waits) + 1 == tries + 1
 
 
-@pytest.mark.parametrize("fault", ["busy", "racing"])
-def test_tries_have_an_end_and_leave_nothing_behind(fault: str, tmp_path: Path, chip: FakeChip) -> None:
-    files = FakeTSM(tmp_path, chip, **{fault: 1000})  # type: ignore[arg-type]  # a count
-    assert "busy" in unavailable(by_tsm(tmp_path, files)).message
-    assert list((tmp_path / device.TSM).iterdir()) == []
-
-
-def test_an_entry_that_an_earlier_try_left_is_used(tmp_path: Path, chip: FakeChip) -> None:
-    class LeavesOne(FakeTSM):
-        left = 1
-
-        def rmdir(self, path: str) -> None:
-            if self.left:
-                self.left -= 1
-                raise OSError(errno.EBUSY, "busy", path)
-            super().rmdir(path)
-
-    files = LeavesOne(tmp_path, chip, busy=1)
-    assert by_tsm(tmp_path, files).attest(REPORT_DATA)
-    assert list((tmp_path / device.TSM).iterdir()) == []
+@pytest.mark.parametrize(("fault", "code"), [("busy", "tee.sev_snp.device"), ("racing", "tee.sev_snp.device.raced")])
+def test_tries_have_an_end(fault: str, code: str, tmp_path: Path, chip: FakeChip) -> None:
+    with pytest.raises(Unavailable) as caught:
+        by_tsm(tmp_path, fake_tsm(tmp_path, chip, **{fault: 1000})).attest(REPORT_DATA)
+    assert caught.value.code == code
 
 
 def test_configfs_of_another_technology(tmp_path: Path, chip: FakeChip) -> None:
-    error = unavailable(by_tsm(tmp_path, FakeTSM(tmp_path, chip, provider=b"tdx_guest\n")))
-    assert error.actual == "tdx_guest"
-    assert list((tmp_path / device.TSM).iterdir()) == []
-
-
-def test_a_generation_that_is_no_number(tmp_path: Path, chip: FakeChip) -> None:
-    class Odd(FakeTSM):
-        def read(self, path: str) -> bytes:
-            return b"many" if path.endswith("generation") else super().read(path)
-
-    unavailable(by_tsm(tmp_path, Odd(tmp_path, chip)))
-
-
-def test_errors_of_the_kernel(tmp_path: Path, chip: FakeChip) -> None:
-    class Denied(FakeTSM):
-        def write(self, path: str, data: bytes) -> None:
-            raise PermissionError(errno.EACCES, "permission denied", path)
-
-    files = Denied(tmp_path, chip)
-    assert unavailable(by_tsm(tmp_path, files)).path.endswith("inblob")
-    assert files.made == files.dropped == 1
+    error = unavailable(by_tsm(tmp_path, fake_tsm(tmp_path, chip, provider="tdx_guest")))
+    assert (error.expected, error.actual) == ("sev_guest", "tdx_guest")
 
 
 def test_no_device_at_all(tmp_path: Path) -> None:
@@ -150,22 +115,12 @@ def test_no_device_at_all(tmp_path: Path) -> None:
 
 def test_the_real_files_and_the_real_ioctl_are_used_by_default(tmp_path: Path, chip: FakeChip) -> None:
     """Over a plain directory the kernel's attributes are missing; over a plain file the ioctl is unknown."""
-    (tmp_path / device.TSM).mkdir(parents=True)
+    (tmp_path / TSM).mkdir(parents=True)
     assert unavailable(SNPAttester(str(tmp_path), sleep=no_sleep)).path.endswith("provider")
-    assert list((tmp_path / device.TSM).iterdir()) == []
+    assert list((tmp_path / TSM).iterdir()) == []
     other = tmp_path / "other"
     FakeSEVGuest(other, chip)
     unavailable(SNPAttester(str(other), sleep=no_sleep))
-
-
-def test_attributes_are_read_and_written_whole(tmp_path: Path) -> None:
-    files = device._KernelFiles()
-    files.mkdir(str(tmp_path / "x"))
-    (tmp_path / "x" / "a").touch()
-    files.write(str(tmp_path / "x" / "a"), bytes(range(64)))
-    assert files.read(str(tmp_path / "x" / "a")) == bytes(range(64))
-    (tmp_path / "x" / "a").unlink()
-    files.rmdir(str(tmp_path / "x"))
 
 
 # --- the ioctl ---
@@ -201,12 +156,10 @@ def test_what_the_secure_processor_refuses(tmp_path: Path, chip: FakeChip) -> No
 
 
 def test_other_data_than_asked_for_is_no_answer(tmp_path: Path, chip: FakeChip) -> None:
-    class Replays(FakeTSM):
-        def read(self, path: str) -> bytes:
-            return chip.report() if path.endswith("outblob") else super().read(path)
-
+    (tmp_path / TSM).mkdir(parents=True)
+    replays = FakeTSM(lambda data, level: chip.report(), provider=device.PROVIDER)
     with pytest.raises(FormatRefused) as caught:
-        by_tsm(tmp_path, Replays(tmp_path, chip)).attest(b"other")
+        by_tsm(tmp_path, replays).attest(b"other")
     assert caught.value.path == "REPORT_DATA"
 
 

@@ -20,7 +20,7 @@ from cloister.rats.evidence import AuthenticEvidence, Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.result import Finding, Severity, Unchecked, Verdict
 from cloister.tee.sev_snp.abi import P384_ORDER, VLEK, encode_report, parse_report
-from cloister.tee.sev_snp.chain import forget_chains
+from cloister.tee.sev_snp.chain import _KNOWN
 from cloister.tee.sev_snp.cocoshape import encode_body
 from cloister.tee.sev_snp.products import CLASSIC
 from cloister.tee.sev_snp.verifier import authenticate, read_claims, verify_report
@@ -44,7 +44,7 @@ BINDING = ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DI
 @pytest.fixture(autouse=True)
 def no_memory() -> None:
     """Each test begins with no chain known."""
-    forget_chains()
+    _KNOWN.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +310,75 @@ def test_4_a_chain_that_is_remembered_does_not_survive_its_root_or_its_list(chip
     assert [finding.unknown for finding in stale] == [True]
 
 
+def kept(at: datetime = NOW) -> bool:
+    """Whether a second verification at `at` finds the chain of the first remembered."""
+    return any(_KNOWN.get(key, at) is not None for key in tuple(_KNOWN._answers))
+
+
+def test_4_a_chain_for_which_no_list_was_given_is_remembered_and_stays_open(chip: FakeChip) -> None:
+    endorsements, evidence = chip.amd.endorsements(lists=()), chip.evidence()
+    first = authenticate(evidence, endorsements, at=NOW)
+    assert kept()
+    assert authenticate(evidence, endorsements, at=NOW) == first
+    assert [finding.unknown for finding in found(first, "tee.sev_snp.revocation")] == [True]
+    graced = authenticate(evidence, replace(endorsements, grace=99 * DAY), at=NOW)
+    assert [finding.unknown for finding in found(graced, "tee.sev_snp.revocation")] == [True]
+
+
+def test_4_a_chain_remembered_without_a_list_still_expires(amd: FakeAMD) -> None:
+    chip = FakeChip.made_by(amd, start=NOW - DAY, end=NOW + DAY)
+    endorsements, evidence = amd.endorsements(lists=()), chip.evidence()
+    for _ in range(2):
+        assert authenticate(evidence, endorsements, at=NOW)
+        assert refuse(chip, evidence, endorsements=endorsements, at=NOW + 2 * DAY) == "vek.expired"
+        assert refuse(chip, evidence, endorsements=endorsements, at=NOW - 2 * DAY) == "vek.not_yet_valid"
+
+
+def test_4_a_chain_remembered_without_a_list_survives_no_other_input(chip: FakeChip) -> None:
+    endorsements, evidence = chip.amd.endorsements(lists=()), chip.evidence()
+    assert authenticate(evidence, endorsements, at=NOW)
+    stranger = FakeAMD("Genoa", name="stranger")
+    assert refuse(chip, evidence, endorsements=replace(endorsements, roots=(stranger.root(),))) == "vek.untrusted"
+    assert refuse(chip, evidence, endorsements=replace(endorsements, roots=())) == "no_roots"
+    for lists, code in (
+        ((chip.amd.revocation_list(65537),), "revocation.revoked"),
+        ((stranger.revocation_list(),), "revocation.crl_signature"),
+        ((b"no list",), "crl.malformed"),
+    ):
+        assert refuse(chip, evidence, endorsements=replace(endorsements, revocation_lists=lists)) == code
+    answered = authenticate(evidence, chip.amd.endorsements(), at=NOW)
+    assert [finding.ok for finding in found(answered, "tee.sev_snp.revocation")] == [True]
+    without_cas = replace(endorsements, certificates=())
+    assert refuse(chip, evidence, endorsements=without_cas) == "vek.untrusted"
+
+
+def test_4_a_list_that_is_not_in_force_now_may_be_later(chip: FakeChip) -> None:
+    """What depends on the time of the question is asked anew."""
+    evidence = chip.evidence()
+    for start, end in ((NOW + DAY, NOW + 3 * DAY), (NOW - 3 * DAY, NOW - DAY)):
+        _KNOWN.cache_clear()
+        lists = (chip.amd.revocation_list(start=start, end=end),)
+        endorsements = chip.amd.endorsements(lists=lists)
+        early = authenticate(evidence, endorsements, at=NOW)
+        assert [finding.unknown for finding in found(early, "tee.sev_snp.revocation")] == [True]
+        assert not kept()
+        there = authenticate(evidence, endorsements, at=start + DAY)
+        assert [finding.ok for finding in found(there, "tee.sev_snp.revocation")] == [True]
+        assert kept(start + DAY)
+        assert not kept(NOW)
+
+
+def test_4_a_list_that_comes_into_force_ends_what_is_remembered(chip: FakeChip) -> None:
+    """A newer list that is in force for a day only takes the place of one that is for a year, and then is stale."""
+    short = chip.amd.revocation_list(start=NOW + DAY, end=NOW + 2 * DAY)
+    endorsements, evidence = chip.amd.endorsements(lists=(chip.amd.revocation_list(), short)), chip.evidence()
+    assert authenticate(evidence, endorsements, at=NOW)
+    assert kept(NOW)
+    assert not kept(NOW + DAY)
+    late = authenticate(evidence, endorsements, at=NOW + 3 * DAY)
+    assert [finding.unknown for finding in found(late, "tee.sev_snp.revocation")] == [True]
+
+
 def test_4_foreign_keys_of_the_same_names(chip: FakeChip) -> None:
     stranger = FakeAMD("Genoa", name="stranger")
     assert refuse(chip, endorsements=stranger.endorsements()) == "vek.untrusted"
@@ -543,12 +612,3 @@ def test_malformed_certificates_beside_the_report(chip: FakeChip) -> None:
     body = dict(chip.evidence().body)
     evidence = Evidence(tee="snp", body={**body, "cert_chain": [{"cert_type": "VCEK", "data": [1, 2]}]})
     assert refuse(chip, evidence) == "certificate.malformed"
-
-
-def test_what_is_remembered_of_chains_is_bounded(amd: FakeAMD, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloister.tee.sev_snp import chain
-
-    monkeypatch.setattr(chain, "_CACHED", 2)
-    for _ in range(4):
-        accept(FakeChip.made_by(amd))
-    assert len(chain._KNOWN._chains) == 2

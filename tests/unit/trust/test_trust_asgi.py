@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cloister.crypto.jwt import TOKEN_BYTES
 from cloister.errors import Refused
 from cloister.protocol.kbs import Request, encode_message
 from cloister.trust.asgi import TrustApp
@@ -145,7 +146,7 @@ def test_a_client_that_hangs_up(edge: Edge) -> None:
         {"cookie": "other=1; kbs-session-id=" + "Z" * 32},
         {"authorization": "Basic eDp5"},
         {"authorization": "Bearer"},
-        {"authorization": "Bearer " + "x" * (300 * 1024)},
+        {"authorization": "Bearer " + "x" * (TOKEN_BYTES + 1)},
     ],
 )
 def test_what_is_no_credential_is_none(edge: Edge, headers: dict[str, str]) -> None:

@@ -46,6 +46,50 @@ def test_what_a_token_says(world: World) -> None:
     assert token.expires_at - token.issued_at == timedelta(minutes=5)
 
 
+def with_device(world: World, **changes: Any) -> str:
+    """Return a token of a guest with a second device, which says the same but for `changes`."""
+    guest = world.guest().handshake()
+
+    def change(claims: dict[str, Any]) -> None:
+        device = copy.deepcopy(cpu(claims))
+        device.update(changes)
+        claims["submods"]["gpu0"] = device
+
+    return resigned(world, guest.token, change)
+
+
+def test_the_least_level_of_all_devices_is_the_guests(world: World) -> None:
+    token = verify_token(with_device(world), pinned(world), at=world.clock.now)
+    assert (token.level, token.tier) == (Level.MEASURED, Tier.AFFIRMING)
+    text = with_device(world, **{"ear.cloister.level": "simulated"})
+    assert verify_token(text, pinned(world), at=world.clock.now).level is Level.SIMULATED
+    text = with_device(world, **{"ear.cloister.level": "hardware"})
+    assert verify_token(text, pinned(world), at=world.clock.now).level is Level.MEASURED
+
+
+def test_the_worst_device_decides_and_is_named(world: World) -> None:
+    failed = {"code": "appraisal.debug", "question": "acceptable", "ok": False, "message": "debug access is on"}
+    text = with_device(world, **{"ear.status": "contraindicated", "ear.cloister.findings": [failed]})
+    token = verify_token(text, pinned(world), at=world.clock.now)
+    assert token.tier is Tier.CONTRAINDICATED
+    assert [item.message for item in token.failures] == ["gpu0: debug access is on"]
+
+
+def test_a_device_whose_answer_is_open_leaves_the_guests_open(world: World) -> None:
+    still_open = {"code": "x.revocation", "question": "authentic", "ok": False, "severity": "unavailable"}
+    text = with_device(world, **{"ear.status": "none", "ear.cloister.findings": [still_open]})
+    assert verify_token(text, pinned(world), at=world.clock.now).tier is Tier.NONE
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ear.cloister.policy-digest": "sha256:" + "0" * 64}, {"ear.appraisal-policy-id": "lax"}]
+)
+def test_devices_judged_by_different_policies_are_refused(world: World, changes: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        verify_token(with_device(world, **changes), pinned(world), at=world.clock.now)
+    assert caught.value.code == "trust.token.malformed"
+
+
 def test_what_cocos_relying_parties_read(world: World) -> None:
     """Header and claims under CoCo's names (its client reads `exp`; its broker the key at this pointer)."""
     guest = world.guest().handshake()

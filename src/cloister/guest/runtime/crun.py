@@ -8,6 +8,7 @@ emulation. crun's messages go to a file and are told to the host by kind only. N
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -51,6 +52,7 @@ class CrunRuntime:
         self._state = f"{work}/crun"
         self._bundles = f"{work}/bundles"
         self._pidfds: dict[int, int] = {}
+        self._pidfds_lock = threading.Lock()
         for directory in (work, self._state, self._bundles):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         children.become_subreaper()
@@ -88,13 +90,14 @@ class CrunRuntime:
         """Send a signal through the process' own descriptor, so that a reused number is never hit."""
         import signal
 
-        pidfd = self._pidfds.get(pid)
-        if pidfd is None:
-            return
-        try:
-            signal.pidfd_send_signal(pidfd, number)
-        except ProcessLookupError:
-            return
+        with self._pidfds_lock:  # so that the descriptor is still this process', and open
+            pidfd = self._pidfds.get(pid)
+            if pidfd is None:
+                return
+            try:
+                signal.pidfd_send_signal(pidfd, number)
+            except ProcessLookupError:
+                return
 
     def signal_all(self, identifier: str, number: int) -> None:
         """Signal every process; killing is one write that no fork escapes."""
@@ -176,8 +179,10 @@ class CrunRuntime:
                 console.close()
         with open(pid_file, encoding="ascii") as file:
             pid = int(file.read())
-        self._pidfds[pid] = os.pidfd_open(pid)
-        children.watch(pid, lambda code: self._ended(pid, code, ended))
+        pidfd = os.pidfd_open(pid)  # it is nobody's who would wait for it but ours, now or when crun is gone
+        with self._pidfds_lock:
+            self._pidfds[pid] = pidfd
+        children.watch(pidfd, lambda status: self._ended(pid, pidfd, status, ended))
         return Started(pid=pid, terminal=master)
 
     def _run(self, log: str, verb: str, *words: str, descriptors: dict[int, int] | None = None) -> int:
@@ -186,9 +191,10 @@ class CrunRuntime:
         given = {names[number]: fd for number, fd in (descriptors or {}).items()}
         return children.run(self._crun, [*common, verb, *words], environment=_ENVIRONMENT, seconds=_SECONDS, **given)
 
-    def _ended(self, pid: int, status: int, ended: Ended) -> None:
-        pidfd = self._pidfds.pop(pid, None)
-        if pidfd is not None:
+    def _ended(self, pid: int, pidfd: int, status: int, ended: Ended) -> None:
+        with self._pidfds_lock:
+            if self._pidfds.get(pid) == pidfd:  # the number is free already, and may be another process' by now
+                del self._pidfds[pid]
             os.close(pidfd)
         ended(status)
 

@@ -68,7 +68,7 @@ class SandboxRuntime:
         Raises:
             Unavailable: bubblewrap is missing or refuses (`guest.runtime.*`).
         """
-        container = self._containers[identifier]
+        container = self._known(identifier)
         started = self._launch(
             self._bubblewrap,
             ["bwrap", "--args", str(_ARGUMENTS_FD), "--", *container.setup.process.args],
@@ -87,7 +87,7 @@ class SandboxRuntime:
         """Run an additional process in the namespaces of the first; errors as `start`."""
         import sys
 
-        container = self._containers[identifier]
+        container = self._known(identifier)
         here = os.path.dirname(os.path.abspath(__file__))
         body = msgspec.json.encode(
             {
@@ -150,6 +150,12 @@ class SandboxRuntime:
         """Kill what runs and forget the container."""
         self.signal_all(identifier, 9)
         self._containers.pop(identifier, None)
+
+    def _known(self, identifier: str) -> _Running:
+        container = self._containers.get(identifier)
+        if container is None:  # the pod ends meanwhile
+            raise Unavailable("guest.runtime.failed", "the container was removed")
+        return container
 
     def _launch(
         self, program: str, arguments: list[str], body: bytes, io: ProcessIO, ended: Ended, *, terminal: bool

@@ -30,7 +30,6 @@ WITH_USER_DATA: Final = 2
 VERSIONS: Final = (1, WITH_USER_DATA)
 _HARDWARE: Final = {AZ_SNP: SNP, AZ_TDX: TDX}
 _CODE: Final = "tee.azure.malformed"
-_URL_SAFE: Final = str.maketrans("-_", "+/")
 _PEM_BYTES: Final = 2 * CERTIFICATE_BYTES
 _MAGIC: Final = b"HCLA"
 
@@ -183,7 +182,7 @@ def _read_lists(wire: _SNP0 | _TDX0, tee: str) -> ParsedEvidence:
 
 def _hex_values(texts: list[str]) -> tuple[bytes, ...]:
     """Return the register values, decoded at one go."""
-    if any(len(text) != 2 * c.SHA256_BYTES for text in texts):
+    if not set(map(len, texts)) <= {2 * c.SHA256_BYTES}:
         texts = []
     joined = _hex("".join(texts), "tpm_quote.pcrs", c.PCRS * c.SHA256_BYTES)
     return _values([joined[start : start + c.SHA256_BYTES] for start in range(0, len(joined), c.SHA256_BYTES)])
@@ -226,7 +225,7 @@ def _base64url(text: str, path: str, ceiling: int) -> bytes:
     if "+" in text or "/" in text:
         raise FormatRefused(_CODE, "not URL-safe base64", path=path)
     try:
-        return decode_b64(text.translate(_URL_SAFE), path=path, ceiling=ceiling)
+        return decode_b64(text.replace("-", "+").replace("_", "/"), path=path, ceiling=ceiling)
     except FormatRefused as err:
         raise FormatRefused(_CODE, err.message, path=path, expected=err.expected) from err
 

@@ -63,6 +63,9 @@ class CCAAttester:
             hint="bind init data by the realm personalization value when the realm is started",
         )
 
+    def init_data_field(self) -> None:
+        """Return nothing: the personalization value is in the token only, which is not parsed in the realm."""
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return nothing: the registers are in the token only."""
         return {}
@@ -78,11 +81,12 @@ class CCAAttester:
         """Return the evidence body that binds `report_data` (at most 64 bytes, zeros follow); `secret` is not used.
 
         Raises:
-            Unavailable: no device, or it does not answer (`tee.cca.device`).
+            Unavailable: no device, or it does not answer (`tee.cca.device`), or others write to our request
+                (`tee.cca.device.raced`).
         """
         if not 0 < len(report_data) <= CHALLENGE_BYTES:
             raise RuntimeError("report data has 1 to 64 bytes")
-        token = read_tsm_report(
+        report = read_tsm_report(
             report_data.ljust(CHALLENGE_BYTES, b"\0"),
             provider=PROVIDER,
             code=_CODE,
@@ -90,7 +94,7 @@ class CCAAttester:
             files=self._files,
             sleep=self._sleep,
         )
-        return {"token": list(token)}
+        return {"token": list(report.outblob)}
 
 
 ATTESTER: Final = CCAAttester

@@ -80,7 +80,7 @@ def inspect_list(item: Item, data: bytes, chain: str, issuer: str) -> Content:
         EndorsementError: it is not (`collateral.answer.*`).
     """
     with answering(item):
-        parsed = load_revocation_list(data, code="collateral.answer.list", path=item.label)
+        parsed = load_revocation_list(data, code="collateral.answer.list", path=item.label).parsed
     names = parsed.issuer.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     require_same(item, "issuer", issuer, ", ".join(str(name.value) for name in names))
     if parsed.next_update_utc is None:

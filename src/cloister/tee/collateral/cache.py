@@ -78,6 +78,14 @@ class CollateralCache:
         found = self._read(self._path(item))
         return found if isinstance(found, Entry) and found.item == item else None
 
+    def stamp(self, item: Item) -> tuple[int, int, int] | None:
+        """Return what changes whenever what is kept of `item` does; None when nothing is kept."""
+        try:
+            status = self._path(item).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def put(self, entry: Entry) -> None:
         """Keep `entry`, unless what is there is newer.
 

@@ -28,6 +28,7 @@ from cloister.tee.nvidia_gpu.evidence import parse_evidence as parse_devices
 from cloister.tee.nvidia_gpu.opaque import read_opaque
 from cloister.tee.nvidia_gpu.reference import wanted_manifests
 from cloister.tee.nvidia_gpu.xmlsignature import verify_signed_document
+from cloister.tee.registry import WITHOUT_COLLATERAL
 from cloister.tee.sev_snp.abi import VLEK, Report, parse_report
 from cloister.tee.sev_snp.endorsements import vcek_identity
 from cloister.tee.sev_snp.evidence import parse_evidence as parse_snp
@@ -50,14 +51,14 @@ def needs_of(evidence: Evidence, *, certificates: Sequence[bytes] = (), update: 
     Raises:
         Refused: the evidence does not parse, or does not say which platform it is of.
     """
-    if evidence.tee in _WITHOUT:
+    if evidence.tee in WITHOUT_COLLATERAL:
         return ()
     find = _FINDERS.get(evidence.tee)
     if find is None:
         raise EndorsementError(
             "collateral.needs.unknown",
             "what this technology needs is not known here",
-            expected=", ".join((*_FINDERS, *sorted(_WITHOUT))),
+            expected=", ".join((*_FINDERS, *sorted(WITHOUT_COLLATERAL))),
             actual=evidence.tee[:40],
         )
     return tuple(dict.fromkeys(find(evidence, tuple(certificates), update)))
@@ -169,8 +170,6 @@ def _states(chain: Sequence[x509.Certificate], others: Sequence[x509.Certificate
     ]
 
 
-# Their roots are configured or pinned and whole chains come with the evidence; no vendor service is asked.
-_WITHOUT: Final = frozenset({"tpm", "nitro", "cca", "cloister-simulated", "csv", "se"})
 _Finder = Callable[[Evidence, tuple[bytes, ...], str], Sequence[Item]]
 _FINDERS: Final[Mapping[str, _Finder]] = {
     "snp": _snp,

@@ -33,56 +33,34 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.crypto.revocation import (
-    RevocationStatus,
-    load_revocation_list,
-    revocation_finding,
-    verify_not_revoked,
-)
-from cloister.crypto.x509path import load_certificate, validity, verify_path
+from cloister.crypto.remembered import Remembered
+from cloister.crypto.x509path import verify_path
 from cloister.errors import EndorsementError, EvidenceError
 from cloister.rats.claims import Window
 from cloister.rats.endorsement import Endorsements, TrustedRoot
-from cloister.rats.result import Finding, Question, Severity
+from cloister.rats.result import Finding, Question
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.dcap import abi, chain, tcb
-from cloister.tee.dcap.collateral import Collateral, Statement, gather_collateral
+from cloister.tee.dcap.collateral import gather_collateral
 from cloister.tee.dcap.pck import PCKExtension, parse_pck_extension
 from cloister.tee.dcap.platform import Platform
-from cloister.tee.dcap.statements import QEIdentity, TCBInfo, parse_qe_identity, parse_tcb_info
+from cloister.tee.dcap.reliance import Reliance, lists_of
+from cloister.tee.dcap.signatures import is_signed, is_signed_by, load_point
+from cloister.tee.dcap.stated import verify_statements
+from cloister.tee.dcap.statements import QEIdentity, TCBInfo
 
 _DEBUG: Final = 1 << 1  # enclave attribute
 _CACHED: Final = 1024
 _HASH_BYTES: Final = 32
-
-
-class _Dated(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def issued(self) -> datetime: ...
-    @property
-    def next_update(self) -> datetime: ...
-    @property
-    def evaluation_number(self) -> int: ...
-
-
-_S = TypeVar("_S", bound=_Dated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +96,13 @@ def verify_quote(quote: abi.Quote, endorsements: Endorsements, *, tee: str, at: 
         raise RuntimeError("the time of a verification must be aware")
     key = _platform_key(quote, endorsements, tee)
     verification = _Verification(quote, endorsements, tee, at)
-    known = _KNOWN_PLATFORMS.get(key, at)
+    known = _KNOWN.get(key, at)
     if known is not None:
         verification.verify_signature()
         return replace(known, quote=quote)
     verified = verification.run()
-    if verified.current:
-        _KNOWN_PLATFORMS.put(key, verified)
+    if verified.current and verified.window is not None:
+        _KNOWN.put(key, verified, verified.window.not_before, verified.window.not_after)
     return verified
 
 
@@ -148,30 +126,8 @@ def _platform_key(quote: abi.Quote, endorsements: Endorsements, tee: str) -> Has
     )
 
 
-class _KnownPlatforms:
-    """Platforms about which everything held, each with the time in which it holds. Bounded: the oldest goes."""
-
-    def __init__(self) -> None:
-        self._platforms: OrderedDict[Hashable, VerifiedQuote] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, at: datetime) -> VerifiedQuote | None:
-        with self._lock:
-            known = self._platforms.get(key)
-            window = known.window if known is not None else None
-            if window is None or not window.not_before <= at < window.not_after:
-                return None
-            self._platforms.move_to_end(key)
-            return known
-
-    def put(self, key: Hashable, verified: VerifiedQuote) -> None:
-        with self._lock:
-            self._platforms[key] = verified
-            while len(self._platforms) > _CACHED:
-                self._platforms.popitem(last=False)
-
-
-_KNOWN_PLATFORMS: Final = _KnownPlatforms()
+# Platforms about which everything held, by all that led to it but the time.
+_KNOWN: Final[Remembered[VerifiedQuote]] = Remembered(_CACHED)
 
 
 class _Verification:
@@ -181,10 +137,6 @@ class _Verification:
         self._tee = tee
         self._at = at
         self._checks = Checklist()
-        self._open: list[Finding] = []
-        self._starts: list[datetime] = []
-        self._ends: list[datetime] = []
-        self._told: set[x509.Certificate] = set()
 
     def run(self) -> VerifiedQuote:
         quote, data = self._quote, self._quote.data
@@ -194,15 +146,21 @@ class _Verification:
         pck = parse_pck_extension(certificates[0])
         collateral = gather_collateral(self._endorsements)
         carried = (*(_der(item) for item in certificates), *collateral.certificates)
-        roots, self._anchors = chain.find_anchors(self._tee, self._endorsements, carried)
-        self._signers = _signers(collateral.certificates)
-        self._lists = collateral.revocation_lists
-        # 2
-        info = self._tcb_info(collateral, pck)
-        # 3
-        identity = self._qe_identity(collateral)
+        roots, anchors = chain.find_anchors(self._tee, self._endorsements, carried)
+        lists = collateral.revocation_lists
+        reliance = Reliance(lists, at=self._at, grace=self._endorsements.grace)
+        # 2 3
+        stated = verify_statements(
+            collateral,
+            anchors,
+            tee_type=quote.tee_type,
+            fmspc=pck.fmspc,
+            at=self._at,
+            grace=self._endorsements.grace,
+        )
+        info, identity = stated.info, stated.identity
         # 4
-        path = self._verify_pck(certificates)
+        path = self._verify_pck(certificates, anchors, reliance)
         # 5 6
         qe_report = self._verify_qe_report(certificates[0])
         # 7
@@ -212,8 +170,8 @@ class _Verification:
         # 9 10
         status = None if info is None else self._evaluate(info, identity, pck, qe_report)
         numbers = [item.evaluation_number for item in (info, identity) if item is not None]
-        root = roots[self._anchors.index(path[-1])]
-        findings = (*self._checks.findings, *self._open)
+        root = roots[anchors.index(path[-1])]
+        findings = (*stated.checks, *self._checks.findings, *stated.others, *reliance.findings)
         return VerifiedQuote(
             quote=quote,
             root=root,
@@ -222,95 +180,25 @@ class _Verification:
             qe_svn=qe_report.isv_svn,
             tcb=status,
             evaluation_number=min(numbers) if info is not None else None,
-            window=Window(not_before=max(self._starts), not_after=min(self._ends)),
+            window=Window(
+                not_before=max((*stated.starts, *reliance.starts)), not_after=min((*stated.ends, *reliance.ends))
+            ),
             findings=findings,
-            crl_numbers=(_crl_number(path[1], self._lists), _crl_number(path[-1], self._lists)),
+            crl_numbers=(_crl_number(path[1], lists), _crl_number(path[-1], lists)),
             root_key_id=_key_id(path[-1]),
             current=all(finding.ok for finding in findings),
         )
 
-    def _tcb_info(self, collateral: Collateral, pck: PCKExtension) -> TCBInfo | None:
-        """Step 2."""
-        wanted = "TDX" if self._quote.tee_type == abi.TDX else "SGX"
-        found = [(item, info) for item in collateral.tcb_infos if (info := parse_tcb_info(item.text)).id == wanted]
-        # Only those of this platform matter where there are some; else step 9 refuses with what there is.
-        found = [pair for pair in found if pair[1].fmspc == pck.fmspc] or found
-        return self._newest(found, "tee.dcap.tcb_info", "TCB info", "the TCB status of the platform is not known")
-
-    def _qe_identity(self, collateral: Collateral) -> QEIdentity | None:
-        """Step 3."""
-        wanted = "TD_QE" if self._quote.tee_type == abi.TDX else "QE"
-        found = [
-            (item, identity)
-            for item in collateral.qe_identities
-            if (identity := parse_qe_identity(item.text)).id == wanted
-        ]
-        return self._newest(
-            found, "tee.dcap.qe_identity", "enclave identity", "whether the quoting enclave is Intel's is not known"
-        )
-
-    def _newest(self, found: Sequence[tuple[Statement, _S]], code: str, what: str, otherwise: str) -> _S | None:
-        """Return the statement to use: of those in force the one of the newest evaluation, else the newest."""
-        if not found:
-            self._open.append(_unknown("tee.dcap.collateral.missing", f"{otherwise}: no {what} was given"))
-            return None
-        for statement, _ in found:
-            self._verify_statement(statement, code, what)
-        newest = max((item for _, item in found), key=self._rank)
-        self._starts.append(newest.issued)
-        self._ends.append(newest.next_update)
-        # At another time another of them would be chosen: what is found now holds until then.
-        self._starts += [item.next_update for _, item in found if item.next_update <= self._at]
-        self._ends += [item.issued for _, item in found if item.issued > self._at]
-        self._judge_age(newest, what)
-        return newest
-
-    def _rank(self, statement: _Dated) -> tuple[bool, int, datetime]:
-        in_force = statement.issued <= self._at < statement.next_update
-        return in_force, statement.evaluation_number if in_force else 0, statement.issued
-
-    def _judge_age(self, statement: _Dated, what: str) -> None:
-        if statement.issued <= self._at < statement.next_update:
-            return
-        grace = statement.issued <= self._at < statement.next_update + self._endorsements.grace
-        self._open.append(
-            Finding(
-                code="tee.dcap.collateral.stale",
-                question=Question.AUTHENTIC,
-                ok=False,
-                severity=Severity.WARNING if grace else Severity.UNAVAILABLE,
-                message=f"{what} is not in force" + (", within the grace" if grace else ""),
-                expected=f"{statement.issued.isoformat()} to {statement.next_update.isoformat()}",
-                actual=self._at.isoformat(timespec="seconds"),
-                hint="fetch the vendor's current collateral",
-                path=what,
-            )
-        )
-
-    def _verify_statement(self, statement: Statement, code: str, what: str) -> None:
-        signer = next((item for item in self._signers if _is_signed(item, statement.signature, statement.text)), None)
-        self._checks.require(
-            signer is not None,
-            code=f"{code}.signature",
-            question=Question.AUTHENTIC,
-            message=f"{what} is signed by {chain.TCB_SIGNING}",
-            otherwise=f"{what} is not signed by any certificate {chain.TCB_SIGNING} that was given",
-            expected=f"a signature over {len(statement.text)} bytes",
-            actual=f"{len(self._signers)} signers were tried",
-            path=what,
-            hint="the collateral was altered, or its issuer chain is missing: fetch it from the vendor again",
-            error=EndorsementError,
-        )
-        if signer is not None:
-            path = verify_path(signer, anchors=self._anchors, at=self._at, code="tee.dcap.tcb_signing")
-            self._relied_on(path)
-            self._verify_not_revoked(signer, path[1])
-
-    def _verify_pck(self, certificates: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
+    def _verify_pck(
+        self,
+        certificates: tuple[x509.Certificate, ...],
+        anchors: tuple[x509.Certificate, ...],
+        reliance: Reliance,
+    ) -> tuple[x509.Certificate, ...]:
         """Step 4."""
         path = verify_path(
             certificates[0],
-            anchors=self._anchors,
+            anchors=anchors,
             intermediates=certificates[1:],
             at=self._at,
             code="tee.dcap.pck_chain",
@@ -330,16 +218,16 @@ class _Verification:
             path="certification data",
             error=EndorsementError,
         )
-        self._relied_on(path)
-        self._verify_not_revoked(path[0], path[1])
-        self._verify_not_revoked(path[1], path[2])
+        reliance.on_path(path)
+        reliance.on_lists(path[0], path[1])
+        reliance.on_lists(path[1], path[2])
         return path
 
     def _verify_qe_report(self, pck: x509.Certificate) -> abi.EnclaveReport:
         """Steps 5 and 6."""
         data = self._quote.data
         self._checks.require(
-            _is_signed(pck, data.qe_signature, data.qe_report),
+            is_signed(pck, data.qe_signature, data.qe_report),
             code="tee.dcap.qe_signature",
             question=Question.AUTHENTIC,
             message="report of the quoting enclave is signed by the PCK",
@@ -408,9 +296,9 @@ class _Verification:
     def verify_signature(self) -> None:
         """Step 8."""
         data = self._quote.data
-        key = _attestation_key(data.attestation_key)
+        key = load_point(data.attestation_key)
         self._checks.require(
-            key is not None and _verify(key, data.signature, self._quote.signed),
+            key is not None and is_signed_by(key, data.signature, self._quote.signed),
             code="tee.dcap.signature_invalid",
             question=Question.AUTHENTIC,
             message="quote is signed by the attestation key",
@@ -474,29 +362,6 @@ class _Verification:
             hint="the host loaded another module",
         )
 
-    def _relied_on(self, path: Sequence[x509.Certificate]) -> None:
-        start, end = validity(path)
-        self._starts.append(start)
-        self._ends.append(end)
-
-    def _verify_not_revoked(self, certificate: x509.Certificate, issuer: x509.Certificate) -> None:
-        if certificate in self._told:
-            return
-        self._told.add(certificate)
-        status: RevocationStatus = verify_not_revoked(
-            certificate,
-            issuer,
-            _lists_of(issuer, self._lists),
-            at=self._at,
-            code="tee.dcap.certificate",
-            grace=self._endorsements.grace,
-        )
-        self._open.append(revocation_finding(status, code="tee.dcap.revocation"))
-        if status.this_update is not None:
-            self._starts.append(status.this_update)
-        if status.next_update is not None:
-            self._ends.append(status.next_update)
-
 
 def _check_vendor(quote: abi.Quote) -> None:
     """Step 1, as far as the parser has not refused it."""
@@ -510,42 +375,15 @@ def _check_vendor(quote: abi.Quote) -> None:
         )
 
 
-def _unknown(code: str, message: str) -> Finding:
-    return Finding(
-        code=code,
-        question=Question.AUTHENTIC,
-        ok=False,
-        severity=Severity.UNAVAILABLE,
-        message=message,
-        expected="the vendor's collateral for this platform",
-        actual="none",
-        hint="fetch the collateral for the FMSPC in the PCK certificate",
-    )
-
-
-@lru_cache(maxsize=_CACHED)
-def _lists_of(issuer: x509.Certificate, lists: tuple[bytes, ...]) -> tuple[x509.CertificateRevocationList, ...]:
-    """Return the lists that bear the name of `issuer`."""
-    parsed = (load_revocation_list(item, code="tee.dcap.crl") for item in lists)
-    return tuple(item for item in parsed if item.issuer == issuer.subject)
-
-
 @lru_cache(maxsize=_CACHED)
 def _crl_number(issuer: x509.Certificate, lists: tuple[bytes, ...]) -> int | None:
     numbers = [
         extension.value.crl_number
-        for item in _lists_of(issuer, lists)
-        for extension in item.extensions
+        for item in lists_of(issuer, lists)
+        for extension in item.parsed.extensions
         if isinstance(extension.value, x509.CRLNumber)
     ]
     return max(numbers, default=None)
-
-
-@lru_cache(maxsize=_CACHED)
-def _signers(certificates: tuple[bytes, ...]) -> tuple[x509.Certificate, ...]:
-    """Return the certificates that by their name may sign collateral."""
-    parsed = (load_certificate(der, code="tee.dcap.collateral") for der in certificates)
-    return tuple(item for item in parsed if chain.common_name(item) == chain.TCB_SIGNING)
 
 
 @lru_cache(maxsize=_CACHED)
@@ -557,32 +395,3 @@ def _der(certificate: x509.Certificate) -> bytes:
 def _key_id(certificate: x509.Certificate) -> bytes:
     point = certificate.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return hashlib.sha384(point).digest()
-
-
-@lru_cache(maxsize=_CACHED)
-def _is_signed(certificate: x509.Certificate, signature: bytes, data: bytes) -> bool:
-    """Return whether `certificate`'s P-256 key signed `data`. Same inputs, same answer: statements and reports of a
-    platform's quoting enclave come again and again."""
-    key = certificate.public_key()
-    return isinstance(key, ec.EllipticCurvePublicKey) and _verify(key, signature, data)
-
-
-@lru_cache(maxsize=_CACHED)
-def _attestation_key(point: bytes) -> ec.EllipticCurvePublicKey | None:
-    """Return the key of x and y; None when they are no point of P-256."""
-    try:
-        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + point)
-    except ValueError:
-        return None
-
-
-def _verify(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:
-    if not isinstance(key.curve, ec.SECP256R1):
-        return False
-    half = len(signature) // 2
-    encoded = encode_dss_signature(int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big"))
-    try:
-        key.verify(encoded, data, ec.ECDSA(SHA256()))
-    except InvalidSignature:
-        return False
-    return True

@@ -46,6 +46,9 @@ class SimulationAttester:
             raise RuntimeError("a register is extended with 32 bytes")
         self._registers[pcr] = abi.extended(self._registers.get(pcr, bytes(abi.REGISTER_BYTES)), digest)
 
+    def init_data_field(self) -> None:
+        """Return nothing: init data goes into a register."""
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return all 24 registers; those never extended are zero."""
         return {index: self._registers.get(index, bytes(abi.REGISTER_BYTES)) for index in range(abi.PCRS)}

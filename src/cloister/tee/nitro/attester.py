@@ -85,6 +85,9 @@ class NSMAttester:
         else:
             self._init_data = digest
 
+    def init_data_field(self) -> None:
+        """Return nothing: init data goes into the documents, by `extend`."""
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return all 32 registers.
 

@@ -41,9 +41,15 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NVIDIAFacts:
-    """The devices of one piece of evidence."""
+    """The devices that are judged.
+
+    Attributes:
+        devices: of one piece of evidence, or one of them.
+        machine: for the topology, all that were attested together; empty when these are `devices`.
+    """
 
     devices: tuple[DeviceFacts, ...]
+    machine: tuple[Node, ...] = ()
 
 
 def appraise_platform(facts: object, rules: PlatformRules, *, at: datetime) -> tuple[Finding, ...]:
@@ -56,7 +62,7 @@ def appraise_platform(facts: object, rules: PlatformRules, *, at: datetime) -> t
         raise TypeError("facts of another technology")
     return (
         *(finding for device in facts.devices for finding in _judge_device(device, rules.nvidia)),
-        *topology_findings([device.node for device in facts.devices]),
+        *topology_findings(facts.machine or [device.node for device in facts.devices]),
     )
 
 

@@ -109,6 +109,9 @@ class NVMLAttester:
         """Refuse: a GPU has no registers; the CPU's evidence binds the init data."""
         raise RuntimeError("a GPU has no registers")
 
+    def init_data_field(self) -> None:
+        """Return nothing: the CPU's evidence binds the init data."""
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return nothing: a GPU has no registers."""
         return {}

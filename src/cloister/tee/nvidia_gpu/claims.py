@@ -16,7 +16,7 @@ from cloister.tee.nvidia_gpu.certificate import DeviceIdentity
 from cloister.tee.nvidia_gpu.endorsements import TEE
 from cloister.tee.nvidia_gpu.evidence import ParsedDevice
 from cloister.tee.nvidia_gpu.opaque import DRIVER_VERSION, Opaque, read_opaque
-from cloister.tee.nvidia_gpu.reference import Comparison
+from cloister.tee.nvidia_gpu.reference import Comparison, register_name
 
 SWITCH_ARCH: Final = "LS10"
 _COCO_ARCH: Final = {"HOPPER": "Hopper", "BLACKWELL": "Blackwell", SWITCH_ARCH: "LS10"}
@@ -88,7 +88,7 @@ def _registers(devices: Sequence[Device]) -> Mapping[str, bytes]:
     for place, device in enumerate(devices):
         name = device.identity.pdi.hex() if device.identity is not None else f"device{place}"
         prefix = "" if len(devices) == 1 else f"{name}_"
-        found |= {f"{prefix}measurement_{block.index - 1}": block.value for block in device.parsed.report.blocks}
+        found |= {prefix + register_name(block.index - 1): block.value for block in device.parsed.report.blocks}
     return found
 
 

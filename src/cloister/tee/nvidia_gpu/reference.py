@@ -16,9 +16,17 @@ from typing import Final
 
 from cloister.errors import EndorsementError, FormatRefused
 from cloister.rats.endorsement import Document, Endorsements
+from cloister.rats.reference import ReferenceEntry
 from cloister.tee.nvidia_gpu.abi import Block
 from cloister.tee.nvidia_gpu.certificate import DeviceIdentity
-from cloister.tee.nvidia_gpu.endorsements import ID_PREFIX, document_id, driver_rim_id, switch_rim_id, vbios_rim_id
+from cloister.tee.nvidia_gpu.endorsements import (
+    ID_PREFIX,
+    TEE,
+    document_id,
+    driver_rim_id,
+    switch_rim_id,
+    vbios_rim_id,
+)
 from cloister.tee.nvidia_gpu.manifest import Manifest, ReferenceMeasurement, verify_manifest
 from cloister.tee.nvidia_gpu.opaque import Opaque
 from cloister.wire.base64 import decode_b64
@@ -129,6 +137,35 @@ def compare_device(
         _require_subject(manifest, wanted)
         manifests[wanted.id] = manifest
     return _compare(opaque, blocks, manifests, missing=tuple(missing), stale=tuple(stale))
+
+
+def reference_entries(comparison: Comparison, blocks: Sequence[Block]) -> tuple[ReferenceEntry, ...]:
+    """Return NVIDIA's manifests of one device as reference values of its registers: one entry, or none where a manifest
+    is missing, stale or contradicts another.
+
+    A register that may hold one of several values gets the one it holds, and the first of them where it holds none.
+    """
+    if comparison.missing or comparison.stale or comparison.conflicts:
+        return ()
+    values = {block.index - _BLOCK_OF_INDEX: block.value for block in blocks}
+    golden = {index: values[index] for index in comparison.compared}
+    golden |= {item.index: item.expected[0] for item in comparison.differences if item.expected}
+    if not golden:
+        return ()
+    return (
+        ReferenceEntry(
+            id=", ".join(comparison.manifests),
+            tee=TEE,
+            registers={register_name(index): value for index, value in golden.items()},
+            not_after=min(manifest.window[1] for manifest in comparison.manifests.values()),
+            origin="NVIDIA's signed reference manifests",
+        ),
+    )
+
+
+def register_name(index: int) -> str:
+    """Return how the measurement with a manifest's index is called among the registers of one device."""
+    return f"measurement_{index}"
 
 
 def find_manifest(wanted: Wanted, documents: Sequence[Document]) -> bytes | None:

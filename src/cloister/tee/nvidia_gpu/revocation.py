@@ -49,12 +49,12 @@ class ChainRevocation:
         self._responses = tuple(
             response for document in endorsements.documents if (response := _response(document)) is not None
         )
-        self._seen: set[x509.Certificate] = set()
+        self._known: dict[x509.Certificate, Finding] = {}
         self.findings: list[Finding] = []
         self.windows: list[tuple[datetime, datetime]] = []
 
-    def check(self, path: tuple[x509.Certificate, ...], *, code: str) -> None:
-        """Judge every certificate of a verified path but its root; the findings are added to `findings`.
+    def check(self, path: tuple[x509.Certificate, ...], *, code: str) -> tuple[Finding, ...]:
+        """Return a finding for every certificate of a verified path but its root; new ones are added to `findings`.
 
         Args:
             path: subordinate first, root last.
@@ -64,13 +64,14 @@ class ChainRevocation:
             EndorsementError: revoked, on hold, or a statement that is forged (`<code>.*`).
         """
         for certificate, issuer in pairwise(path):
-            if certificate in self._seen:
+            if certificate in self._known:
                 continue
-            self._seen.add(certificate)
             status = self._ask(certificate, issuer, code)
-            self.findings.append(revocation_finding(status, code=code))
+            self._known[certificate] = revocation_finding(status, code=code)
+            self.findings.append(self._known[certificate])
             if status.state is RevocationState.GOOD and status.this_update and status.next_update:
                 self.windows.append((status.this_update, status.next_update))
+        return tuple(self._known[certificate] for certificate in path[:-1])
 
     def _ask(self, certificate: x509.Certificate, issuer: x509.Certificate, code: str) -> RevocationStatus:
         at, grace = self._at, self._grace

@@ -23,7 +23,8 @@ NVIDIA's own verifier takes it from the comparison with the manifests, which ste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Final
 
@@ -37,8 +38,8 @@ from cloister.crypto.x509path import load_certificate, validity, verify_path
 from cloister.errors import EndorsementError, EvidenceError
 from cloister.rats.claims import Claims, Level, Window
 from cloister.rats.endorsement import Endorsements, TrustedRoot
-from cloister.rats.evidence import AuthenticEvidence, Evidence, Slot, UnverifiedClaims
-from cloister.rats.result import Question, Unchecked
+from cloister.rats.evidence import AuthenticDevice, AuthenticEvidence, Evidence, Slot, UnverifiedClaims
+from cloister.rats.result import Finding, Question, Unchecked
 from cloister.tee.checklist import Checklist, shorten
 from cloister.tee.nvidia_gpu.abi import NONCE_BYTES, SIGNATURE_BYTES, signed_part
 from cloister.tee.nvidia_gpu.appraisal import DeviceFacts, NVIDIAFacts
@@ -53,7 +54,7 @@ from cloister.tee.nvidia_gpu.claims import Device, build_claims, device_of
 from cloister.tee.nvidia_gpu.endorsements import TEE
 from cloister.tee.nvidia_gpu.evidence import ParsedDevice, parse_evidence
 from cloister.tee.nvidia_gpu.opaque import Opaque, read_opaque
-from cloister.tee.nvidia_gpu.reference import Comparison, compare_device
+from cloister.tee.nvidia_gpu.reference import Comparison, compare_device, reference_entries
 from cloister.tee.nvidia_gpu.revocation import ChainRevocation
 from cloister.tee.nvidia_gpu.topology import Node
 from cloister.wire.limits import GPU_DEVICES
@@ -77,6 +78,24 @@ class _Device:
     root: TrustedRoot
     identity: DeviceIdentity
     opaque: Opaque
+    checks: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged(_Device):
+    """One device, and what vendor's statements say of it."""
+
+    comparison: Comparison
+    revocation: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verified:
+    """All devices; `session` is what was found of them together."""
+
+    devices: tuple[_Judged, ...]
+    session: tuple[Finding, ...]
+    revocation: ChainRevocation
 
 
 def authenticate(
@@ -95,38 +114,54 @@ def authenticate(
         EndorsementError: a chain, a revocation statement or a manifest does not hold.
         EvidenceError: any other step does not hold.
     """
-    checks = Checklist()
-    # 1
-    devices = []
-    for parsed in parse_evidence(evidence):
-        # 2 3 4 5
-        devices.append(_authenticate_device(checks, parsed, endorsements, at))
-    # 6
-    _verify_session(checks, devices)
-    # 7
-    revocation = ChainRevocation(endorsements, at=at)
-    for device in devices:
-        revocation.check(device.path[1:], code="tee.nvidia_gpu.revocation")
-    # 8
-    compared = [
-        compare_device(device.identity, device.opaque, device.parsed.report.blocks, endorsements, at=at)
-        for device in devices
-    ]
-    for comparison in compared:
-        for manifest in comparison.manifests.values():
-            revocation.check(manifest.path, code="tee.nvidia_gpu.rim.revocation")
-    nonce = devices[0].parsed.report.nonce
+    verified = _verify(evidence, endorsements, at)
+    devices = verified.devices
     return AuthenticEvidence(
-        claims=_claims(devices, compared, revocation),
-        findings=(*checks.findings, *revocation.findings),
-        unchecked=_unchecked(devices, compared),
-        freshness=Slot(
-            name="SPDM nonce", value=nonce, size=NONCE_BYTES, cut=True, path="device_evidence_list[0].evidence"
+        claims=_claims(devices, verified.revocation),
+        findings=(
+            *(finding for device in devices for finding in device.checks),
+            *verified.session,
+            *verified.revocation.findings,
         ),
+        unchecked=_unchecked(devices),
+        freshness=_freshness(devices[0]),
         init_data=None,
-        facts=NVIDIAFacts(
-            devices=tuple(_facts(device, comparison) for device, comparison in zip(devices, compared, strict=True))
-        ),
+        facts=NVIDIAFacts(devices=tuple(_facts(device) for device in devices)),
+    )
+
+
+def authenticate_devices(
+    evidence: Evidence, endorsements: Endorsements, *, at: datetime
+) -> tuple[AuthenticDevice, ...]:
+    """Verify who signed NVIDIA evidence, as `authenticate` does, and return what it says device by device.
+
+    What was found of all together (one nonce, no device twice, who is wired to whom) is among the findings and facts of
+    each, so that nobody can look at one device and miss it.
+
+    Args:
+        evidence: as received, for technology `nvidia`.
+        endorsements: as for `authenticate`.
+        at: aware time.
+
+    Raises:
+        FormatRefused, EndorsementError, EvidenceError: as `authenticate`; one device that does not hold refuses all.
+    """
+    verified = _verify(evidence, endorsements, at)
+    nodes = tuple(_facts(device).node for device in verified.devices)
+    return tuple(
+        AuthenticDevice(
+            kind="switch" if device.identity.switch else "gpu",
+            evidence=AuthenticEvidence(
+                claims=_claims((device,), verified.revocation),
+                findings=(*device.checks, *verified.session, *device.revocation),
+                unchecked=_unchecked((device,)),
+                freshness=_freshness(device),
+                init_data=None,
+                facts=NVIDIAFacts(devices=(_facts(device),), machine=nodes),
+            ),
+            references=reference_entries(device.comparison, device.parsed.report.blocks),
+        )
+        for device in verified.devices
     )
 
 
@@ -140,7 +175,50 @@ def read_claims(evidence: Evidence) -> UnverifiedClaims:
     return UnverifiedClaims(claims=build_claims(devices, level=Level.SIMULATED, window=None))
 
 
-def _authenticate_device(checks: Checklist, parsed: ParsedDevice, endorsements: Endorsements, at: datetime) -> _Device:
+def _verify(evidence: Evidence, endorsements: Endorsements, at: datetime) -> _Verified:
+    """Do all steps."""
+    # 1 2 3 4 5
+    devices = tuple(_authenticate_device(parsed, endorsements, at) for parsed in parse_evidence(evidence))
+    # 6
+    session = Checklist()
+    _verify_session(session, devices)
+    # 7
+    revocation = ChainRevocation(endorsements, at=at)
+    of_devices = [revocation.check(device.path[1:], code="tee.nvidia_gpu.revocation") for device in devices]
+    # 8
+    compared = [
+        compare_device(device.identity, device.opaque, device.parsed.report.blocks, endorsements, at=at)
+        for device in devices
+    ]
+    of_signers = [
+        [
+            finding
+            for manifest in comparison.manifests.values()
+            for finding in revocation.check(manifest.path, code="tee.nvidia_gpu.rim.revocation")
+        ]
+        for comparison in compared
+    ]
+    return _Verified(
+        devices=tuple(
+            _Judged(
+                **{field.name: getattr(device, field.name) for field in fields(device)},
+                comparison=comparison,
+                revocation=tuple(dict.fromkeys((*mine, *signers))),
+            )
+            for device, comparison, mine, signers in zip(devices, compared, of_devices, of_signers, strict=True)
+        ),
+        session=session.findings,
+        revocation=revocation,
+    )
+
+
+def _freshness(device: _Device) -> Slot:
+    nonce = device.parsed.report.nonce
+    return Slot(name="SPDM nonce", value=nonce, size=NONCE_BYTES, cut=True, path=f"{device.parsed.path}.evidence")
+
+
+def _authenticate_device(parsed: ParsedDevice, endorsements: Endorsements, at: datetime) -> _Device:
+    checks = Checklist()
     # 2
     path, root = _verify_chain(parsed, endorsements, at)
     identity = read_identity(path)
@@ -172,7 +250,7 @@ def _authenticate_device(checks: Checklist, parsed: ParsedDevice, endorsements: 
     _verify_firmware(checks, parsed, identity, opaque)
     # 5
     _verify_contents(checks, parsed, identity, opaque)
-    return _Device(parsed=parsed, path=path, root=root, identity=identity, opaque=opaque)
+    return _Device(parsed=parsed, path=path, root=root, identity=identity, opaque=opaque, checks=checks.findings)
 
 
 def _verify_chain(
@@ -291,7 +369,7 @@ def _verify_contents(checks: Checklist, parsed: ParsedDevice, identity: DeviceId
             )
 
 
-def _verify_session(checks: Checklist, devices: list[_Device]) -> None:
+def _verify_session(checks: Checklist, devices: Sequence[_Device]) -> None:
     """Step 6."""
     first = devices[0].parsed.report.nonce
     other = next((device for device in devices if device.parsed.report.nonce != first), None)
@@ -316,13 +394,13 @@ def _verify_session(checks: Checklist, devices: list[_Device]) -> None:
     )
 
 
-def _facts(device: _Device, comparison: Comparison) -> DeviceFacts:
+def _facts(device: _Judged) -> DeviceFacts:
     opaque, switch = device.opaque, device.identity.switch
     return DeviceFacts(
         path=device.parsed.path,
         driver_version=opaque.driver_version,
         vbios_version=opaque.vbios_version,
-        comparison=comparison,
+        comparison=device.comparison,
         node=Node(
             switch=switch,
             pdi=device.identity.pdi,
@@ -332,24 +410,24 @@ def _facts(device: _Device, comparison: Comparison) -> DeviceFacts:
     )
 
 
-def _unchecked(devices: list[_Device], compared: list[Comparison]) -> tuple[Unchecked, ...]:
+def _unchecked(devices: Sequence[_Judged]) -> tuple[Unchecked, ...]:
     found = [_LEAF_UNCHECKED]
     if any(device.parsed.uuid for device in devices):
         found.append(_UUID_UNCHECKED)
-    if any(device.identity.flags is None and not item.complete for device, item in zip(devices, compared, strict=True)):
+    if any(device.identity.flags is None and not device.comparison.complete for device in devices):
         found.append(_DEBUG_UNCHECKED)
     return tuple(found)
 
 
-def _claims(devices: list[_Device], compared: list[Comparison], revocation: ChainRevocation) -> Claims:
+def _claims(devices: Sequence[_Judged], revocation: ChainRevocation) -> Claims:
     windows = [validity(device.path) for device in devices]
-    windows += [manifest.window for item in compared for manifest in item.manifests.values()]
+    windows += [manifest.window for device in devices for manifest in device.comparison.manifests.values()]
     windows += revocation.windows
     order = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
     return build_claims(
         [
-            Device(parsed=device.parsed, opaque=device.opaque, identity=device.identity, comparison=comparison)
-            for device, comparison in zip(devices, compared, strict=True)
+            Device(parsed=device.parsed, opaque=device.opaque, identity=device.identity, comparison=device.comparison)
+            for device in devices
         ],
         level=min((device.root.level for device in devices), key=order.index),
         window=Window(not_before=max(start for start, _ in windows), not_after=min(end for _, end in windows)),

@@ -176,9 +176,9 @@ def parse_report(data: bytes) -> Report:
         raise _malformed("a reserved byte is not zero", "bytes 0x188 to 0x18A", bytes(cpuid).hex())
     if version < WITH_MITIGATIONS and (launch_mitigations or current_mitigations):
         raise _malformed("a reserved byte is not zero", "bytes 0x1F8 to 0x207", "mitigation vectors")
-    if reserved_key or reserved_current or reserved_committed or any(reserved_cpuid) or any(reserved_end):
+    if reserved_key or reserved_current or reserved_committed or (reserved_cpuid + reserved_end).strip(b"\0"):
         raise _malformed("a reserved byte is not zero", "reserved bytes", "a byte that is not zero")
-    if any(reserved_signature):
+    if reserved_signature.strip(b"\0"):
         raise _malformed("a byte after the signature is not zero", "bytes 0x330 to 0x49F", "a byte that is not zero")
     r, s = int.from_bytes(r_bytes, "little"), int.from_bytes(s_bytes, "little")
     if not (0 < r < P384_ORDER and 0 < s < P384_ORDER):

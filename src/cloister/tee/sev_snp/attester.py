@@ -15,19 +15,18 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from cloister.errors import FormatRefused, Unavailable
 from cloister.tee.sev_snp.abi import REPORT_DATA_BYTES, parse_report
 from cloister.tee.sev_snp.certtable import parse_certificate_table
 from cloister.tee.sev_snp.cocoshape import encode_body
+from cloister.tee.tsmreport import TSM, TSMFiles, read_tsm_report
 from cloister.wire.limits import SNP_CERTIFICATE_TABLE_BYTES, SNP_REPORT_BYTES
 
-TSM: Final = "sys/kernel/config/tsm/report"
 DEVICE: Final = "dev/sev-guest"
-PROVIDER: Final = b"sev_guest"
+PROVIDER: Final = "sev_guest"
 _CODE: Final = "tee.sev_snp.device"
 _TRIES: Final = 8
 _FIRST_WAIT_SECONDS: Final = 0.02  # doubled each time, about five seconds in all: hosts throttle guests
@@ -45,51 +44,6 @@ _MESSAGE_VERSION: Final = 1
 _VMM_INVALID_LENGTH: Final = 1  # SNP_GUEST_VMM_ERR_INVALID_LEN, in the upper half of exitinfo2
 
 Ioctl = Callable[[int, int, bytearray], object]
-
-
-class Files(Protocol):
-    """What the attester asks of configfs. A fake of it stands for the kernel in tests."""
-
-    def mkdir(self, path: str) -> None:
-        """Make a request."""
-        ...
-
-    def rmdir(self, path: str) -> None:
-        """Drop a request."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """Return an attribute, at most a certificate table."""
-        ...
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write an attribute in one piece."""
-        ...
-
-
-class _KernelFiles:
-    def mkdir(self, path: str) -> None:
-        os.mkdir(path)
-
-    def rmdir(self, path: str) -> None:
-        os.rmdir(path)
-
-    def read(self, path: str) -> bytes:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data = b""
-            while len(data) <= SNP_CERTIFICATE_TABLE_BYTES and (part := os.read(descriptor, 65536)):
-                data += part
-            return data
-        finally:
-            os.close(descriptor)
-
-    def write(self, path: str, data: bytes) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
 
 
 def _kernel_ioctl(descriptor: int, request: int, argument: bytearray) -> object:
@@ -114,14 +68,14 @@ class SNPAttester:
         root: str | os.PathLike[str] = "/",
         *,
         vmpl: int | None = None,
-        files: Files | None = None,
+        files: TSMFiles | None = None,
         ioctl: Ioctl = _kernel_ioctl,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._tsm = os.path.join(root, TSM)
+        self._root = root
         self._device = os.path.join(root, DEVICE)
         self._vmpl = vmpl
-        self._files: Files = files if files is not None else _KernelFiles()
+        self._files = files
         self._ioctl = ioctl
         self._sleep = sleep
 
@@ -146,6 +100,15 @@ class SNPAttester:
             hint="bind init data by HOST_DATA when the guest is started, or use a vTPM beside",
         )
 
+    def init_data_field(self) -> tuple[str, bytes]:
+        """Return HOST_DATA, 32 bytes, from a report of the firmware.
+
+        Raises:
+            Unavailable: no device, or it does not answer (`tee.sev_snp.device`).
+        """
+        report, _ = self.extended_report(b"init data")
+        return "HOST_DATA", parse_report(report).host_data
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return nothing: there are no registers."""
         return {}
@@ -161,7 +124,8 @@ class SNPAttester:
         """Return the evidence body that binds `report_data` (at most 64 bytes, zeros follow); `secret` is not used.
 
         Raises:
-            Unavailable: no device, or it does not answer (`tee.sev_snp.device`).
+            Unavailable: no device, or it does not answer (`tee.sev_snp.device`), or others write to our request
+                (`tee.sev_snp.device.raced`).
             FormatRefused: what the device gave is no report (`tee.sev_snp.report.*`).
         """
         report, table = self.extended_report(report_data)
@@ -171,13 +135,15 @@ class SNPAttester:
         """Return the raw report and the host's table of certificates, which may be empty.
 
         Raises:
-            Unavailable: no device, or it does not answer (`tee.sev_snp.device`).
+            Unavailable: no device, or it does not answer (`tee.sev_snp.device`), or others write to our request
+                (`tee.sev_snp.device.raced`).
         """
         if not 0 < len(report_data) <= REPORT_DATA_BYTES:
             raise RuntimeError("report data has 1 to 64 bytes")
         data = report_data.ljust(REPORT_DATA_BYTES, b"\0")
         try:
-            report, table = self._by_tsm(data) if os.path.isdir(self._tsm) else self._by_device(data)
+            by_tsm = os.path.isdir(os.path.join(self._root, TSM))
+            report, table = self._by_tsm(data) if by_tsm else self._by_device(data)
         except OSError as err:
             raise Unavailable(
                 _CODE,
@@ -190,52 +156,16 @@ class SNPAttester:
         return report, table
 
     def _by_tsm(self, data: bytes) -> tuple[bytes, bytes]:
-        """Ask configfs. Another process may write to the same request: its generation tells."""
-        entry = os.path.join(self._tsm, f"cloister-{os.getpid()}")
-        wait = _FIRST_WAIT_SECONDS
-        for _ in range(_TRIES):
-            try:
-                found = self._try_tsm(entry, data)
-            except OSError as err:
-                if err.errno not in _BUSY:
-                    raise
-                found = None
-            if found is not None:
-                return found
-            self._sleep(wait)
-            wait *= 2
-        raise Unavailable(_CODE, "configfs stays busy, or someone else writes to our request", path=entry)
-
-    def _try_tsm(self, entry: str, data: bytes) -> tuple[bytes, bytes] | None:
-        """Return report and table, None when the answer may be to a question that is not ours."""
-        files = self._files
-        with suppress(FileExistsError):  # ours, of a try that could not tidy up
-            files.mkdir(entry)
-        try:
-            provider = files.read(f"{entry}/provider").strip()
-            if provider != PROVIDER:
-                raise Unavailable(
-                    _CODE, "configfs is of another technology", path=entry, expected=PROVIDER.decode(),
-                    actual=provider.decode("ascii", "replace")[:40],
-                )  # fmt: skip
-            before = int(files.read(f"{entry}/generation"))
-            files.write(f"{entry}/inblob", data)
-            writes = 1
-            if self._vmpl is not None:
-                files.write(f"{entry}/privlevel", str(self._vmpl).encode())
-                writes += 1
-            report = files.read(f"{entry}/outblob")
-            try:
-                table = files.read(f"{entry}/auxblob")
-            except FileNotFoundError:
-                table = b""
-            ours = int(files.read(f"{entry}/generation")) == before + writes
-            return (report, table) if ours else None
-        except ValueError as err:
-            raise Unavailable(_CODE, "generation is no number", path=entry) from err
-        finally:
-            with suppress(OSError):
-                files.rmdir(entry)
+        report = read_tsm_report(
+            data,
+            provider=PROVIDER,
+            code=_CODE,
+            root=self._root,
+            privlevel=self._vmpl,
+            files=self._files,
+            sleep=self._sleep,
+        )
+        return report.outblob, report.auxblob
 
     def _by_device(self, data: bytes) -> tuple[bytes, bytes]:
         """Ask /dev/sev-guest for an extended report, for a plain one where the host provides no certificates."""

@@ -8,9 +8,7 @@ Pure but for that memory, which changes no answer.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -18,7 +16,9 @@ from typing import Final
 
 from cryptography import x509
 
+from cloister.crypto.remembered import Remembered
 from cloister.crypto.revocation import (
+    RevocationList,
     RevocationState,
     RevocationStatus,
     load_revocation_list,
@@ -58,42 +58,12 @@ class Chain:
     unchecked: tuple[Unchecked, ...]
 
 
-class _Known:
-    """Chains that held and were not revoked, by everything that led to them but the time. Bounded: the oldest goes.
-
-    Only complete answers are kept: a chain whose revocation stayed open is looked at anew. Within its window a second
-    look would come to the same: certificates stay valid, the list stays in force, and what is on a list is so always.
-    """
-
-    def __init__(self) -> None:
-        self._chains: OrderedDict[Hashable, Chain] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, at: datetime) -> Chain | None:
-        with self._lock:
-            known = self._chains.get(key)
-            if known is None or not known.window.not_before <= at <= known.window.not_after:
-                return None
-            self._chains.move_to_end(key)
-            return known
-
-    def put(self, key: Hashable, chain: Chain) -> None:
-        with self._lock:
-            self._chains[key] = chain
-            while len(self._chains) > _CACHED:
-                self._chains.popitem(last=False)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._chains.clear()
-
-
-_KNOWN: Final = _Known()
-
-
-def forget_chains() -> None:
-    """Forget the chains that held, for measurements of the first verification; no answer depends on it."""
-    _KNOWN.clear()
+# Chains by everything that led to them but the time. Kept are those whose revocation is answered, and those for which
+# no list was given: that, too, follows from the inputs alone. A list that is not in force may be so at another time, so
+# such a chain is looked at anew. Within the window a second look would come to the same: certificates stay valid, the
+# same list is the newest in force, and what is on a list is so always.
+_KNOWN: Final[Remembered[Chain]] = Remembered(_CACHED)
+_LASTING: Final = frozenset({RevocationState.GOOD, RevocationState.MISSING})
 
 
 def verify_chain(
@@ -125,10 +95,13 @@ def verify_chain(
     if known is not None:
         return known
     path, root = _find_path(vek, roots, certificates, at)
-    window, unchecked, revocation = _judge_revocation(path, lists, at, grace)
+    parsed = [load_revocation_list(item, code="tee.sev_snp.crl") for item in lists]
+    of_ca, of_vek = _judge_revocation(path, parsed, at, grace)
+    start, end = _window(path, (of_ca, of_vek))
+    listed = of_vek.state is not RevocationState.MISSING
     chain = Chain(
         root=root,
-        window=window,
+        window=Window(not_before=start, not_after=end),
         findings=(
             Finding(
                 code=CODE,
@@ -139,12 +112,13 @@ def verify_chain(
                 actual=" < ".join(common_name(item) for item in path),
                 origin="pinned and configured roots",
             ),
-            *revocation,
+            revocation_finding(of_ca, code=REVOCATION),
+            *((revocation_finding(of_vek, code=REVOCATION),) if listed else ()),
         ),
-        unchecked=unchecked,
+        unchecked=() if listed else (_NO_VEK_LIST,),
     )
-    if all(finding.ok for finding in chain.findings):
-        _KNOWN.put(key, chain)
+    if {of_ca.state, of_vek.state} <= _LASTING:
+        _KNOWN.put(key, chain, start, _next_change(path, parsed, at, end))
     return chain
 
 
@@ -185,27 +159,36 @@ def subject_of(der: bytes) -> str:
 
 
 def _judge_revocation(
-    path: tuple[x509.Certificate, ...], data: Sequence[bytes], at: datetime, grace: timedelta
-) -> tuple[Window, tuple[Unchecked, ...], tuple[Finding, ...]]:
+    path: tuple[x509.Certificate, ...],
+    lists: Sequence[RevocationList],
+    at: datetime,
+    grace: timedelta,
+) -> tuple[RevocationStatus, RevocationStatus]:
     """The lists: of the ARK for the ASK or ASVK, and of that one for the VEK when there is any.
 
     The trap is the serial number: all VEKs have zero. A VEK must not be looked up on the list of the ARK, which did not
     issue it; an entry of serial zero there would be about something else, and could not be about one chip.
     """
     vek, ca, ark = path
-    lists = [load_revocation_list(item, code="tee.sev_snp.crl") for item in data]
-    of_ca = verify_not_revoked(ca, ark, lists, at=at, code=REVOCATION, grace=grace)
-    of_vek = verify_not_revoked(vek, ca, lists, at=at, code=REVOCATION, grace=grace)
-    findings = [revocation_finding(of_ca, code=REVOCATION)]
-    listed = of_vek.state is not RevocationState.MISSING
-    if listed:
-        findings.append(revocation_finding(of_vek, code=REVOCATION))
-    return _window(path, (of_ca, of_vek)), () if listed else (_NO_VEK_LIST,), tuple(findings)
+    return (
+        verify_not_revoked(ca, ark, lists, at=at, code=REVOCATION, grace=grace),
+        verify_not_revoked(vek, ca, lists, at=at, code=REVOCATION, grace=grace),
+    )
 
 
-def _window(path: Sequence[x509.Certificate], statuses: Sequence[RevocationStatus]) -> Window:
+def _window(path: Sequence[x509.Certificate], statuses: Sequence[RevocationStatus]) -> tuple[datetime, datetime]:
     start, end = validity(path)
     for status in statuses:
         if status.state is RevocationState.GOOD and status.this_update and status.next_update:
             start, end = max(start, status.this_update), min(end, status.next_update)
-    return Window(not_before=start, not_after=end)
+    return start, end
+
+
+def _next_change(
+    path: Sequence[x509.Certificate], lists: Sequence[RevocationList], at: datetime, end: datetime
+) -> datetime:
+    """Return when a list that was given comes into force and takes the place of the one relied on; else `end`."""
+    issuers = [item.subject for item in path[1:]]
+    ours = [item.parsed for item in lists if item.parsed.issuer in issuers]
+    coming = [item.last_update_utc for item in ours if item.last_update_utc > at]
+    return min([end, *coming])

@@ -30,6 +30,7 @@ KNOWN_ATTRIBUTES: Final = TUD | _LASS | SEPT_VE_DISABLE | MIGRATABLE | PROTECTIO
 _CCEL: Final = struct.Struct("<4sIBB6s8sI4sIBBHQQ")
 _CCEL_TDX: Final = 2
 _TDINFO: Final = 512  # TDREPORT_STRUCT: REPORTMACSTRUCT 256, TEE_TCB_INFO 239, reserved 17, then TDINFO_STRUCT 512
+_TDINFO_CONFIG_ID: Final = _TDINFO + 8 + 8 + RTMR_BYTES  # attributes, XFAM, MRTD
 _TDINFO_RTMRS: Final = _TDINFO + 8 + 8 + 4 * RTMR_BYTES  # attributes, XFAM, MRTD, CONFIGID, OWNER, OWNERCONFIG
 
 
@@ -56,18 +57,32 @@ def log_register(index: int) -> int:
     return index + 1
 
 
+def tdreport_config_id(report: bytes) -> bytes:
+    """Return MRCONFIGID of a TDREPORT (1024 bytes).
+
+    Raises:
+        FormatRefused: another length (`tee.tdx.tdreport.length`).
+    """
+    _require_tdreport(report)
+    return report[_TDINFO_CONFIG_ID : _TDINFO_CONFIG_ID + CONFIG_ID_BYTES]
+
+
 def tdreport_rtmrs(report: bytes) -> tuple[bytes, ...]:
     """Return the four registers in a TDREPORT (1024 bytes).
 
     Raises:
         FormatRefused: another length (`tee.tdx.tdreport.length`).
     """
+    _require_tdreport(report)
+    starts = range(_TDINFO_RTMRS, _TDINFO_RTMRS + RTMRS * RTMR_BYTES, RTMR_BYTES)
+    return tuple(report[start : start + RTMR_BYTES] for start in starts)
+
+
+def _require_tdreport(report: bytes) -> None:
     if len(report) != TDREPORT_BYTES:
         raise FormatRefused(
             "tee.tdx.tdreport.length", "not a TDREPORT", expected=f"{TDREPORT_BYTES} bytes", actual=str(len(report))
         )
-    starts = range(_TDINFO_RTMRS, _TDINFO_RTMRS + RTMRS * RTMR_BYTES, RTMR_BYTES)
-    return tuple(report[start : start + RTMR_BYTES] for start in starts)
 
 
 def _malformed(message: str, *, expected: str = "", actual: str = "") -> FormatRefused:

@@ -6,8 +6,9 @@ this code is trusted only as part of the measured guest, and which device is the
 Sources: Linux ABI documents `configfs-tsm-report` (6.7) and `sysfs-devices-virtual-misc-tdx_guest` (6.16), uapi header
 `tdx-guest.h`; UEFI 2.10 section 38.4.1 for which register stands for which PCR.
 
-Init data is bound by MRCONFIGID, which the host sets at launch. What the guest extends at run time goes into RTMR 2 and
-3, each extend as a record of the kind CoCo's attestation agent writes, so that the log that is sent replays.
+Init data is bound by MRCONFIGID, which the host sets at launch and the guest compares. What the guest extends at run
+time goes into RTMR 2 and 3, each extend as a record of the kind CoCo's attestation agent writes, so that the log that
+is sent replays.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from cloister.errors import Unavailable
-from cloister.tee.dcap.tsm import TSM, Files, KernelFiles, request_quote
 from cloister.tee.eventlog import Event, append_events
 from cloister.tee.tdx import abi
+from cloister.tee.tsmreport import KernelFiles, TSMFiles, read_tsm_report
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import EVENT_LOG_BYTES
 
@@ -63,12 +64,12 @@ class TDXAttester:
         self,
         root: str | os.PathLike[str] = "/",
         *,
-        files: Files | None = None,
+        files: TSMFiles | None = None,
         ioctl: Ioctl = _kernel_ioctl,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._root = os.fspath(root)
-        self._files: Files = files if files is not None else KernelFiles(EVENT_LOG_BYTES)
+        self._files: TSMFiles = files if files is not None else KernelFiles(EVENT_LOG_BYTES)
         self._ioctl = ioctl
         self._sleep = sleep
         self._events: list[Event] = []
@@ -103,6 +104,25 @@ class TDXAttester:
         self._events.append(
             Event(register=abi.log_register(index), kind=EV_EVENT_TAG, digests={abi.ALGORITHM: value}, data=data)
         )
+
+    def init_data_field(self) -> tuple[str, bytes]:
+        """Return MRCONFIGID, 48 bytes: from sysfs, else from a TDREPORT.
+
+        Raises:
+            Unavailable: neither is there (`tee.tdx.register`, `tee.tdx.device`).
+        """
+        path = os.path.join(self._root, REGISTERS, "mrconfigid")  # noqa: PTH118
+        try:
+            value = self._files.read(path)
+        except FileNotFoundError:
+            value = abi.tdreport_config_id(self.tdreport(bytes(abi.REPORT_DATA_BYTES)))
+        except OSError as err:
+            raise Unavailable(_REGISTER_CODE, f"register cannot be read: {err.strerror or err}", path=path) from err
+        if len(value) != abi.CONFIG_ID_BYTES:
+            raise Unavailable(
+                _REGISTER_CODE, "register of another length", path=path, expected=f"{abi.CONFIG_ID_BYTES} bytes"
+            )
+        return "MRCONFIGID", value
 
     def read_pcrs(self) -> dict[int, bytes]:
         """Return the four run-time registers by their own index: from sysfs, else from a TDREPORT.
@@ -139,16 +159,16 @@ class TDXAttester:
         """
         if not 0 < len(report_data) <= abi.REPORT_DATA_BYTES:
             raise RuntimeError("report data has 1 to 64 bytes")
-        quote = request_quote(
-            os.path.join(self._root, TSM),  # noqa: PTH118  # pathlib is not loaded yet in the guest
+        report = read_tsm_report(
             report_data.ljust(abi.REPORT_DATA_BYTES, b"\0"),
             provider=PROVIDER,
             code=_CODE,
+            root=self._root,
             files=self._files,
             sleep=self._sleep,
         )
         log = self.read_log()
-        return {"quote": encode_b64(quote), "cc_eventlog": encode_b64(log) if log else None}
+        return {"quote": encode_b64(report.outblob), "cc_eventlog": encode_b64(log) if log else None}
 
     def read_log(self) -> bytes:
         """Return firmware's log with what this attester extended; empty where firmware keeps none.
@@ -158,7 +178,7 @@ class TDXAttester:
             FormatRefused: table or log do not parse (`tee.tdx.ccel.*`, `tee.tdx.eventlog.*`).
         """
         try:
-            area = abi.parse_ccel_table(self._files.read(os.path.join(self._root, LOG_TABLE)))  # noqa: PTH118
+            area = abi.parse_ccel_table(self._files.read(os.path.join(self._root, LOG_TABLE)))  # noqa: PTH118  # pathlib is not loaded yet
             log = self._files.read(os.path.join(self._root, LOG))[:area]  # noqa: PTH118
         except FileNotFoundError:
             return b""  # no log is evidence too; what it may be worth is the verifier's decision

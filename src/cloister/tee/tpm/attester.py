@@ -68,6 +68,9 @@ class TPMDevice:
             raise RuntimeError("a SHA-256 register is extended with 32 bytes")
         self._run(commands.pcr_extend(pcr, digest), f"extending PCR {pcr}")
 
+    def init_data_field(self) -> None:
+        """Return nothing: init data goes into a register."""
+
     def read_pcrs(self) -> dict[int, bytes]:
         """Return all 24 registers of the SHA-256 bank."""
         values: dict[int, bytes] = {}

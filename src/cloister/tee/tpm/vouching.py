@@ -234,7 +234,7 @@ def _verify_revocation(
     unchecked: list[Unchecked] = []
     ends: list[datetime] = []
     for certificate, issuer in pairwise(path):
-        if not _offers_revocation(certificate) and all(item.issuer != issuer.subject for item in lists):
+        if not _offers_revocation(certificate) and all(item.parsed.issuer != issuer.subject for item in lists):
             name = certificate.subject.rfc4514_string()[:80] or "the certificate without a subject"
             unchecked.append(Unchecked(reason=f"revocation of {name}: its CA offers none"))
             continue

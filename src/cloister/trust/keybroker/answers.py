@@ -13,6 +13,7 @@ from typing import Final
 
 from cloister.errors import CloisterError, FormatRefused, Unavailable
 from cloister.protocol.kbs import ERROR_TYPE_PREFIX, ErrorBody, encode_message
+from cloister.trust.roles import Undecided
 
 VERSION_CODE: Final = "trust.auth.version"
 _STATUSES: Final = {
@@ -76,7 +77,7 @@ def _status(error: CloisterError) -> int:
 
 
 def _variant(error: CloisterError, status: int, stage: str) -> str:
-    if status == 503:
+    if status == 503 and not isinstance(error, Undecided):
         return "StorageBackendInitialization"
     if error.code == "trust.token.missing":
         return "TokenNotFound"

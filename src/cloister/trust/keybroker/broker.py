@@ -38,7 +38,7 @@ from cloister.trust.keybroker.denials import DenialBook, RequestContext
 from cloister.trust.keybroker.inputs import ReleaseInputs
 from cloister.trust.keybroker.policy import ReleaseDecision, evaluate_release
 from cloister.trust.keybroker.token import VerifiedToken, verify_token
-from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService
+from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Undecided
 from cloister.trust.rootkey import RootKey
 from cloister.trust.store.database import Store
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
@@ -122,7 +122,7 @@ class KeyBroker:
         context = RequestContext(stage="attest", at=self._parts.clock())
         try:
             return self._attest(body, credentials, context)
-        except Refused as err:
+        except (Refused, Undecided) as err:
             return self._denials.deny(err, context)
 
     def resource(self, path: str, credentials: Credentials, *, deadline: float) -> Answer:

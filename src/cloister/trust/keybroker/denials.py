@@ -10,6 +10,7 @@ from cloister.errors import Refused
 from cloister.rats.result import Finding
 from cloister.trust.keybroker.answers import Answer, error_answer
 from cloister.trust.keybroker.token import VerifiedToken
+from cloister.trust.roles import Undecided
 from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
 
 
@@ -73,13 +74,16 @@ class DenialBook:
     def __init__(self, records: RecordStore) -> None:
         self._records = records
 
-    def deny(self, error: Refused, context: RequestContext) -> Answer:
+    def deny(self, error: Refused | Undecided, context: RequestContext) -> Answer:
         """Store what was found and return the short answer.
 
         Raises:
             Unavailable: the store failed; nothing was released either way.
         """
         denial = new_denial_id()
+        findings, hint = context.findings, error.hint
+        if isinstance(error, Undecided):
+            findings, hint = error.findings, error.remedy
         row = context.audit_row(decision=DENIED, code=error.code, denial=denial)
         record = DenialRecord(
             id=denial,
@@ -90,14 +94,14 @@ class DenialBook:
             path=error.path,
             expected=error.expected,
             actual=error.actual,
-            hint=error.hint,
+            hint=hint,
             resource=row.resource,
             tee=row.tee,
             level=row.level,
             instance=row.instance,
             init_data=row.init_data,
             attestation=row.attestation,
-            findings=tuple(stored_finding(finding) for finding in context.findings),
+            findings=tuple(stored_finding(finding) for finding in findings),
         )
         self._records.record_denial(record, row)
         return error_answer(error, stage=context.stage, denial=denial)

@@ -21,17 +21,24 @@ from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.kbs import RuntimeData
 from cloister.rats.claims import Level
-from cloister.rats.ear import ISSUER, decode_ear
+from cloister.rats.ear import ISSUER, PRIMARY, decode_ear
 from cloister.rats.result import Tier
 from cloister.wire.canonicaljson import encode_canonical
 
 LONGEST_LIFE: Final = timedelta(minutes=15)  # a verifier that signs longer results is not ours
+_LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
 _MALFORMED: Final = "trust.token.malformed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedFinding:
-    """A check that did not hold, as the token tells it: without the expected value."""
+    """A check that did not hold, as the token tells it: without the expected value.
+
+    Attributes:
+        code: of the check.
+        message: its words, after the name of the device where that is not the CPU.
+        hint: what to change.
+    """
 
     code: str
     message: str
@@ -46,7 +53,7 @@ class VerifiedToken:
         attestation: id of the result.
         tee: technology.
         tier: the verdict, the worst of all devices.
-        level: what the evidence proved.
+        level: what the evidence proved, the least of all devices.
         instance: identity of the chip or vTPM.
         init_data: digest of the init data.
         policy_id: appraisal policy.
@@ -79,7 +86,8 @@ def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: date
     """Verify a token and return what it says.
 
     Steps: 1 signature by a pinned key, and time; 2 shape, profile and issuer, verdicts that agree with their findings;
-    3 life no longer than results live; 4 what fails in any submodule; 5 the guest's key is one that can be sealed to.
+    3 life no longer than results live; 4 every submodule judged by the same policy, and what fails in any of them; 5
+    the guest's key is one that can be sealed to.
 
     Raises:
         Refused: `crypto.jwt.*`, `rats.ear.*`, `trust.token.malformed`, `trust.token.foreign`, `crypto.jwe.key`.
@@ -101,14 +109,15 @@ def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: date
             "trust.token.foreign", "token lives longer than Attestation Results do", expected=str(LONGEST_LIFE)
         )
     # 4
-    failed = [item for submodule in ear.submodules.values() for item in submodule.failures]
+    if len({(item.policy_id, item.policy_digest) for item in ear.submodules.values()}) != 1:
+        raise FormatRefused(_MALFORMED, "devices of one guest were judged by different policies", path="submods")
     # 5
     recipient = parse_recipient(runtime.tee_pubkey)
     return VerifiedToken(
         attestation=ear.identity,
         tee=primary.tee,
         tier=ear.status,
-        level=primary.level,
+        level=min((item.level for item in ear.submodules.values()), key=_LEAST.index),
         instance=primary.instance,
         init_data=primary.init_data,
         policy_id=primary.policy_id,
@@ -116,7 +125,13 @@ def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: date
         pcr00=_pcr00(primary.annotated[primary.tee]),
         guest_key=recipient,
         guest_key_id=hashlib.sha256(encode_canonical(runtime.tee_pubkey)).hexdigest(),
-        failures=tuple(FailedFinding(code=item.code, message=item.message, hint=item.hint) for item in failed),
+        failures=tuple(
+            FailedFinding(
+                code=item.code, message=item.message if name == PRIMARY else f"{name}: {item.message}", hint=item.hint
+            )
+            for name, submodule in ear.submodules.items()
+            for item in submodule.failures
+        ),
         issued_at=ear.issued_at,
         expires_at=ear.expires_at,
     )

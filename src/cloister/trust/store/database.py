@@ -280,7 +280,13 @@ def _initialise(connection: Connection) -> None:
     if version is None:
         connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
         connection.execute(insert(schema.counters), [{"name": name, "value": 1} for name in (_CONFIGURATION, _PROBES)])
-    elif version != schema.SCHEMA_VERSION:
+        return
+    while version in schema.UPGRADES:
+        for statement in schema.UPGRADES[version]:
+            connection.exec_driver_sql(statement)
+        version += 1
+        connection.execute(update(schema.schema_version).values(version=version))
+    if version != schema.SCHEMA_VERSION:
         raise Unavailable(
             "trust.store.schema",
             "the database was written by another version of Cloister",

@@ -23,13 +23,13 @@ class RootStore:
         self._store = store
 
     def put(self, root: TrustedRoot, *, at: datetime) -> str:
-        """Trust a root; return its id. The same root again changes level and name.
+        """Trust a root; return its id. The same root again changes level, name and instance.
 
         Raises:
             Unavailable: the store failed.
         """
         identity = root_id(root)
-        row = {"level": root.level.value, "name": root.name}
+        row = {"level": root.level.value, "name": root.name, "instance": root.instance}
 
         def work(connection: Connection) -> str:
             statement = insert(roots).values(id=identity, tee=root.tee, der=root.der, created_at=to_micros(at), **row)
@@ -42,7 +42,10 @@ class RootStore:
     def list(self) -> tuple[TrustedRoot, ...]:
         """Return all roots in a stable order."""
         rows = self._store.read(lambda connection: connection.execute(select(roots).order_by(roots.c.id)).all())
-        return tuple(TrustedRoot(tee=row.tee, level=Level(row.level), name=row.name, der=row.der) for row in rows)
+        return tuple(
+            TrustedRoot(tee=row.tee, level=Level(row.level), name=row.name, der=row.der, instance=row.instance)
+            for row in rows
+        )
 
     def delete(self, identity: str) -> None:
         """Stop trusting a root.

@@ -11,7 +11,9 @@ from typing import Final
 
 from sqlalchemy import Column, ForeignKey, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, Table, Text
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+# What makes the database of an older version one of the next, by the version it has.
+UPGRADES: Final = {1: ("ALTER TABLE roots ADD COLUMN instance TEXT NOT NULL DEFAULT ''",)}
 
 metadata: Final = MetaData()
 
@@ -83,6 +85,7 @@ roots: Final = Table(
     Column("name", Text, nullable=False),
     Column("der", LargeBinary, nullable=False),
     Column("created_at", Integer, nullable=False),
+    Column("instance", Text, nullable=False, server_default=""),
 )
 
 audit: Final = Table(

@@ -5,6 +5,7 @@ Knows technologies, roots, reference values and appraisal policies; knows nothin
 
 from __future__ import annotations
 
+from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.service import VerifierService
 
-__all__ = ["VerifierService"]
+__all__ = ["CollateralSource", "VerifierService"]

@@ -12,29 +12,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
 from cloister import __version__
 from cloister.crypto.jwt import sign_jwt
 from cloister.crypto.signer import Signer
-from cloister.errors import FormatRefused, Unavailable
+from cloister.errors import CloisterError, EndorsementError, FormatRefused, Unavailable
 from cloister.protocol.kbs import TPM_EXTRA, device_report_data, parse_tpm_enrolment, report_data
+from cloister.rats.claims import Level
 from cloister.rats.ear import PRIMARY, encode_ear
+from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
-from cloister.rats.result import AttestationResult, Tier, Unchecked, Verdict
+from cloister.rats.reference import ReferenceEntry
+from cloister.rats.result import AttestationResult, Finding, Severity, Tier, Unchecked, VerifiedEvidence
 from cloister.tee.registry import authenticator_for, pins_for
-from cloister.tee.verification import appraise_evidence, verify_evidence
-from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge
+from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
+from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
 from cloister.trust.store.database import Store
 from cloister.trust.store.records import AppraisalRecord, new_attestation_id, stored_finding
-from cloister.trust.verifier.devices import parse_additional_evidence
+from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
+from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
 from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource
 from cloister.wire.base64 import encode_b64
 
+_Verified = TypeVar("_Verified", covariant=True)
 _BUILD: Final = f"cloister {__version__}"
 _BOUND_BY_PRIMARY: Final = Unchecked(reason="the evidence of the CPU binds the init data")
+_LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
+_NO_REFERENCES: Final = "appraisal.reference_values.empty"
 _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
@@ -47,9 +55,13 @@ class VerifierService:
         signer: signs results.
         chain: DER certificates of the signer, leaf first, for relying parties that pin a CA.
         policy_id: the appraisal policy to judge by.
+        collateral: what vendors publish, as far as it is had.
     """
 
-    def __init__(self, store: Store, signer: Signer, *, chain: Sequence[bytes], policy_id: str) -> None:
+    def __init__(
+        self, store: Store, signer: Signer, *, chain: Sequence[bytes], policy_id: str, collateral: CollateralSource
+    ) -> None:
+        self._collateral = collateral
         self._inputs = AppraisalInputSource(store, policy_id)
         self._signer = signer
         self._chain = tuple(chain)
@@ -80,6 +92,7 @@ class VerifierService:
         Raises:
             EvidenceError, EndorsementError, FormatRefused: the evidence does not verify.
             AppraisalRefused: no appraisal policy is stored.
+            Undecided: what would decide it is not had.
             Unavailable: the store failed.
         """
         results = self._judge(request)
@@ -97,91 +110,196 @@ class VerifierService:
         )
 
     def _judge(self, request: AppraisalRequest) -> dict[str, AttestationResult]:
-        """Return the result of every device by submodule name, the CPU's first."""
+        """Return the result of every device by submodule name, the CPU's first.
+
+        Steps: 1 the CPU's evidence, which binds nonce, key, init data and the text of the others'; 2 that of each
+        further technology, which binds nonce and key; 3 no question stays open.
+        """
         if not isinstance(request.evidence, dict) or _depth(request.evidence) > _DEEPEST:
             raise FormatRefused(
                 "trust.verifier.evidence_shape",
                 "primary evidence is not a JSON object of sane depth",
                 path="tee-evidence.primary_evidence",
             )
-        inputs = self._inputs.current()
-        primary = ExpectedBinding(
+        appraisal = _Appraisal(request=request, inputs=self._inputs.current(), source=self._collateral)
+        # 1
+        results = {PRIMARY: appraisal.judge_primary()}
+        # 2
+        results |= appraisal.judge_devices()
+        # 3
+        appraisal.require_decided(results)
+        return results
+
+
+class _Verify(Protocol[_Verified]):
+    """`verify_evidence` or `verify_devices`."""
+
+    def __call__(
+        self, evidence: Evidence, binding: ExpectedBinding, endorsements: Endorsements, *, at: datetime
+    ) -> _Verified: ...
+
+
+class _Appraisal:
+    """One request: its evidence, what it is judged by, and what of that is not had."""
+
+    def __init__(self, *, request: AppraisalRequest, inputs: AppraisalInputs, source: CollateralSource) -> None:
+        self._request = request
+        self._inputs = inputs
+        self._source = source
+        self._gathered: list[Collateral] = []
+
+    def judge_primary(self) -> AttestationResult:
+        """Return the result of the CPU."""
+        request = self._request
+        evidence = Evidence(tee=request.tee, body=request.evidence)
+        binding = ExpectedBinding(
             report_data=report_data(request.runtime_data, request.additional_evidence),
             init_data_digest=request.init_data.digest,
             session_secret=request.session_secret,
         )
-        device = ExpectedBinding(
+        verified = self._verify(verify_evidence, evidence, binding)
+        return self._appraise(verified, self._inputs.references, request.init_data.digest_text)
+
+    def judge_devices(self) -> dict[str, AttestationResult]:
+        """Return the result of every further device by submodule name."""
+        request = self._request
+        binding = ExpectedBinding(
             report_data=device_report_data(request.runtime_data), init_data_digest=_BOUND_BY_PRIMARY
         )
-        cpu = Evidence(tee=request.tee, body=request.evidence)
-        results = {PRIMARY: _judge_one(cpu, primary, inputs, request, request.init_data.digest_text)}
-        for name, evidence in parse_additional_evidence(request.additional_evidence).items():
-            results[name] = _judge_one(evidence, device, inputs, request, "")
-        return results
+        devices: list[VerifiedDevice] = []
+        for evidence in parse_additional_evidence(request.additional_evidence):
+            try:
+                devices += self._verify(verify_devices, evidence, binding)
+            except CloisterError as err:
+                err.path = ".".join(part for part in (MEMBER, evidence.tee, err.path) if part)
+                raise
+        return {name: self._judge_device(device) for name, device in name_devices(devices).items()}
 
+    def require_decided(self, results: Mapping[str, AttestationResult]) -> None:
+        """Refuse to sign results while a question is open and nothing refuses: asking again may succeed.
 
-def _judge_one(
-    evidence: Evidence, binding: ExpectedBinding, inputs: AppraisalInputs, request: AppraisalRequest, init_data: str
-) -> AttestationResult:
-    verified = verify_evidence(
-        evidence,
-        binding,
-        replace(inputs.endorsements, grace=inputs.policy.grace, pins=pins_for(evidence.tee)),
-        at=request.at,
-    )
-    result = appraise_evidence(
-        verified,
-        inputs.policy,
-        inputs.references,
-        init_data_digest=init_data,
-        at=request.at,
-        advisories=inputs.advisories,
-    )
-    _require_decided(result)
-    return result
-
-
-def _require_decided(result: AttestationResult) -> None:
-    """Refuse to sign a result while revocation is not known and nothing else refuses: asking again may succeed.
-
-    Raises:
-        Unavailable: the code of the first finding that stays open.
-    """
-    if result.verdict is Verdict.UNAVAILABLE and not result.failures:
-        open_finding = next(finding for finding in result.findings if finding.unknown)
-        raise Unavailable(
-            open_finding.code,
-            open_finding.message,
-            path=open_finding.path,
-            expected=open_finding.expected,
-            actual=open_finding.actual,
-            hint=open_finding.hint,
+        Raises:
+            Undecided: the code of the first finding that stays open.
+        """
+        findings = _all_findings(results)
+        still_open = next((finding for finding in findings if finding.unknown), None)
+        if still_open is None or any(result.failures for result in results.values()):
+            return
+        raise self._undecided(
+            Unavailable(
+                still_open.code,
+                still_open.message,
+                path=still_open.path,
+                expected=still_open.expected,
+                actual=still_open.actual,
+                hint=still_open.hint,
+            ),
+            findings,
         )
+
+    def _verify(self, verify: _Verify[_Verified], evidence: Evidence, binding: ExpectedBinding) -> _Verified:
+        collateral = NOTHING
+        try:
+            collateral = self._source.gather(evidence, self._inputs.endorsements.roots)
+            self._gathered.append(collateral)
+            return verify(evidence, binding, self._endorsements(evidence.tee, collateral), at=self._request.at)
+        except EndorsementError as err:
+            if collateral.lacks_certificates:
+                raise self._undecided(err, ()) from err
+            raise
+        except Unavailable as err:  # the cache is of no use, or this build cannot verify the technology's evidence
+            raise Undecided(err, remedy=err.hint) from err
+
+    def _endorsements(self, tee: str, collateral: Collateral) -> Endorsements:
+        return replace(
+            self._inputs.endorsements,
+            grace=self._inputs.policy.grace,
+            pins=pins_for(tee),
+            certificates=collateral.certificates,
+            revocation_lists=collateral.revocation_lists,
+            documents=collateral.documents,
+        )
+
+    def _judge_device(self, device: VerifiedDevice) -> AttestationResult:
+        """Judge by the owner's reference values of that technology, or by the vendor's where the owner has none.
+
+        Where neither is had the verdict stays open: the vendor offers them.
+        """
+        tee = device.verified.claims.tee
+        owned = tuple(entry for entry in self._inputs.references if entry.tee == tee)
+        result = self._appraise(device.verified, owned or device.references, "")
+        if owned or device.references:
+            return result
+        return replace(result, findings=tuple(_left_open(finding) for finding in result.findings))
+
+    def _appraise(
+        self, verified: VerifiedEvidence, references: Sequence[ReferenceEntry], init_data: str
+    ) -> AttestationResult:
+        return appraise_evidence(
+            verified,
+            self._inputs.policy,
+            references,
+            init_data_digest=init_data,
+            at=self._request.at,
+            advisories=self._inputs.advisories,
+        )
+
+    def _undecided(self, error: CloisterError, findings: Sequence[Finding]) -> Undecided:
+        command = self._source.fetch_command(self._gathered, self._request.at)
+        return Undecided(error, remedy=command or error.hint, findings=findings)
+
+
+def _left_open(finding: Finding) -> Finding:
+    if finding.code != _NO_REFERENCES:
+        return finding
+    return replace(
+        finding,
+        severity=Severity.UNAVAILABLE,
+        message="neither the owner nor the vendor's manifests say what the device may run",
+        hint="fetch the vendor's manifests; for firmware that has none yet, register reference values of your own",
+    )
+
+
+def _all_findings(results: Mapping[str, AttestationResult]) -> tuple[Finding, ...]:
+    """Return the findings of all submodules; of several, each says in its origin whose it is."""
+    if len(results) == 1:
+        return results[PRIMARY].findings
+    return tuple(
+        replace(finding, origin=f"{name}: {finding.origin}" if finding.origin else name)
+        for name, result in results.items()
+        for finding in result.findings
+    )
 
 
 def _for_the_guest(result: AttestationResult) -> AttestationResult:
-    """Return `result` without the expected values of failed findings: a token travels through the guest."""
-    shown = tuple(finding if finding.ok else replace(finding, expected="", origin="") for finding in result.findings)
+    """Return `result` without the expected values of failed findings: a token travels through the guest.
+
+    Nor with the hints of those that hold: the token of a machine with twelve devices is long enough.
+    """
+    shown = tuple(
+        replace(finding, hint="") if finding.ok else replace(finding, expected="", origin="")
+        for finding in result.findings
+    )
     return replace(result, findings=shown)
 
 
 def _record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
-    """Return what the owner keeps: the CPU's result, and the findings of every device."""
+    """Return what the owner keeps: the CPU's result, the findings of every device, the least level and worst tier."""
     result = results[PRIMARY]
     claims = result.claims
     return AppraisalRecord(
         id=identity,
         at=result.issued_at,
         tee=claims.tee,
-        level=claims.level.value,
+        level=min((item.claims.level for item in results.values()), key=_LEAST.index).value,
         instance=claims.instance_id,
         init_data=result.init_data_digest,
         policy_id=result.policy_id,
         policy_digest=result.policy_digest,
         tier=max((item.tier for item in results.values()), key=_WORST.index).value,
         registers={name: value.hex() for name, value in claims.registers.items()},
-        findings=tuple(stored_finding(finding) for item in results.values() for finding in item.findings),
-        unchecked=tuple(unchecked.reason for item in results.values() for unchecked in item.unchecked),
+        findings=tuple(stored_finding(finding) for finding in _all_findings(results)),
+        unchecked=tuple(dict.fromkeys(unchecked.reason for item in results.values() for unchecked in item.unchecked)),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -22,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
+from collections.abc import Mapping
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -33,31 +36,42 @@ RUNS: Final = 100_000
 SECONDS: Final = 60
 RSS_MB: Final = 1024  # the largest admitted input takes a third of it
 TIMEOUT_SECONDS: Final = 20  # of one input
+LONGEST: Final = 8 * 1024 * 1024  # of the inputs, also of readers that admit more: libFuzzer makes room for all of it
 TARGETS: Final = "fuzz.targets"
 _STATISTIC: Final = re.compile(r"^stat::(\w+):\s+(\d+)$", re.MULTILINE)
-_RUN: Final = "--one-process"
+_OUTPUT: Final = re.compile(r"^target (\S+)$(.*?^status -?\d+$)", re.MULTILINE | re.DOTALL)
+_RUN: Final = "--in-forks"
 
 
 def drive(
-    name: str,
+    corpora: Mapping[str, Path],
     *,
     runs: int,
     seconds: int,
-    corpus: Path,
     module: str = TARGETS,
     rss_mb: int = RSS_MB,
     timeout_seconds: int = TIMEOUT_SECONDS,
-) -> dict[str, Any]:
-    """Fuzz the target `name` of `module` in a process of its own; return what the JSON line holds."""
-    with tempfile.TemporaryDirectory(prefix="cloister-fuzz-") as crashes:
-        command = [sys.executable, str(Path(__file__).resolve()), name, _RUN, "--from", module, "--corpus", str(corpus)]
-        command += [f"--instrument={name}" for name in import_module(module).TARGETS[name].modules]
+) -> list[dict[str, Any]]:
+    """Fuzz targets, one after the other, each in a process of its own; return what the JSON lines hold.
+
+    Args:
+        corpora: directory of the corpus by name of the target.
+        runs: most executions of each.
+        seconds: most seconds of each.
+        module: where the table of targets is.
+        rss_mb: most memory of each process.
+        timeout_seconds: most time of one input.
+    """
+    targets = import_module(module).TARGETS
+    with tempfile.TemporaryDirectory(prefix="cloister-fuzz-") as directory:
+        command = [sys.executable, str(Path(__file__).resolve()), _RUN, "--from", module, "--crashes", directory]
+        command += [f"--in={name}={corpus}" for name, corpus in corpora.items()]
+        command += [f"--instrument={one}" for one in sorted({m for name in corpora for m in targets[name].modules})]
         bounds = [
             f"-runs={runs}",
             f"-max_total_time={seconds}",
             f"-rss_limit_mb={rss_mb}",
             f"-timeout={timeout_seconds}",
-            f"-artifact_prefix={crashes}/",
             "-print_final_stats=1",
             "-seed=1",
         ]
@@ -69,25 +83,28 @@ def drive(
             errors="replace",
             check=False,
         )
-        ended = time.monotonic()
-        found = {key: int(value) for key, value in _STATISTIC.findall(done.stdout)}
-        began = re.search(r"^began (\d+\.\d+)$", done.stdout, re.MULTILINE)
-        spent = ended - float(began[1]) if began else 0.0
-        executions = found.get("number_of_executed_units", 0)
-        result = {
-            "target": name,
-            "executions": executions,
-            "seconds": round(spent, 2),
-            "executions_per_second": round(executions / spent) if spent else 0,
-            "peak_rss_mb": found.get("peak_rss_mb", 0),
-            "crash": None,
-            "input": None,
-        }
-        if done.returncode:
-            result["crash"] = _reason(done.stdout)
-            kept = [_keep(path, corpus) for path in sorted(Path(crashes).iterdir())]
-            result["input"] = str(kept[0]) if kept else None
-        return result
+        outputs = dict(_OUTPUT.findall(done.stdout))
+        crashes = {name: Path(directory) / str(number) for number, name in enumerate(corpora)}
+        return [
+            _result(name, outputs.get(name, done.stdout), crashes[name], corpus) for name, corpus in corpora.items()
+        ]
+
+
+def _result(name: str, output: str, crashes: Path, corpus: Path) -> dict[str, Any]:
+    found = {key: int(value) for key, value in _STATISTIC.findall(output)}
+    times = [float(found) for found in re.findall(r"^(?:began|ended) (\d+\.\d+)$", output, re.MULTILINE)]
+    status = re.search(r"^status (-?\d+)$", output, re.MULTILINE)
+    executions, spent = found.get("number_of_executed_units", 0), times[-1] - times[0] if times else 0.0
+    kept = [_keep(path, corpus) for path in sorted(crashes.glob("*"))]
+    return {
+        "target": name,
+        "executions": executions,
+        "seconds": round(spent, 2),
+        "executions_per_second": round(executions / spent) if spent else 0,
+        "peak_rss_mb": found.get("peak_rss_mb", 0),
+        "crash": None if status is not None and int(status[1]) == 0 else _reason(output),
+        "input": str(kept[0]) if kept else None,
+    }
 
 
 def _reason(output: str) -> str:
@@ -111,12 +128,34 @@ def _keep(path: Path, corpus: Path) -> Path:
     return kept
 
 
-def _fuzz(name: str, module: str, corpus: Path, instrumented: list[str], arguments: list[str]) -> None:
-    """Fuzz in this process, which libFuzzer ends."""
+def _fuzz_each(
+    module: str, corpora: Mapping[str, Path], crashes: Path, instrumented: list[str], bounds: list[str]
+) -> None:
+    """Import once, instrumented, then fuzz each target in a fork: to import takes longer than a short run."""
     import atheris
 
     with atheris.instrument_imports(include=instrumented, enable_loader_override=False):
-        target = import_module(module).TARGETS[name]
+        targets = import_module(module).TARGETS
+    for number, (name, corpus) in enumerate(corpora.items()):
+        (crashes / str(number)).mkdir()
+        print(f"\ntarget {name}", flush=True)
+        child = os.fork()
+        if not child:
+            try:
+                _fuzz(targets[name], corpus, [f"-artifact_prefix={crashes / str(number)}/", *bounds])
+            except SystemExit:  # something escaped: C's own exit makes libFuzzer keep the input, and ends nothing else
+                ctypes.CDLL(None).exit(1)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        print(f"\nended {time.monotonic():.6f}\nstatus {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+def _fuzz(target: Any, corpus: Path, bounds: list[str]) -> None:  # Any: `Target`, imported after instrumentation
+    """Fuzz in this process, which libFuzzer ends."""
+    import atheris
+
     errors, mutate = import_module("cloister.errors"), import_module("fuzz.mutate").mutate
     _fill(corpus, target.seeds(import_module("fuzz.coverage_report").vectors_directory()))
 
@@ -128,9 +167,9 @@ def _fuzz(name: str, module: str, corpus: Path, instrumented: list[str], argumen
         return atheris.Mutate(data, size) if seed % 2 else mutate(data, seed)[:size]
 
     warnings.simplefilter("error")
-    arguments = [sys.argv[0], *arguments, f"-max_len={target.ceiling + 1}", str(corpus)]
+    arguments = [sys.argv[0], *bounds, f"-max_len={min(target.ceiling, LONGEST) + 1}", str(corpus)]
     atheris.Setup(arguments, run, custom_mutator=change)
-    print(f"\nbegan {time.monotonic():.6f}", file=sys.stderr, flush=True)  # libFuzzer tells whole seconds only
+    print(f"\nbegan {time.monotonic():.6f}", flush=True)  # libFuzzer tells whole seconds only
     atheris.Fuzz()
 
 
@@ -142,33 +181,43 @@ def _fill(corpus: Path, seeds: list[bytes]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target")
+    parser.add_argument("target", help="its name; `list` lists all")
     parser.add_argument("--runs", type=int, default=RUNS, help="most executions")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="most seconds")
     parser.add_argument("--corpus", type=Path, help="directory; a temporary one when absent")
     parser.add_argument("--from", dest="module", default=TARGETS, help="module with the table of targets")
-    parser.add_argument(_RUN, action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--instrument", action="append", help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
-    if options.one_process:
-        _fuzz(options.target, options.module, options.corpus, options.instrument, rest)
-        return 0
+    options = parser.parse_args()
     targets = import_module(options.module).TARGETS
     if options.target == "list":
         print("\n".join(targets))
         return 0
-    if rest or options.target not in targets:
-        parser.error(f"no such target or option: {options.target} {' '.join(rest)}")
+    if options.target not in targets:
+        parser.error(f"no such target: {options.target}")
     directory = Path(tempfile.mkdtemp(prefix="cloister-fuzz-"))
-    corpus = options.corpus or directory / "corpus"
-    result = drive(options.target, runs=options.runs, seconds=options.seconds, corpus=corpus, module=options.module)
+    corpora = {options.target: options.corpus or directory / "corpus"}
+    (result,) = drive(corpora, runs=options.runs, seconds=options.seconds, module=options.module)
     if options.corpus or not result["crash"]:  # what makes it crash is kept
         shutil.rmtree(directory)
     print(json.dumps(result))
     return 1 if result["crash"] else 0
 
 
+def child() -> None:
+    """What `drive` runs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(_RUN, action="store_true")
+    parser.add_argument("--from", dest="module")
+    parser.add_argument("--crashes", type=Path)
+    parser.add_argument("--in", dest="corpora", action="append")
+    parser.add_argument("--instrument", action="append")
+    options, bounds = parser.parse_known_args()
+    corpora = {name: Path(corpus) for name, _, corpus in (text.partition("=") for text in options.corpora)}
+    _fuzz_each(options.module, corpora, options.crashes, options.instrument, bounds)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(TESTS))
-    os.environ.setdefault("PYTHONHASHSEED", "0")
-    sys.exit(main())
+    if _RUN in sys.argv:
+        child()
+    else:
+        sys.exit(main())

@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.parse import quote_plus
 
@@ -392,7 +392,8 @@ def _credential(data: bytes) -> None:
     )
 
 
-_DIRECTORY: Final = Path(mkdtemp(prefix="cloister-fuzz-"))
+_HOLDER: Final = TemporaryDirectory(prefix="cloister-fuzz-")
+_DIRECTORY: Final = Path(_HOLDER.name)
 
 
 def _tpm_roots(data: bytes) -> None:

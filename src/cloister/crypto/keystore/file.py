@@ -15,10 +15,13 @@ protects from root on the running machine.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -98,6 +101,11 @@ class FileKeyStore:
         """Whether shares or a passphrase are still to be given."""
         return self._unseal_key is None and self._path.exists() and self._document() is not None
 
+    @property
+    def sealable(self) -> bool:
+        """Whether the next process that opens it finds it sealed."""
+        return self._passphrase_file is None and self._path.exists() and self._document() is not None
+
     def progress(self) -> UnsealProgress:
         """Return how far a sealed store is."""
         document = self._document() if self._path.exists() else None
@@ -124,7 +132,7 @@ class FileKeyStore:
 
     def create(self) -> str:
         """Make the first root key, or another beside it."""
-        with self._state:
+        with self._state, self._alone():
             root = secrets.token_bytes(ROOT_KEY_BYTES)
             identity = identity_of(root)
             if not self._path.exists():
@@ -144,15 +152,17 @@ class FileKeyStore:
         """Return the key; see `KeyStore.unwrap`."""
         return unwrap_with(self._roots(), self.place, purpose, wrapped)
 
-    def settle(self, identity: str) -> None:
-        """Rename the root key in use onto the file and remove the others."""
-        with self._state:
-            require_root(self._roots(), self.place, identity)
+    def settle(self, identity: str, forget: Sequence[str]) -> None:
+        """Rename the root key in use onto the file if what is there may go; remove the others that may."""
+        with self._state, self._alone():
+            roots = {place: identity_of(self._root(place)) for place in self._places()}
+            if identity not in roots.values():
+                return  # a later rotation was faster
             try:
-                if self._beside(identity).exists():
+                if roots[self._path] in forget and roots[self._path] != identity:
                     self._beside(identity).replace(self._path)
-                for place in self._places():
-                    if place != self._path:
+                for place, name in roots.items():
+                    if place != self._path and name in forget and name != identity:
                         place.unlink()
                 _sync(self._path.parent)
             except OSError as err:
@@ -208,6 +218,19 @@ class FileKeyStore:
             *([self._path] if self._path.exists() else []),
             *(place for place in beside if _NEXT.fullmatch(place.name.removeprefix(f"{self._path.name}."))),
         ]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from changing what is in the directory."""
+        try:
+            descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as err:
+            raise unreachable(self.place, err.strerror or "no such directory") from err
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _beside(self, identity: str) -> Path:
         return self._path.with_name(f"{self._path.name}.{identity}")

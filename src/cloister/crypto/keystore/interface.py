@@ -2,7 +2,7 @@
 
 A store holds one root key, and during a rotation two. A wrapped key names the root key that opens it, so that a reader
 needs no moment at which all wrapped keys change at once: `create` makes the next root key beside the old one, the
-owner of the wrapped keys wraps them anew, `settle` says which root key is in use from now on.
+owner of the wrapped keys wraps them anew, `settle` says which root key is in use from now on and which may go.
 
 Wrapped key: 4 bytes magic, 8 bytes identity of the root key, then what the back end wrote. The purpose (what the key
 is for, in words) is authenticated with it: a wrapped key does not open as another.
@@ -10,6 +10,7 @@ is for, in words) is authenticated with it: a wrapped key does not open as anoth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -40,8 +41,8 @@ class UnsealProgress:
 class KeyStore(Protocol):
     """Holds root keys and wraps keys under them. Safe to use from several threads.
 
-    Every method but `sealed`, `place` and `close` raises `Unavailable`: `crypto.keystore.sealed` while sealed,
-    `crypto.keystore.unreachable` when the place does not answer in time, `crypto.keystore.denied` when it refuses us.
+    Every method that needs the place raises `Unavailable`: `crypto.keystore.sealed` while sealed,
+    `crypto.keystore.unreachable` when it does not answer in time, `crypto.keystore.denied` when it refuses us.
     A store recovers by itself: the next call tries anew.
     """
 
@@ -53,6 +54,11 @@ class KeyStore(Protocol):
     @property
     def sealed(self) -> bool:
         """Whether a person has to give shares or a passphrase first; until then no key is in this process."""
+        ...
+
+    @property
+    def sealable(self) -> bool:
+        """Whether the next process that opens it finds it sealed."""
         ...
 
     def progress(self) -> UnsealProgress:
@@ -89,8 +95,11 @@ class KeyStore(Protocol):
         """
         ...
 
-    def settle(self, identity: str) -> None:
-        """Keep `identity` as the root key in use; a store whose keys are backed up otherwise forgets the others."""
+    def settle(self, identity: str, forget: Sequence[str]) -> None:
+        """Let `identity` be the root key in use, and forget those of `forget` that are still there.
+
+        Only what is named goes: of two rotations at once, neither removes what the other one just made.
+        """
         ...
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -75,6 +75,7 @@ class PKCS11KeyStore:
     """Root keys of one label in one token; a `KeyStore`."""
 
     sealed: Final = False
+    sealable: Final = False
 
     def __init__(self, attributes: dict[str, str], parameters: dict[str, str], *, seconds: float) -> None:
         self._attributes = attributes
@@ -151,7 +152,7 @@ class PKCS11KeyStore:
 
         return self._call(work)
 
-    def settle(self, identity: str) -> None:
+    def settle(self, identity: str, forget: Sequence[str]) -> None:
         """Destroys nothing; see the module."""
         self._call(lambda session: self._key(session, identity))
 
@@ -209,7 +210,7 @@ class PKCS11KeyStore:
         def run() -> None:
             try:
                 value = self._attempt(work)
-            except BaseException as err:  # handed to the thread that waits
+            except BaseException as err:  # noqa: BLE001  handed to the thread that waits
                 result.set_exception(err)
             else:
                 result.set_result(value)

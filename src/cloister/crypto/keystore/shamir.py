@@ -16,9 +16,7 @@ MOST_SHARES: Final = 255
 _POLYNOMIAL: Final = 0x11B
 
 
-def split_secret(
-    secret: bytes, *, threshold: int, shares: int, random: Callable[[int], bytes]
-) -> dict[int, bytes]:
+def split_secret(secret: bytes, *, threshold: int, shares: int, random: Callable[[int], bytes]) -> dict[int, bytes]:
     """Return `shares` shares by their x, each as long as the secret.
 
     Args:

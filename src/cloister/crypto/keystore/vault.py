@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import secrets
 import ssl
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import msgspec
@@ -67,6 +68,7 @@ class VaultKeyStore:
     """Root keys in one KV secret; a `KeyStore`."""
 
     sealed: Final = False
+    sealable: Final = False
 
     def __init__(self, address: StoreAddress, mount: str, path: str, *, seconds: float) -> None:
         host = f"[{address.host}]" if ":" in address.host else address.host
@@ -111,14 +113,15 @@ class VaultKeyStore:
         """Return the key; see `KeyStore.unwrap`."""
         return unwrap_with(self._read()[0], self.place, purpose, wrapped)
 
-    def settle(self, identity: str) -> None:
-        """Leave one root key in the secret. Vault keeps older versions of it as its mount says."""
+    def settle(self, identity: str, forget: Sequence[str]) -> None:
+        """Remove root keys from the secret. Vault keeps older versions of it as its mount says."""
 
-        def only(roots: dict[str, bytes]) -> dict[str, bytes]:
-            return {identity: require_root(roots, self.place, identity)}
+        def without(roots: dict[str, bytes]) -> dict[str, bytes]:
+            require_root(roots, self.place, identity)
+            return {name: root for name, root in roots.items() if name == identity or name not in forget}
 
-        if set(self._read()[0]) != {identity}:
-            self._change(only)
+        if set(self._read()[0]) & set(forget) - {identity}:
+            self._change(without)
 
     def check(self) -> None:
         """Return if the secret can be read."""
@@ -128,7 +131,7 @@ class VaultKeyStore:
         """Close the connection."""
         self._client.close()
 
-    def _change(self, change: Any) -> None:  # Any: from roots to roots
+    def _change(self, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
         for attempt in range(_ATTEMPTS):
             roots, version = self._read()
             changed = change(roots)

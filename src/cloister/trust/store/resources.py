@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
 from cloister.trust.store.schema import resources
 from cloister.trust.store.times import from_micros, to_micros
@@ -42,7 +42,7 @@ class ResourceEntry:
 class ResourceStore:
     """Resources of one database."""
 
-    def __init__(self, store: Store, root_key: RootKey) -> None:
+    def __init__(self, store: Store, root_key: RowSealer) -> None:
         self._store = store
         self._root_key = root_key
 
@@ -134,3 +134,11 @@ def _missing(path: ResourcePath) -> Refused:
         path=str(path),
         hint="compare the address in the image or pod policy with what the trust service holds",
     )
+
+
+RESOURCE_ROWS: Final = SealedColumn(
+    purpose=_PURPOSE,
+    table=resources,
+    column="sealed",
+    row_of=lambda row: _row(parse_resource_path(row.path), row.version),
+)

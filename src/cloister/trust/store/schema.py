@@ -137,3 +137,36 @@ evidence: Final = Table(
     Column("result", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
+
+# The keys that seal rows, each wrapped by the root key in the key store; and, one row, what is signed about them all.
+data_keys: Final = Table(
+    "data_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("retired_at", Integer),
+)
+
+key_ring: Final = Table(
+    "key_ring",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("root", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# `sealed` holds the private key and says all that the other columns say; they are there to be listed.
+signing_keys: Final = Table(
+    "signing_keys",
+    metadata,
+    Column("purpose", Text, nullable=False),
+    Column("kid", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("not_before", Integer, nullable=False),
+    Column("not_after", Integer),
+    PrimaryKeyConstraint("purpose", "kid"),
+)

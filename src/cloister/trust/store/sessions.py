@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from cloister.errors import Refused, Unavailable
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.times import from_micros, to_micros
@@ -66,7 +66,7 @@ class SessionStore:
         limit: most live sessions; an unauthenticated peer must not fill the disk.
     """
 
-    def __init__(self, store: Store, root_key: RootKey, *, limit: int) -> None:
+    def __init__(self, store: Store, root_key: RowSealer, *, limit: int) -> None:
         self._store = store
         self._root_key = root_key
         self._limit = limit
@@ -190,3 +190,6 @@ def _key(cookie: str) -> str:
 
 def _nonce(nonce: bytes) -> str:
     return hashlib.sha256(b"nonce:" + nonce).hexdigest()
+
+
+SESSION_ROWS: Final = SealedColumn(purpose=_PURPOSE, table=sessions, column="secret", row_of=lambda row: str(row.key))

@@ -78,9 +78,15 @@ class VaultKeyStore:
         self._token_file = Path(address.parameters["token-file"])
         self._namespace = address.parameters.get("namespace", "")
         context = _tls_context(self.place, address.parameters.get("ca-file"))
-        # The environment's proxies and netrc have no say in where a root key goes.
+        # The environment's proxies and netrc have no say in where a root key goes. Asked every few minutes: no
+        # connection is kept.
         self._client = httpx.Client(
-            base_url=self._base, verify=context, timeout=seconds, follow_redirects=False, trust_env=False
+            base_url=self._base,
+            verify=context,
+            timeout=seconds,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            follow_redirects=False,
+            trust_env=False,
         )
 
     def __repr__(self) -> str:

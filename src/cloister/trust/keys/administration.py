@@ -77,6 +77,20 @@ class KeyAdministration:
         """
         return self._keys.ring.rotate_root()
 
+    def move_root(self, key_store: str) -> str:
+        """Go on with a root key of another key store, made there when there is none; return its identity.
+
+        The old root key is not needed any more and is removed where this service made it: a `root.key` of the state
+        directory. Running services are started anew with the new address; until then they go on without a change.
+
+        Args:
+            key_store: address of the other key store.
+
+        Raises:
+            Refused: not an address of a key store.
+        """
+        return self._keys.move_root(key_store)
+
     def rotate_data_key(self, *, progress: Callable[[int], None] = lambda rows: None) -> str:
         """Make a new data key and seal every row under it; return its identity.
 

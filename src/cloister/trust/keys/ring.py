@@ -125,6 +125,7 @@ class KeyRing:
     ) -> None:
         self._store = store
         self._keystore = keystore
+        self._next: KeyStore | None = None
         self._clock = clock
         self._seen = seen
         self._proved_seconds = proved_seconds
@@ -262,10 +263,7 @@ class KeyRing:
             # 3
             root = self._keystore.create()
             # 4
-            rows = [
-                replace(row, wrapped=self._keystore.wrap(root, _purpose(row.id), ring.keys[row.id].secret()))
-                for row in ring.rows.keys
-            ]
+            rows = self._wrapped_anew(ring, self._keystore, root)
             # 5
             new = sign_ring(ring.rows.generation + 1, root, rows, ring.active)
             try:
@@ -278,6 +276,31 @@ class KeyRing:
             return root
 
         return self._retried(rotate)
+
+    def move_root(self, keystore: KeyStore) -> str:
+        """Wrap every data key with a root key of another key store, and use that one from now on; return its identity.
+
+        Raises:
+            Unavailable: sealed, a key store or the store failed.
+        """
+        there = keystore.identities()
+        root = there[0] if there else keystore.create()
+
+        def move() -> str:
+            ring = self._look(older_than=0, prove=True)
+            rows = self._wrapped_anew(ring, keystore, root)
+            new = sign_ring(ring.rows.generation + 1, root, rows, ring.active)
+            self._store.write(lambda connection: write_ring(connection, new, replaces=ring.rows.generation))
+            return root
+
+        self._next = keystore  # opens what `move` writes, from the instant it is there
+        try:
+            self._retried(move)
+            self._keystore = keystore
+        finally:
+            self._next = None
+        self._look(older_than=0, prove=True)
+        return root
 
     def rotate_data_key(self) -> str:
         """Make a new data key, which seals from now on; return its identity. Older rows open as before.
@@ -397,6 +420,8 @@ class KeyRing:
         try:
             return self._keystore.unwrap(_purpose(row.id), row.wrapped)
         except Refused as err:
+            if self._next is not None and err.code == "crypto.keystore.unknown_root":
+                return self._next.unwrap(_purpose(row.id), row.wrapped)
             # Data do not say no here: the keys are not the ones this database needs.
             raise Unavailable(
                 err.code, err.message, path=err.path, expected=err.expected, actual=err.actual, hint=err.hint
@@ -405,6 +430,12 @@ class KeyRing:
     def _wrapped(self, root: str, key: DataKey, *, state: str, created_at: int, retired_at: int | None) -> DataKeyRow:
         wrapped = self._keystore.wrap(root, _purpose(key.identity), key.secret())
         return DataKeyRow(id=key.identity, state=state, wrapped=wrapped, created_at=created_at, retired_at=retired_at)
+
+    def _wrapped_anew(self, ring: OpenRing, keystore: KeyStore, root: str) -> list[DataKeyRow]:
+        return [
+            replace(row, wrapped=keystore.wrap(root, _purpose(row.id), ring.keys[row.id].secret()))
+            for row in ring.rows.keys
+        ]
 
     def _require_unsealed(self) -> None:
         if self._keystore.sealed:

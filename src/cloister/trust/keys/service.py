@@ -100,6 +100,29 @@ class ServiceKeys:
         """Return how far a sealed service is."""
         return self.ring.progress()
 
+    def move_root(self, key_store: str) -> str:
+        """Go on with a root key of another key store; see `KeyAdministration.move_root`.
+
+        Steps: 1 a root key there; 2 every data key wrapped with it, in one transaction; 3 the state directory names
+        the new key store; 4 the old file goes. After a crash between 2 and 3 the service refuses to start
+        (`crypto.keystore.unknown_root`) until it is told the new address with `--key-store`.
+
+        Raises:
+            Refused: not an address of a key store.
+            Unavailable: key store or store cannot be used.
+        """
+        fresh = open_keystore(key_store)
+        # 1, 2
+        identity = self.ring.move_root(fresh)
+        # 3
+        old, self._keystore = self._keystore, fresh
+        self._uri = self._state.key_store(key_store)
+        old.close()
+        # 4
+        if not self._uri.startswith(file_uri(self._state.root_key_file)):
+            self._state.taken_over(["root.key"])
+        return identity
+
     def token_issuer(self) -> TokenIssuer:
         """Return what signs tokens now."""
         return self.signing.token_issuer()

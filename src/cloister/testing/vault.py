@@ -52,7 +52,7 @@ class FakeVault:
     log: list[str] = field(default_factory=list)
     _secrets: dict[str, list[_Version]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _server: ThreadingHTTPServer | None = None
+    _server: _Server | None = None
 
     def __enter__(self) -> FakeVault:
         now = datetime.now(UTC)

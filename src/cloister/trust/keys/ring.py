@@ -35,6 +35,7 @@ from cloister.trust.keys.ringrows import (
     DataKeyRow,
     RingRows,
     altered,
+    conflict,
     read_generation,
     read_ring,
     sign_ring,
@@ -360,14 +361,14 @@ class KeyRing:
         self._look(older_than=0)
 
     def _retried(self, change: Callable[[], _Result]) -> _Result:
-        for _ in range(_ATTEMPTS - 1):
+        for _ in range(_ATTEMPTS):
             try:
                 return change()
             except Refused as err:
                 # A root key that is gone is what a rotation that was faster leaves to this one.
                 if err.code not in ("trust.keys.conflict", _UNKNOWN_ROOT):
                     raise
-        return change()
+        raise conflict()
 
     def _look(self, *, older_than: float, prove: bool = False) -> OpenRing:
         """Return the ring, read anew unless it was within `older_than` seconds; once, for all threads that wait."""

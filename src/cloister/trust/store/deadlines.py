@@ -31,6 +31,7 @@ class Severable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Limit:
+    seconds: float
     until: float
     connection: Severable | None = None
     passed: bool = False
@@ -62,7 +63,7 @@ class Deadlines:
             Unavailable: the block failed after its time had passed (`trust.store.timeout`).
         """
         wait = self._seconds if seconds is None else seconds
-        limit = _Limit(time.monotonic() + wait)
+        limit = _Limit(wait, time.monotonic() + wait)
         with self._lock:
             self._limits.add(limit)
         self._mine.limit = limit
@@ -76,6 +77,16 @@ class Deadlines:
             self._mine.limit = None
             with self._lock:
                 self._limits.discard(limit)
+
+    def require_time(self) -> None:
+        """Return if the time of this thread has not passed: what was cut is not begun again.
+
+        Raises:
+            Unavailable: it has (`trust.store.timeout`).
+        """
+        limit: _Limit | None = getattr(self._mine, "limit", None)
+        if limit is not None and limit.passed:
+            raise too_late(limit.seconds, hint=self._hint)
 
     def attach(self, connection: Severable) -> None:
         """Say which connection this thread uses from here on."""

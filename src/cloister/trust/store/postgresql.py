@@ -155,6 +155,7 @@ class PostgreSQLDatabase:
         self._deadlines.close()
 
     def _connect(self, *, read_only: bool) -> _Connection:
+        self._deadlines.require_time()
         limits = {
             "synchronous_commit": "on",
             "default_transaction_isolation": r"read\ committed",

@@ -49,16 +49,25 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
+        database: address of the database; empty for the one in the directory.
+        password_file: file with the password of the database's user, or None.
 
     Raises:
         Refused: the directory is not private.
         Unavailable: it cannot be used.
     """
 
-    def __init__(self, state_dir: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        database: str = "",
+        password_file: Path | None = None,
+    ) -> None:
         self._clock = clock
         self._state = StateDirectory(state_dir, at=clock())
-        self._store = Store(self._state.database, self._state.write_lock)
+        self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
         self._resources = ResourceStore(self._store, self._state.root_key)
         self._policies = PolicyStore(self._store)
         self._references = ReferenceValueService(self._store)

@@ -43,7 +43,12 @@ class TrustService:
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
         self.state = StateDirectory(settings.state, at=clock())
-        self.store = Store(self.state.database, self.state.write_lock, seconds=settings.store_seconds)
+        self.store = Store(
+            settings.database or self.state.database,
+            self.state.write_lock,
+            seconds=settings.store_seconds,
+            password_file=settings.database_password_file,
+        )
         signer = self.state.token_signer
         authority = self.state.authority
         leaf = authority.certify_signer("cloister verifier", signer.public_key.spki, at=clock())

@@ -34,7 +34,7 @@ _DASH: Final = "\N{EM DASH} "
 _NAME: Final = re.compile(rf"[^\s+\x00-\x1f]{{1,{NAME_CHARS}}}")
 _VERIFIER: Final = re.compile(r"(?P<name>[^+]*)\+(?P<id>[0-9a-f]{8})\+(?P<key>[A-Za-z0-9+/=]{1,100})")
 _MALFORMED: Final = "tlog.note.malformed"
-_KEY: Final = "tlog.note.key"
+_KEY: Final = "tlog.note.verifier_key"
 _SIGNATURE: Final = "tlog.note.signature"
 
 
@@ -92,7 +92,7 @@ def parse_verifier_key(text: str, *, kind: int) -> VerifierKey:
     """Parse a verifier key of one type.
 
     Raises:
-        FormatRefused: malformed, of another type, or its id is not that of name and key (`tlog.note.key`).
+        FormatRefused: malformed, of another type, or its id is not that of name and key (`tlog.note.verifier_key`).
     """
     match = _VERIFIER.fullmatch(text)
     if match is None or not _NAME.fullmatch(match["name"]):

@@ -89,7 +89,7 @@ def test_other_private_keys_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a+b", "a\u00a0b", "a\nb", "x" * 201])
 def test_names_that_no_key_has(name: str) -> None:
-    with pytest.raises(FormatRefused, match=r"tlog\.note\.key"):
+    with pytest.raises(FormatRefused, match=r"tlog\.note\.verifier_key"):
         LogSigner(name, bytes(32))
 
 
@@ -106,12 +106,12 @@ def test_names_that_no_key_has(name: str) -> None:
     ],
 )
 def test_other_keys_are_refused(text: str) -> None:
-    with pytest.raises(FormatRefused, match=r"tlog\.note\.key|wire\.base64"):
+    with pytest.raises(FormatRefused, match=r"tlog\.note\.verifier_key|wire\.base64"):
         parse_verifier_key(text, kind=ED25519)
 
 
 def test_a_log_key_is_no_witness() -> None:
-    with pytest.raises(FormatRefused, match=r"tlog\.note\.key"):
+    with pytest.raises(FormatRefused, match=r"tlog\.note\.verifier_key"):
         parse_verifier_key(GO_KEY, kind=COSIGNATURE_V1)
 
 

@@ -170,7 +170,7 @@ def test_pins() -> None:
             parse_pins(str(log), keys, count)
     with pytest.raises(FormatRefused, match="one key"):
         parse_pins(str(log), (str(witness), str(again.verifier)), 2)
-    with pytest.raises(FormatRefused, match=r"tlog\.note\.key"):
+    with pytest.raises(FormatRefused, match=r"tlog\.note\.verifier_key"):
         parse_pins(str(witness), (), 0)
 
 

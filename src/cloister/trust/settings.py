@@ -32,6 +32,7 @@ class TrustSettings:
         ready_file: where to write the ready report (JSON), or None.
         ready_fd: inherited file descriptor to write the ready report to, or None.
         appraisal_policy: id of the appraisal policy that evidence is judged under.
+        key_store: address of the key store that holds the root key; empty for `root.key` in the state directory.
         collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
             there; None for the state directory. Only read.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
@@ -54,6 +55,7 @@ class TrustSettings:
     ready_file: Path | None = None
     ready_fd: int | None = None
     appraisal_policy: str = "default"
+    key_store: str = ""
     collateral: Path | None = None
     session_seconds: float = 300.0
     store_seconds: float = 4.0
@@ -162,6 +164,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=str,
         help="id of the stored appraisal policy to judge by",
         controls="which of the owner's own policies applies; release rules name the id they accept",
+    ),
+    Setting(
+        field="key_store",
+        flag="--key-store",
+        parse=str,
+        help="address of the key store of the root key, remembered; root.key in the state directory when absent",
+        controls="nothing without the old root key: the service refuses data keys that another root key wraps",
     ),
     Setting(
         field="collateral",

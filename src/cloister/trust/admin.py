@@ -49,6 +49,8 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
+        database: address of the database; empty for the one in the directory.
+        password_file: file with the password of the database's user, or None.
         key_store: address of the key store; empty for the one the directory names.
 
     Raises:
@@ -56,10 +58,18 @@ class TrustAdmin:
         Unavailable: it cannot be used.
     """
 
-    def __init__(self, state_dir: Path, *, clock: Callable[[], datetime] = utc_now, key_store: str = "") -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        database: str = "",
+        password_file: Path | None = None,
+        key_store: str = "",
+    ) -> None:
         self._clock = clock
         self._state = StateDirectory(state_dir)
-        self._store = Store(self._state.database, self._state.write_lock)
+        self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
         try:
             self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
         except BaseException:

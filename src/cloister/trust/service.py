@@ -43,7 +43,12 @@ class TrustService:
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
         self.state = StateDirectory(settings.state)
-        self.store = Store(self.state.database, self.state.write_lock, seconds=settings.store_seconds)
+        self.store = Store(
+            settings.database or self.state.database,
+            self.state.write_lock,
+            seconds=settings.store_seconds,
+            password_file=settings.database_password_file,
+        )
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
         except BaseException:

@@ -24,6 +24,8 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.
         names: subjectAltNames of the TLS certificate.
@@ -45,6 +47,8 @@ class TrustSettings:
     """
 
     state: Path
+    database: str = ""
+    database_password_file: Path | None = None
     host: str = LOOPBACK
     port: int = 0
     names: tuple[str, ...] = ("localhost", LOOPBACK, SLIRP_HOST)
@@ -118,6 +122,20 @@ TABLE: Final[Sequence[Setting]] = (
         parse=Path,
         help="state directory",
         controls="everything: root key, policies and resources live there",
+    ),
+    Setting(
+        field="database",
+        flag="--database",
+        parse=str,
+        help="postgresql://USER@HOST/DATABASE, for replicas; SQLite in the state directory when absent",
+        controls="what is released to whom: policies are read from there; not the resources, which are sealed",
+    ),
+    Setting(
+        field="database_password_file",
+        flag="--database-password-file",
+        parse=Path,
+        help="file with the password of the database's user; otherwise PGPASSFILE",
+        controls="nothing without the database's address; a wrong password stops the service",
     ),
     Setting(
         field="names",

@@ -208,6 +208,38 @@ evidence: Final = Table(
     UniqueConstraint("tenant", "id"),
 )
 
+# The release log, one for all tenants: what it publishes tells none from another. A leaf's node is the entry's own row;
+# `log_nodes` holds the complete subtrees above, `log_checkpoints` one signed statement per batch of writes.
+log_entries: Final = Table(
+    "log_entries",
+    metadata,
+    Column("position", INT64, nullable=False, autoincrement=False),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("tenant", TEXT, nullable=False),
+    Column("fields", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("position"),
+    Index(None, "tenant", "position"),
+)
+
+log_nodes: Final = Table(
+    "log_nodes",
+    metadata,
+    Column("level", INT64, nullable=False),
+    Column("position", INT64, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("level", "position"),
+)
+
+log_checkpoints: Final = Table(
+    "log_checkpoints",
+    metadata,
+    Column("size", INT64, nullable=False, autoincrement=False),
+    Column("note", TEXT, nullable=False),
+    PrimaryKeyConstraint("size"),
+)
+
 # The keys that seal rows of all tenants, each wrapped by the root key in the key store; and, one row, what is signed
 # about them all.
 data_keys: Final = Table(

@@ -319,7 +319,7 @@ class TestAltered:
             "UPDATE signing_keys SET kid = 'other' WHERE purpose = 'token'",
             "UPDATE signing_keys SET purpose = 'admin' WHERE purpose = 'token'",
             "UPDATE signing_keys SET sealed = (SELECT sealed FROM signing_keys WHERE purpose = 'ca')",
-            "UPDATE signing_keys SET sealed = randomblob(400) WHERE purpose = 'log'",
+            "UPDATE signing_keys SET sealed = randomblob(400) WHERE purpose = 'ca'",
             "INSERT INTO signing_keys SELECT purpose, 'mine', sealed, 0, 0, NULL FROM signing_keys WHERE kid LIKE '_%'",
         ],
     )

@@ -1,4 +1,4 @@
-"""Signing keys: tokens (ES256), the service's own CA (P-256), log entries (Ed25519). Sealed in the database, so that
+"""Signing keys: tokens (ES256), the service's own CA (P-256), and on demand others. Sealed in the database, so that
 replicas share them.
 
 RFC 7517 (JWK set), RFC 7518 (ES256), RFC 8032 (Ed25519). A key's record, private key and times together, is sealed
@@ -170,7 +170,7 @@ class SigningKeys:
         """Make the keys every service needs, those of `adopted` first, unless they are there."""
         present = {key.purpose for key in self._read(older_than=0)}
         given = {key.purpose: key for key in adopted}
-        missing = [given.get(purpose) or self._fresh(purpose) for purpose in (TOKEN, CA, LOG) if purpose not in present]
+        missing = [given.get(purpose) or self._fresh(purpose) for purpose in (TOKEN, CA) if purpose not in present]
         if missing:
             self._add_first(missing)
 

@@ -1,6 +1,6 @@
 """Rows that are durable per second: the store's group commit beside single commits on the bare driver.
 
-    python bench/store.py [--seconds 3] [--directory DIR]
+    python bench/store.py [--rounds 15] [--directory DIR]
 
 Each row is an audit row of a release; it counts when the caller was told that it is on disk. The bare driver runs the
 same insert with the same settings, one commit each, in one thread. On PostgreSQL the server is one that is started here
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sqlite3
+import statistics
 import sys
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from cloister.trust.store.database import Store
 from cloister.trust.store.records import RELEASED, AuditRow, RecordStore
 
 WAITERS = (1, 8, 32)
+SLICE = 0.5  # seconds
 COLUMNS = (
     "tenant, sequence, at, decision, code, resource, resource_version, tee, level, instance, init_data, pcr00,"
     " guest_key, appraisal_policy, appraisal_policy_digest, release_policy_digest, attestation, denial"
@@ -55,25 +57,23 @@ class Side:
     bare: Callable[[], Callable[[int], object]]
 
 
-def rate(work: Callable[[], object], waiters: int, seconds: float) -> tuple[float, float]:
-    """Return calls per second of that many threads, and the median time of one in milliseconds."""
-    times: list[list[float]] = [[] for _ in range(waiters)]
+def rate(work: Callable[[], object], waiters: int, seconds: float) -> float:
+    """Return calls per second of that many threads."""
+    done = [0] * waiters
     until = time.perf_counter() + seconds
 
-    def run(mine: list[float]) -> None:
-        while (begun := time.perf_counter()) < until:
+    def run(place: int) -> None:
+        while time.perf_counter() < until:
             work()
-            mine.append(time.perf_counter() - begun)
+            done[place] += 1
 
-    threads = [threading.Thread(target=run, args=(mine,)) for mine in times]
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(waiters)]
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    spent = time.perf_counter() - begun
-    merged = sorted(one for mine in times for one in mine)
-    return len(merged) / spent, merged[len(merged) // 2] * 1000
+    return sum(done) / (time.perf_counter() - begun)
 
 
 def bare_sqlite(file: Path) -> Callable[[int], object]:
@@ -96,34 +96,40 @@ def bare_postgresql(address: str) -> Callable[[int], object]:
     return lambda number: connection.execute(statement.encode(), values(number))
 
 
-def measure(side: Side, seconds: float) -> None:
+def measure(side: Side, rounds: int) -> None:
     store = Store(side.address)
     recorder = RecordStore(store)
     commit = side.bare()
     numbers = iter(range(1, 10**9))
-    base, base_ms = rate(lambda: commit(next(numbers)), 1, seconds)
-    print(f"{side.name}, bare driver, single commits: {base:.0f} rows/s, median {base_ms:.2f} ms")
-    for waiters in WAITERS:
-        got, ms = rate(lambda: recorder.record_release(ROW, seconds=4), waiters, seconds)
-        print(f"{side.name}, store, {waiters:2} waiting: {got:.0f} rows/s, median {ms:.2f} ms, {got / base:.2f}x")
+    bare: list[float] = []
+    ours: dict[int, list[float]] = {waiters: [] for waiters in WAITERS}
+    for _ in range(rounds):  # in turn, because what a commit costs on a shared disk changes from second to second
+        bare.append(rate(lambda: commit(next(numbers)), 1, SLICE))
+        for waiters, rates in ours.items():
+            rates.append(rate(lambda: recorder.record_release(ROW, seconds=4), waiters, SLICE))
+    base = statistics.median(bare)
+    print(f"{side.name}, bare driver, single commits: {base:.0f} rows/s ({min(bare):.0f} to {max(bare):.0f})")
+    for waiters, rates in ours.items():
+        ratio = statistics.median(own / other for own, other in zip(rates, bare, strict=True))
+        print(f"{side.name}, store, {waiters:2} waiting: {statistics.median(rates):.0f} rows/s, {ratio:.2f}x")
     last = recorder.last_audit()
     store.close()
     again = Store(side.address)
-    assert RecordStore(again).last_audit() == last > 0  # both sides did what is counted
+    assert RecordStore(again).last_audit() == last > 0  # what is counted is there
     again.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
+    parser.add_argument("--rounds", type=int, default=15, help="of half a second for each figure")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the disk to measure")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         file = Path(directory) / "trust.db"
-        measure(Side("SQLite", f"sqlite:///{file}", lambda: bare_sqlite(file)), options.seconds)
+        measure(Side("SQLite", f"sqlite:///{file}", lambda: bare_sqlite(file)), options.rounds)
     with postgres_process.running(fsync=True) as server:
         address = server.url(server.create_database())
-        measure(Side("PostgreSQL", address, lambda: bare_postgresql(address)), options.seconds)
+        measure(Side("PostgreSQL", address, lambda: bare_postgresql(address)), options.rounds)
     postgres_process.discard_template()
 
 

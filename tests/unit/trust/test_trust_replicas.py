@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from cloister.errors import Refused, Unavailable
 from cloister.rats.claims import Level
@@ -107,10 +107,10 @@ class TestSessions:
 
     @staticmethod
     def rows(place: Place) -> tuple[int, int]:
-        def count(connection: object) -> tuple[int, int]:
+        def count(connection: Connection) -> tuple[int, int]:
             ask = [select(func.count()).select_from(table) for table in (sessions, nonces)]
-            one, two = (connection.execute(statement).scalar_one() for statement in ask)  # type: ignore[attr-defined]
-            return one, two
+            live, kept = (int(connection.execute(statement).scalar_one()) for statement in ask)
+            return live, kept
 
         return place.open().read(count)
 

@@ -375,11 +375,12 @@ def _count(connection: Connection, name: str) -> None:
 
 def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> bool:
     """Run a job, undoing what it did when it refuses; return whether it did not."""
-    connection.exec_driver_sql("SAVEPOINT job")
+    connection.exec_driver_sql(
+        "SAVEPOINT job"
+    )  # never released: the name means the last one, and all end with the batch
     ran = _run(connection, job, hint)
     if not ran:
         connection.exec_driver_sql("ROLLBACK TO job")
-    connection.exec_driver_sql("RELEASE job")
     return ran
 
 

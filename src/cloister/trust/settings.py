@@ -32,6 +32,7 @@ class TrustSettings:
         ready_file: where to write the ready report (JSON), or None.
         ready_fd: inherited file descriptor to write the ready report to, or None.
         appraisal_policy: id of the appraisal policy that evidence is judged under.
+        key_store: address of the key store that holds the root key; empty for `root.key` in the state directory.
         collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
             there; None for the state directory. Only read.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
@@ -40,6 +41,7 @@ class TrustSettings:
         concurrency: requests worked on at once.
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
+        client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
     """
@@ -53,6 +55,7 @@ class TrustSettings:
     ready_file: Path | None = None
     ready_fd: int | None = None
     appraisal_policy: str = "default"
+    key_store: str = ""
     collateral: Path | None = None
     session_seconds: float = 300.0
     store_seconds: float = 4.0
@@ -60,6 +63,7 @@ class TrustSettings:
     concurrency: int = 8
     queue: int = 128
     sessions: int = 20_000
+    client_rate: float = 0.0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
 
@@ -93,6 +97,13 @@ def _names(text: str) -> tuple[str, ...]:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= 3600:
+        raise ValueError(text)
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1_000_000:
         raise ValueError(text)
     return value
 
@@ -155,6 +166,13 @@ TABLE: Final[Sequence[Setting]] = (
         controls="which of the owner's own policies applies; release rules name the id they accept",
     ),
     Setting(
+        field="key_store",
+        flag="--key-store",
+        parse=str,
+        help="address of the key store of the root key, remembered; root.key in the state directory when absent",
+        controls="nothing without the old root key: the service refuses data keys that another root key wraps",
+    ),
+    Setting(
         field="collateral",
         flag="--collateral",
         parse=Path,
@@ -202,6 +220,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_count,
         help="live sessions",
         controls="availability only",
+    ),
+    Setting(
+        field="client_rate",
+        flag="--client-rate",
+        parse=_rate,
+        help="requests per second of one client address; 0 for no limit",
+        controls="availability only; behind a proxy all clients have one address",
     ),
     Setting(
         field="shutdown_seconds",

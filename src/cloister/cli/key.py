@@ -29,6 +29,13 @@ app = typer.Typer(
 DataOption = Annotated[
     Path | None, typer.Option("--data", file_okay=False, help="State directory [default: $CLOISTER_HOME/trust].")
 ]
+DatabaseOption = Annotated[
+    str, typer.Option("--database", metavar="URL", help="As given to the service [default: trust.db in DATA].")
+]
+PasswordOption = Annotated[
+    Path | None,
+    typer.Option("--database-password-file", exists=True, dir_okay=False, help="As given to the service."),
+]
 PassphraseOption = Annotated[
     Path | None, typer.Option("--passphrase-file", exists=True, dir_okay=False, help="File with the passphrase.")
 ]
@@ -43,9 +50,14 @@ class Rotated(enum.StrEnum):
 
 
 @app.command("list")
-def list_command(data: DataOption = None, output: OutputOption = Output.TEXT) -> None:
+def list_command(
+    data: DataOption = None,
+    database: DatabaseOption = "",
+    password: PasswordOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
     """List all keys: what for, state, since when, until when (UTC), id; of the root key its place."""
-    with _admin(data) as admin:
+    with _admin(data, database, password) as admin:
         keys = admin.keys.list_keys()
     if output is Output.JSON:
         print_json({"version": 1, "keys": [_as_json(dataclasses.asdict(key)) for key in keys]})
@@ -59,6 +71,8 @@ def list_command(data: DataOption = None, output: OutputOption = Output.TEXT) ->
 def rotate_command(
     which: Annotated[Rotated, typer.Argument(help="root, data or token.")],
     data: DataOption = None,
+    database: DatabaseOption = "",
+    password: PasswordOption = None,
     revoke: Annotated[
         bool, typer.Option("--revoke", help="For a token key that leaked: change at once, old tokens do not count.")
     ] = False,
@@ -71,7 +85,7 @@ def rotate_command(
     if revoke and which is not Rotated.TOKEN:
         raise typer.BadParameter("only a token key can be revoked", param_hint="--revoke")
     step = StepPrinter()
-    with _admin(data) as admin:
+    with _admin(data, database, password) as admin:
         if which is Rotated.ROOT:
             print_line(admin.keys.rotate_root())
         elif which is Rotated.DATA:
@@ -81,9 +95,9 @@ def rotate_command(
 
 
 @app.command("reseal")
-def reseal_command(data: DataOption = None) -> None:
+def reseal_command(data: DataOption = None, database: DatabaseOption = "", password: PasswordOption = None) -> None:
     """Finish a rotation of the data key that was cut short; remove data keys that nothing needs any more."""
-    with _admin(data) as admin:
+    with _admin(data, database, password) as admin:
         print_line(f"{admin.keys.reseal()} rows sealed anew")
 
 
@@ -91,15 +105,19 @@ def reseal_command(data: DataOption = None) -> None:
 def move_command(
     key_store: Annotated[str, typer.Argument(metavar="URI", help="Address of the other key store.")],
     data: DataOption = None,
+    database: DatabaseOption = "",
+    password: PasswordOption = None,
 ) -> None:
     """Go on with a root key in another key store: a file, a hardware module, Vault. Then restart the service."""
-    with _admin(data) as admin:
+    with _admin(data, database, password) as admin:
         print_line(admin.keys.move_root(key_store))
 
 
 @app.command("seal")
 def seal_command(
     data: DataOption = None,
+    database: DatabaseOption = "",
+    password: PasswordOption = None,
     shares: Annotated[int, typer.Option(min=0, max=255, help="How many people get a share.")] = 0,
     threshold: Annotated[int, typer.Option(min=0, max=255, help="How many of them open it.")] = 0,
     passphrase_file: PassphraseOption = None,
@@ -115,7 +133,7 @@ def seal_command(
 
     if bool(shares) == bool(passphrase_file):
         raise typer.BadParameter("give --shares and --threshold, or --passphrase-file")
-    with _admin(data) as admin:
+    with _admin(data, database, password) as admin:
         place = admin.keys.prepare_seal(tuple(names.split(",")))
     if passphrase_file is not None:
         seal_file_by_passphrase(place, _line(passphrase_file))
@@ -143,10 +161,10 @@ def _directory(data: Path | None) -> Path:
     return data or home_from_environment().trust
 
 
-def _admin(data: Path | None) -> TrustAdmin:
+def _admin(data: Path | None, database: str, password: Path | None) -> TrustAdmin:
     from cloister.trust.admin import TrustAdmin
 
-    return TrustAdmin(_directory(data))
+    return TrustAdmin(_directory(data), database=database, password_file=password)
 
 
 def _line(place: Path) -> str:

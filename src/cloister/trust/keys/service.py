@@ -17,6 +17,7 @@ from cloister.crypto.keystore import KeyStore, UnsealProgress, open_keystore
 from cloister.crypto.keystore.file import file_uri
 from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import Refused
+from cloister.trust.events import NO_EVENTS, Events
 from cloister.trust.keys.ring import PROVED_SECONDS, KeyRing
 from cloister.trust.keys.signing import SigningKey, SigningKeys, TokenIssuer, adopted_authority, adopted_token_key
 from cloister.trust.keys.unsealing import UnsealSocket
@@ -33,6 +34,7 @@ class ServiceKeys:
         store: the database.
         key_store: address of the key store; empty for what the state directory says.
         clock: aware UTC now.
+        events: told of every change of a key, in its transaction.
         proved_seconds: how long the service goes on without its key store.
 
     Raises:
@@ -47,6 +49,7 @@ class ServiceKeys:
         *,
         key_store: str = "",
         clock: Callable[[], datetime],
+        events: Events = NO_EVENTS,
         proved_seconds: float = PROVED_SECONDS,
     ) -> None:
         self._state = state
@@ -56,8 +59,10 @@ class ServiceKeys:
         self._begun = False
         self._socket: UnsealSocket | None = None
         self._started_sealed = self._keystore.sealed
-        self.ring = KeyRing(store, self._keystore, clock=clock, seen=state.seen_file, proved_seconds=proved_seconds)
-        self.signing = SigningKeys(store, self.ring, clock=clock)
+        self.ring = KeyRing(
+            store, self._keystore, clock=clock, seen=state.seen_file, events=events, proved_seconds=proved_seconds
+        )
+        self.signing = SigningKeys(store, self.ring, clock=clock, events=events)
         if not self._started_sealed:
             self._begin()
 

@@ -140,7 +140,8 @@ def make_world(directory: Path, **settings: Any) -> World:
     template, ca, data = furnished()
     clock = Clock()
     state = directory / "state"
-    shutil.copytree(template, state)
+    if not settings.get("database"):
+        shutil.copytree(template, state)
     chosen = TrustSettings(state=state, **settings)
     admin = TrustAdmin(state, clock=clock, database=chosen.database)
     if chosen.database:

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, func, select
 
-from cloister.errors import Refused, Unavailable
+from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
 from cloister.trust.keybroker import Credentials
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
@@ -27,7 +27,7 @@ from store_places import Place
 from trust_world import CANARY, World, error_of, make_world
 
 LIFE = timedelta(minutes=5)
-KEY = RootKey(bytes(32))
+KEY = DataKey("11" * 8, bytes(32))
 LIMIT = 4
 
 
@@ -40,14 +40,15 @@ def world(place: Place, quick: Path) -> Iterator[World]:
 
 @pytest.fixture
 def replicas(world: World, place: Place) -> Iterator[list[TrustService]]:
-    """Three services: of one state directory on SQLite, of three with the same keys on PostgreSQL."""
+    """Three services: of one state directory on SQLite, of three with the same root key on PostgreSQL."""
     with ExitStack() as stack:
         services = [world.service]
         for number in range(2):
             settings = world.settings
             if place.server is not None:
                 state = world.state.with_name(f"replica{number}")
-                shutil.copytree(world.state, state)
+                state.mkdir(mode=0o700)
+                shutil.copy2(world.state / "root.key", state)
                 settings = replace(settings, state=state)
             services.append(stack.enter_context(TrustService(settings, clock=world.clock)))
         yield services
@@ -64,6 +65,15 @@ def test_a_handshake_goes_from_one_to_the_next(world: World, replicas: list[Trus
     assert guest.open(guest.resource(cookie=guest.cookie)) == CANARY
     assert guest.open(guest.resource()) == CANARY, "by its token"
     assert [row.level for row in world.admin.list_audit()] == [Level.MEASURED] * 2
+
+
+def test_another_root_key_is_refused_at_the_start(world: World, place: Place) -> None:
+    if place.server is None:
+        (world.state / "root.key").unlink()
+    settings = world.settings if place.server is None else replace(world.settings, state=world.state.with_name("new"))
+    with pytest.raises(CloisterError) as caught:
+        TrustService(settings, clock=world.clock)
+    assert caught.value.code.startswith(("trust.keys.", "trust.state.", "crypto.keystore."))
 
 
 def test_one_nonce_at_three_replicas_at_once(world: World, replicas: list[TrustService]) -> None:

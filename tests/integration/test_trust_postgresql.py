@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 import postgres_process
 from cloister.crypto.jwe import EphemeralKey
+from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import KeyReleaseDenied, Unavailable
 from cloister.protocol.kbs import SealedResource
 from cloister.protocol.tenants import DEFAULT_TENANT
@@ -223,6 +225,54 @@ class TestReplica:
         assert holder.stdout is not None
         assert holder.stdout.readline().startswith("Unavailable trust.store.timeout")
         put(store, "after")
+
+
+@pytest.fixture(scope="module")
+def authority() -> CertificateAuthority:
+    return CertificateAuthority.create("database CA", at=datetime.now(UTC))
+
+
+@pytest.fixture(scope="module")
+def guarded(authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQLServer]:
+    issued = authority.issue_server(("localhost",), at=datetime.now(UTC))
+    files = {"ssl_cert_file": issued.certificate_pem, "ssl_key_file": issued.key_pem}
+    with postgres_process.running(options={"ssl": "on"}, files=files) as made:
+        (made.directory / "data" / "pg_hba.conf").write_text("local all all trust\nhostssl all all all trust\n")
+        made.execute("SELECT pg_reload_conf()")
+        yield made
+
+
+class TestAuthentication:
+    """A server that offers TLS, under a CA of the test's own."""
+
+    @staticmethod
+    def address(server: PostgreSQLServer, ca: Path, host: str, **more: str) -> str:
+        query = "&".join(f"{name}={value}" for name, value in {"sslrootcert": str(ca), **more}.items())
+        return f"postgresql://cloister@{host}:{server.port}/postgres?{query}"
+
+    @pytest.fixture
+    def ca(self, authority: CertificateAuthority, tmp_path: Path) -> Path:
+        (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
+        return tmp_path / "ca.pem"
+
+    def test_of_the_server_named(self, guarded: PostgreSQLServer, ca: Path) -> None:
+        store = Store(self.address(guarded, ca, "localhost", sslmode="verify-full"))
+        where = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        for run in (store.write, store.read):
+            assert run(lambda connection: connection.execute(text(where)).scalar_one()) is True
+        store.close()
+
+    def test_by_another_name_is_refused(self, guarded: PostgreSQLServer, ca: Path) -> None:
+        """127.0.0.2 is not in the certificate, and not taken for this machine's own: no mode has to be said."""
+        with pytest.raises(Unavailable) as caught:
+            Store(self.address(guarded, ca, "127.0.0.2"))
+        assert caught.value.code == "trust.store.failed"
+
+    def test_by_another_ca_is_refused(self, guarded: PostgreSQLServer, tmp_path: Path) -> None:
+        other = tmp_path / "other.pem"
+        other.write_bytes(CertificateAuthority.create("other CA", at=datetime.now(UTC)).certificate_pem)
+        with pytest.raises(Unavailable):
+            Store(self.address(guarded, other, "localhost", sslmode="verify-full"))
 
 
 class TestService:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,9 +18,15 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
+from cloister.tlog.receipt import LogPins, parse_receipt, verify_receipt
+from cloister.trust.events import LogEvent
 from cloister.trust.keybroker import Credentials
+from cloister.trust.releaselog import OpenedLog, ReleaseLog
+from cloister.trust.releaselog.highwater import HighWater
+from cloister.trust.releaselog.keyfile import load_log_key
 from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.store.schema import nonces, sessions
@@ -177,3 +185,27 @@ class TestSessions:
             with pytest.raises(Refused) as caught:
                 store.accept_nonce(cookie, (1).to_bytes(32), at=NOW)
             assert caught.value.code in ("trust.session.nonce_used", "trust.session.unknown")
+
+
+def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
+    """No position twice, none left out, and every receipt holds, whichever replica gave it."""
+    key = load_log_key(quick, origin="log.example/test")
+    opened = []
+    for number in range(3):
+        own = quick / f"replica{number}"
+        own.mkdir(mode=0o700)
+        log = ReleaseLog(key, HighWater(own), cosigner=None, random=secrets.token_bytes)
+        opened.append(OpenedLog(store=place.open(batch_hook=log), log=log))
+        log.open(opened[-1].store, seconds=3)
+
+    def append(number: int) -> int:
+        one = opened[number % 3]
+        event = LogEvent(kind="release", at=NOW, tenant=DEFAULT_TENANT, fields={"resource": f"default/key/{number}"})
+        appended = one.store.write(lambda connection: one.log.append(connection, event))
+        receipt = one.log.receipt(appended, deadline=time.monotonic() + 5)
+        return verify_receipt(parse_receipt(receipt), LogPins(key=key.verifier)).index
+
+    with ThreadPoolExecutor(9) as threads:
+        assert sorted(threads.map(append, range(90))) == list(range(90))
+    for one in opened:
+        one.log.close()

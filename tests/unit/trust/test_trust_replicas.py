@@ -29,6 +29,9 @@ from cloister.trust.releaselog.highwater import HighWater
 from cloister.trust.releaselog.keyfile import load_log_key
 from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
+from cloister.trust.statedir import StateDirectory
+from cloister.trust.statestore import open_store
+from cloister.trust.store.records import AuditRow, RecordStore
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
 from store_places import Place
@@ -209,3 +212,39 @@ def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
         assert sorted(threads.map(append, range(90))) == list(range(90))
     for one in opened:
         one.log.close()
+
+
+class TestStateDirectory:
+    """Commands on a state directory find the database that its service uses."""
+
+    @pytest.fixture
+    def state(self, quick: Path) -> StateDirectory:
+        return StateDirectory(quick / "state")
+
+    def test_remembers_where_its_database_is(self, state: StateDirectory, place: Place) -> None:
+        for address in (place.address, ""):
+            store = open_store(state, database=address)
+            RecordStore(store).record_release(AuditRow(at=NOW, decision="released", code="x"), seconds=3)
+            store.close()
+        assert RecordStore(place.open()).last_audit() == 2
+        assert not state.database.exists()
+        assert (state.path / "database").stat().st_mode & 0o077 == 0
+
+    @pytest.mark.parametrize("address", ["postgresql://u:secret-word@127.0.0.1/db", "postgresql://u@127.0.0.1:1/db"])
+    def test_forgets_what_did_not_work(self, state: StateDirectory, address: str) -> None:
+        with pytest.raises(CloisterError):
+            open_store(state, database=address, seconds=1)
+        assert not (state.path / "database").exists()
+        open_store(state).close()
+        assert state.database.exists()
+
+    def test_remembers_the_password_file(self, state: StateDirectory, place: Place, tmp_path: Path) -> None:
+        password = tmp_path / "password"
+        password.write_text("x")
+        password.chmod(0o600)
+        open_store(state, database=place.address, password_file=password).close()
+        assert state.remembered("database") == f"{place.address}\n{password}"
+        if place.server is not None:
+            password.chmod(0o644)
+            with pytest.raises(Refused, match="password"):
+                open_store(state)

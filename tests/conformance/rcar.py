@@ -221,15 +221,24 @@ class Client:
             self.cookies[name] = value
         if answer.status == 200:
             return answer
-        try:
-            told = json.loads(answer.body)
-        except ValueError:
-            raise Violation(f"{answer.status} with a body that is no JSON") from None
-        if not (isinstance(told, dict) and isinstance(told.get("detail"), str) and told["detail"]):
-            raise Violation(f"{answer.status} without a detail")
-        if not str(told.get("type")).startswith(ERROR_TYPE) or told["type"] == ERROR_TYPE:
-            raise Violation(f"{answer.status} of type {told.get('type')}")
-        raise Denied(answer.status, told)
+        raise refusal(answer)
+
+
+def refusal(answer: Answer) -> Denied:
+    """Return what an answer that is not 200 says.
+
+    Raises:
+        Violation: its body is not what clients need: a type, without which they hide the cause, and a detail.
+    """
+    try:
+        told = json.loads(answer.body)
+    except ValueError:
+        raise Violation(f"{answer.status} with a body that is no JSON") from None
+    if not (isinstance(told, dict) and isinstance(told.get("detail"), str) and told["detail"]):
+        raise Violation(f"{answer.status} without a detail")
+    if not str(told.get("type")).startswith(ERROR_TYPE) or told["type"] == ERROR_TYPE:
+        raise Violation(f"{answer.status} of type {told.get('type')}")
+    return Denied(answer.status, told)
 
 
 def request(url: str, ca_pem: str, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:

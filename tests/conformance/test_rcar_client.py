@@ -112,6 +112,26 @@ def test_it_imports_nothing_of_cloister(repository: Path) -> None:
     assert {line[1].partition(".")[0] for line in lines} <= allowed and "import_module" not in text
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no JSON",
+        b"[]",
+        b'{"detail":"why"}',
+        b'{"type":"https://github.com/confidential-containers/kbs/errors/PolicyDeny"}',
+        b'{"type":"https://github.com/confidential-containers/kbs/errors/PolicyDeny","detail":""}',
+        b'{"type":"https://github.com/confidential-containers/kbs/errors/","detail":"why"}',
+        b'{"type":"PolicyDeny","detail":"why"}',
+    ],
+)
+def test_a_refusal_that_clients_do_not_understand_is_a_fault_of_the_broker(body: bytes) -> None:
+    with pytest.raises(Violation):
+        rcar.refusal(rcar.Answer(403, {}, body))
+    good = b'{"type":"https://github.com/confidential-containers/kbs/errors/PolicyDeny","detail":"why"}'
+    assert rcar.refusal(rcar.Answer(403, {}, good)).variant == "PolicyDeny"
+
+
 @pytest.mark.parametrize("kind", KEYS)
 def test_the_aad_is_the_header_as_clients_write_it(service: Running, owner: Owner, kind: str) -> None:
     """The same text in another order opens for a reader of RFC 7516, and not for CoCo's; ours is in CoCo's order."""

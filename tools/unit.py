@@ -1,4 +1,4 @@
-"""Run the tests of some directories in as many pytest processes as there are processors, each with a part of the files.
+"""Run the tests of some directories in a few pytest processes at once, each with a part of the files.
 
     tools/unit.py DIRECTORY... [-- PYTEST ARGUMENTS]
 
@@ -59,7 +59,7 @@ def run(directories: Sequence[Path], arguments: Sequence[str], count: int) -> in
 def main() -> int:
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    count = min(len(os.sched_getaffinity(0)), MOST)
+    count = min(len(os.sched_getaffinity(0)) + 1, MOST)  # one more than processors: tests also wait
     return run([Path(word) for word in words[:cut]], words[cut + 1 :], count)
 
 

@@ -33,18 +33,17 @@ def test_every_file_is_in_one_part(tool: ModuleType, repository: Path, count: in
     assert max(sizes) - min(sizes) <= max(file.stat().st_size for file in files)
 
 
-def test_a_failure_in_any_process_is_a_failure(repository: Path, tmp_path: Path) -> None:
-    def run(*contents: str) -> subprocess.CompletedProcess[str]:
-        for number, content in enumerate(contents):
-            (tmp_path / f"test_{number}.py").write_text(content)
-        command = [sys.executable, str(repository / "tools" / "unit.py"), str(tmp_path), "--", f"--rootdir={tmp_path}"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    done = run(GOOD, GOOD, GOOD)
-    assert done.returncode == 0 and "3 files in " in done.stdout, done.stdout + done.stderr
-    for at in range(3):
-        done = run(*(BAD if number == at else GOOD for number in range(3)))
-        assert done.returncode == 1 and "planted" in done.stdout
+@pytest.mark.parametrize(
+    ("contents", "count", "status"), [((GOOD, GOOD), 1, 0), ((GOOD, BAD), 2, 1), ((BAD, GOOD), 2, 1)]
+)
+def test_a_failure_in_any_process_is_a_failure(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: list[str], count: int, status: int
+) -> None:
+    for number, content in enumerate(contents):
+        (tmp_path / f"test_{number}.py").write_text(content)
+    assert tool.run([tmp_path], [f"--rootdir={tmp_path}"], count) == status
+    told = capsys.readouterr().out
+    assert f"2 files in {count} processes" in told and ("planted" in told) is bool(status)
 
 
 def test_nothing_to_run_is_no_success(repository: Path, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ _EVIDENCE: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("nvidia/*/*evidence.json", "nvidia/*/report.hex"),
     ),
     "cloister-simulated": (("insecure.evidence", "insecure.abi"), ()),
+    "sample": (("insecure.sample.evidence", "insecure.sample.abi"), ()),
 }
 
 
@@ -1520,7 +1521,8 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
             "tee.insecure.machinekey",
         ),
         "addresses and fingerprints of roots": tuple(
-            f"tee.{package}.endorsements" for package in ("azure", "hygon_csv", "insecure", "nitro", "sgx", "tdx")
+            f"tee.{package}.endorsements"
+            for package in ("azure", "hygon_csv", "insecure", "insecure.sample", "nitro", "sgx", "tdx")
         ),
         "fetches and keeps: what it reads is read by the parsers of answers": (
             "tee.collateral.collector",

@@ -65,6 +65,7 @@ class EARSubmodule(msgspec.Struct, frozen=True, kw_only=True):
         instance: identity of the chip or vTPM.
         findings: all checks.
         unchecked: what was deliberately not checked.
+        init_data_referenced: whether the reference values that it matched name its init data.
         annotated: claims by technology, `report_data`, `init_data`, `runtime_data_claims`.
     """
 
@@ -76,6 +77,7 @@ class EARSubmodule(msgspec.Struct, frozen=True, kw_only=True):
     instance: str = msgspec.field(name="ear.cloister.instance")
     findings: tuple[EARFinding, ...] = msgspec.field(name="ear.cloister.findings")
     unchecked: tuple[str, ...] = msgspec.field(name="ear.cloister.unchecked", default=())
+    init_data_referenced: bool = msgspec.field(name="ear.cloister.init-data-referenced", default=False)
     annotated: dict[str, Any] = msgspec.field(name=_EVIDENCE)  # Any: JSON; read by the members below
 
     @property
@@ -215,6 +217,7 @@ def _submodule(result: AttestationResult, runtime_data: Mapping[str, Any]) -> di
         "ear.cloister.instance": claims.instance_id,
         "ear.cloister.findings": [finding.as_dict() for finding in result.findings],
         "ear.cloister.unchecked": [item.reason for item in result.unchecked],
+        "ear.cloister.init-data-referenced": result.init_data_referenced,
         _EVIDENCE: {
             claims.tee: dict(claims.raw),
             "report_data": claims.report_data.hex(),

@@ -1483,6 +1483,7 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
     for reason, names in {
         _CHECKS: (
             *(f"tee.{package}.verifier" for package in world.PACKAGES),
+            "tee.insecure.sample.verifier",
             "tee.azure.hardware",
             "tee.checklist",
             "tee.dcap.reliance",
@@ -1493,9 +1494,15 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
             "tee.tpm.vouching",
             "tee.verification",
         ),
-        _OFFERS: (*(f"tee.{package}.appraisal" for package in world.PACKAGES), "rats.binding"),
+        _OFFERS: (
+            *(f"tee.{package}.appraisal" for package in world.PACKAGES),
+            "tee.insecure.sample.appraisal",
+            "tee.builtinpolicy",
+            "rats.binding",
+        ),
         _GUEST: (
             *(f"tee.{package}.attester" for package in world.PACKAGES if package != "dcap"),
+            "tee.insecure.sample.attester",
             "tee.tsmreport",
             "tee.tpm.transport",
         ),

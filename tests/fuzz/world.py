@@ -492,6 +492,11 @@ def _simulated() -> Scene:
     return Scene(files=[as_json(body)], endorsements=Endorsements(roots=(root,)))
 
 
+def _sample() -> Scene:
+    body = {**SampleAttester().attest(bytes(range(48))), "init_data": "AAAA"}
+    return Scene(files=[as_json(body)], endorsements=Endorsements(roots=()))
+
+
 def _b64(text: str) -> bytes:
     import base64
 
@@ -539,5 +544,5 @@ _SCENES: Final = {
     "se": _se,
     "nvidia": _nvidia,
     "cloister-simulated": _simulated,
-    "sample": lambda: Scene(files=[as_json(SampleAttester().attest(bytes(range(48))))], endorsements=Endorsements(roots=())),
+    "sample": _sample,
 }

@@ -186,7 +186,8 @@ def appraise_registers(
     """Compare the registers of `claims`, and the digest of its init data, with the entries valid at `at`.
 
     Where the caller wrote down why registers are not compared, that is a warning, never silence. Returns one passing
-    finding when an entry matches whole, a second when that entry names the init data, else one failing finding per differing register of the *closest* entry
+    finding when an entry matches whole, and a second when that entry names the init data; else one failing finding
+    per differing register of the *closest* entry
     (fewest differences), so that the answer names the component that changed.
     """
     if isinstance(entries, Unchecked):

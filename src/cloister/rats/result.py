@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from cloister.rats.claims import Claims
 
-
 UNSIGNED: Final = "evidence.unsigned"  # code of the finding that says so
 REFERENCED: Final = "appraisal.reference_values.init_data"  # code of the finding that reference values name init data
 
@@ -173,9 +172,14 @@ class AttestationResult:
             return Tier.CONTRAINDICATED
         asked = {finding.question for finding in self.findings if not finding.unknown}
         open_questions = any(finding.unknown for finding in self.findings)
-        if any(finding.code == UNSIGNED for finding in self.findings):
+        if self.unsigned:
             return Tier.NONE if open_questions else Tier.WARNING
         return Tier.AFFIRMING if asked == set(Question) and not open_questions else Tier.NONE
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether nobody signed the evidence."""
+        return any(finding.code == UNSIGNED for finding in self.findings)
 
     @property
     def init_data_referenced(self) -> bool:
@@ -184,10 +188,11 @@ class AttestationResult:
 
     @property
     def verdict(self) -> Verdict:
-        """Unavailable while authenticity or another question stays open, else a refusal when a finding refuses."""
+        """Unavailable while authenticity or another question stays open, else a refusal when a finding refuses, or
+        nobody signed the evidence."""
         if any(finding.unknown for finding in self.findings):
             return Verdict.UNAVAILABLE
-        return Verdict.REFUSE if self.failures else Verdict.ACCEPT
+        return Verdict.REFUSE if self.failures or self.unsigned else Verdict.ACCEPT
 
     @property
     def failures(self) -> tuple[Finding, ...]:

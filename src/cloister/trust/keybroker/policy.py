@@ -5,9 +5,9 @@
     lease_seconds = 3600
     note = "the classifier"
 
-A rule is stored under its prefix: `repository/type/tag`, `repository/type/*`, `repository/*/*` or `*`. The most specific
-rule about a path decides alone. A rule says which guests may have the resource, by their init data (and with it their
-pod policy); an unknown field refuses the whole rule, so a misspelt restriction can never silently be none.
+A rule is stored under its prefix: `repository/type/tag`, `repository/type/*`, `repository/*/*` or `*`. The most
+specific rule about a path decides alone. A rule says which guests may have the resource, by their init data (and with
+it their pod policy); an unknown field refuses the whole rule, so a misspelt restriction can never silently be none.
 
 Without a rule the default decides: evidence of level `hardware` that was affirmed against reference values which name
 the guest's init data. Levels below `hardware` pass by `insecure_allow_levels` of the rule and by nothing else.
@@ -563,7 +563,10 @@ def _check_rule(rule: ReleaseRule) -> None:
         )
     if any(level not in _BELOW_HARDWARE for level in rule.insecure_allow_levels):
         raise FormatRefused(
-            _MALFORMED, "not a level below hardware", path="insecure_allow_levels", expected=" or ".join(_BELOW_HARDWARE)
+            _MALFORMED,
+            "not a level below hardware",
+            path="insecure_allow_levels",
+            expected=" or ".join(_BELOW_HARDWARE),
         )
     for path, value, most in (
         ("lease_seconds", rule.lease_seconds, LEASE_SECONDS),

@@ -11,10 +11,13 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
+from sqlalchemy import Connection
 
 from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
+from cloister.trust.events import NO_EVENTS, Events, LogEvent
 from cloister.trust.keybroker.policy import (
     ReleaseRule,
     ReleaseRules,
@@ -25,7 +28,7 @@ from cloister.trust.keybroker.policy import (
 )
 from cloister.trust.store.database import Store
 from cloister.trust.store.policies import RELEASE, PolicyStore, StoredPolicy
-from cloister.trust.store.revocations import RevocationStore
+from cloister.trust.store.revocations import RevocationStore, add_revocation, withdraw_revocation
 
 LEGACY: Final = "release"  # name of the one document of an earlier release; no prefix looks like it
 _REMOVED: Final = b""
@@ -34,15 +37,19 @@ _Change = Callable[[Mapping[str, ReleaseRule]], Mapping[str, ReleaseRule]]
 
 
 class RuleBook:
-    """The release rules of one database.
+    """The release rules of one tenant.
 
     Args:
         store: the database.
+        tenant: whose.
+        events: told of every change, in its transaction.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._policies = PolicyStore(store)
-        self._revocations = RevocationStore(store)
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT, events: Events = NO_EVENTS) -> None:
+        self._policies = PolicyStore(store, tenant=tenant, events=events)
+        self._revocations = RevocationStore(store, tenant=tenant)
+        self._tenant = tenant
+        self._events = events
 
     def rules(self) -> ReleaseRules:
         """Return the rules and revocations in force.
@@ -134,8 +141,7 @@ class RuleBook:
                 )
             return changed
 
-        self._change(approved, at)
-        self._revocations.withdraw(init_data)
+        self._change(approved, at, lambda connection: withdraw_revocation(connection, self._tenant, init_data))
 
     def revoke(self, init_data: str, *, at: datetime) -> None:
         """Withdraw every approval of this init data, also those by wider rules and by reference values.
@@ -155,8 +161,11 @@ class RuleBook:
                 for prefix, rule in rules.items()
             }
 
-        self._revocations.add(init_data, at=at)
-        self._change(revoked, at)
+        def recorded(connection: Connection) -> None:
+            add_revocation(connection, self._tenant, init_data, at)
+            self._append(connection, "revocation", at, init_data=init_data)
+
+        self._change(revoked, at, recorded)
 
     def forget(self, init_data: str, *, at: datetime) -> None:
         """Remove this init data from every rule; a rule left without any releases nothing and goes too.
@@ -172,8 +181,10 @@ class RuleBook:
                     kept[prefix] = msgspec.structs.replace(rule, init_data=rest)
             return kept
 
-        self._change(without, at)
-        self._revocations.withdraw(init_data)
+        self._change(without, at, lambda connection: withdraw_revocation(connection, self._tenant, init_data))
+
+    def _append(self, connection: Connection, kind: str, at: datetime, **fields: str) -> None:
+        self._events.append(connection, LogEvent(kind=kind, at=at, tenant=self._tenant, fields=fields))
 
     def _split_legacy(self, at: datetime) -> None:
         """Store the rules of an earlier release's document one by one, where there is one."""
@@ -181,7 +192,9 @@ class RuleBook:
         if stored is not None and stored.text:
             self._change(dict, at)
 
-    def _change(self, change: _Change, at: datetime) -> tuple[StoredPolicy, ...]:
+    def _change(
+        self, change: _Change, at: datetime, besides: Callable[[Connection], None] | None = None
+    ) -> tuple[StoredPolicy, ...]:
         """Change all rules in one transaction; return the versions it made."""
 
         def texts(before: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -191,7 +204,7 @@ class RuleBook:
             gone = {prefix for prefix in {*before, *rules} - set(after) if before.get(prefix)}
             return {**result, **dict.fromkeys(gone, _REMOVED)}
 
-        return self._policies.change(RELEASE, texts, at=at)
+        return self._policies.change(RELEASE, texts, at=at, besides=besides)
 
 
 def _rules_of(texts: Mapping[str, bytes]) -> dict[str, ReleaseRule]:

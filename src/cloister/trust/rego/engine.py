@@ -185,7 +185,7 @@ class RegoEngine:
                 hint="install the extra: pip install 'cloister[rego]'",
             )
         command = [sys.executable, "-I", "-m", "cloister.trust.rego.child"]
-        self._process = subprocess.Popen(  # noqa: S603  our own module, no shell, nothing of anybody's in the arguments
+        self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

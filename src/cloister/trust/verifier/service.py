@@ -10,7 +10,7 @@ true reason. The token shows no value a guest is expected to have: those go only
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
@@ -49,13 +49,22 @@ _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
 
+class Issuer(Protocol):
+    """A token-signing key with its certificates, DER, leaf first."""
+
+    @property
+    def signer(self) -> Signer: ...
+
+    @property
+    def chain(self) -> tuple[bytes, ...]: ...
+
+
 class VerifierService:
     """Implements `cloister.trust.roles.AttestationService`.
 
     Args:
         store: where policy, roots and reference values are.
-        signer: signs results.
-        chain: DER certificates of the signer, leaf first, for relying parties that pin a CA.
+        issuer: returns what signs results now: a key and its certificates, for relying parties that pin a CA.
         policy_id: the appraisal policy to judge by.
         collateral: what vendors publish, as far as it is had.
         tenant: whose policy, roots and reference values apply, and for whom results are made.
@@ -64,9 +73,8 @@ class VerifierService:
     def __init__(
         self,
         store: Store,
-        signer: Signer,
+        issuer: Callable[[], Issuer],
         *,
-        chain: Sequence[bytes],
         policy_id: str,
         collateral: CollateralSource,
         tenant: str = DEFAULT_TENANT,
@@ -74,8 +82,7 @@ class VerifierService:
         self._collateral = collateral
         self._audience = audience_of(tenant)
         self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
-        self._signer = signer
-        self._chain = tuple(chain)
+        self._issuer = issuer
 
     def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
         """Return what belongs into the challenge.
@@ -108,6 +115,7 @@ class VerifierService:
         """
         results = self._judge(request)
         identity = new_attestation_id()
+        issuer = self._issuer()
         claims = encode_ear(
             {name: _for_the_guest(result) for name, result in results.items()},
             runtime_data=msgspec.to_builtins(request.runtime_data),
@@ -116,7 +124,7 @@ class VerifierService:
             audience=self._audience,
         )
         return Appraised(
-            token=sign_jwt(claims, self._signer, chain=self._chain),
+            token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
             record=_record(identity, results),
             body=msgspec.json.encode(request.evidence),
         )

@@ -322,6 +322,12 @@ def evaluate_release(
     return ReleaseDecision(rule=rule, findings=tuple(findings))
 
 
+def evaluate_floor(rules: ReleaseRules, token: VerifiedToken, facts: ReleaseFacts, *, at: datetime) -> ReleaseDecision:
+    """Return what is asked of every guest, whatever it asks for: steps 1, 3 and 9 of `evaluate_release`."""
+    findings = (_fresh(token, at), _not_revoked(rules, None, token), _version(token, facts))
+    return ReleaseDecision(rule=None, findings=findings)
+
+
 def allowed_levels(rule: ReleaseRule | None) -> frozenset[Level]:
     """Return the levels that a rule accepts; without a rule, and by Rego, `hardware` only."""
     return frozenset({Level.HARDWARE, *(rule.insecure_allow_levels if rule is not None and not rule.rego else ())})

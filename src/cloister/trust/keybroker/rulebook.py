@@ -26,6 +26,7 @@ from cloister.trust.keybroker.policy import (
     parse_prefix,
     parse_release_rule,
 )
+from cloister.trust.rego.engine import check_rego
 from cloister.trust.store.database import Store
 from cloister.trust.store.policies import RELEASE, PolicyStore, StoredPolicy
 from cloister.trust.store.revocations import RevocationStore, add_revocation, withdraw_revocation
@@ -70,10 +71,13 @@ class RuleBook:
             replaces: the version the caller read; None to replace whatever is in force.
 
         Raises:
-            FormatRefused: not a rule.
+            FormatRefused: not a rule, or Rego that does not load.
+            Unavailable: Rego, and this installation cannot run it (`rats.rego.absent`).
             Refused: `replaces` is not in force any more (`trust.policy.conflict`).
         """
         rule = parse_release_rule(prefix, text)
+        if rule.rego:
+            check_rego(rule.rego)
         self._split_legacy(at)
         return self._policies.put(RELEASE, rule.prefix, text, at=at, replaces=replaces)
 

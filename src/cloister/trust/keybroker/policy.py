@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -35,7 +35,6 @@ from cloister.rats.claims import Level
 from cloister.rats.reference import is_init_data_digest
 from cloister.rats.result import Finding, Question, Tier
 from cloister.tee.regopolicy import looks_like_rego
-from cloister.trust.keybroker.token import VerifiedToken
 from cloister.wire.limits import LEASE_SECONDS, POLICY_BYTES, POLICY_LIST_ITEMS
 from cloister.wire.stricttoml import parse_toml
 
@@ -47,6 +46,55 @@ _WILDCARD: Final = "*"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SHOWN: Final = 23  # "sha256:" and 16 digits
 _BELOW_HARDWARE: Final = (Level.SIMULATED, Level.MEASURED)
+
+
+class GuestFacts(Protocol):
+    """What of a guest decides: `cloister.trust.keybroker.token.VerifiedToken`, or what was recorded of one."""
+
+    @property
+    def tee(self) -> str:
+        """Technology."""
+        ...
+
+    @property
+    def tier(self) -> Tier:
+        """The verdict, the worst of all devices."""
+        ...
+
+    @property
+    def level(self) -> Level:
+        """What the evidence proved, the least of all devices."""
+        ...
+
+    @property
+    def init_data(self) -> str:
+        """Digest of the init data, empty when it names none."""
+        ...
+
+    @property
+    def init_data_referenced(self) -> bool:
+        """Whether the reference values it matched name that."""
+        ...
+
+    @property
+    def policy_id(self) -> str:
+        """Appraisal policy."""
+        ...
+
+    @property
+    def policy_digest(self) -> str:
+        """Digest of the text applied."""
+        ...
+
+    @property
+    def issued_at(self) -> datetime:
+        """When the result was made, aware UTC."""
+        ...
+
+    @property
+    def expires_at(self) -> datetime:
+        """Its end, aware UTC."""
+        ...
 
 
 class Approvals(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -294,7 +342,7 @@ def _from_legacy(rule: _LegacyRule) -> ReleaseRule:
 
 
 def evaluate_release(
-    rules: ReleaseRules, path: ResourcePath, token: VerifiedToken, facts: ReleaseFacts, *, at: datetime
+    rules: ReleaseRules, path: ResourcePath, token: GuestFacts, facts: ReleaseFacts, *, at: datetime
 ) -> ReleaseDecision:
     """Decide whether `path` may go to the guest that `token` is about.
 
@@ -322,7 +370,7 @@ def evaluate_release(
     return ReleaseDecision(rule=rule, findings=tuple(findings))
 
 
-def evaluate_floor(rules: ReleaseRules, token: VerifiedToken, facts: ReleaseFacts, *, at: datetime) -> ReleaseDecision:
+def evaluate_floor(rules: ReleaseRules, token: GuestFacts, facts: ReleaseFacts, *, at: datetime) -> ReleaseDecision:
     """Return what is asked of every guest, whatever it asks for: steps 1, 3 and 9 of `evaluate_release`."""
     findings = (_fresh(token, at), _not_revoked(rules, None, token), _version(token, facts))
     return ReleaseDecision(rule=None, findings=findings)
@@ -333,7 +381,7 @@ def allowed_levels(rule: ReleaseRule | None) -> frozenset[Level]:
     return frozenset({Level.HARDWARE, *(rule.insecure_allow_levels if rule is not None and not rule.rego else ())})
 
 
-def _fresh(token: VerifiedToken, at: datetime) -> Finding:
+def _fresh(token: GuestFacts, at: datetime) -> Finding:
     """Step 1."""
     return _finding(
         "trust.release.fresh",
@@ -346,7 +394,7 @@ def _fresh(token: VerifiedToken, at: datetime) -> Finding:
     )
 
 
-def _known(rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
+def _known(rule: ReleaseRule | None, token: GuestFacts) -> Finding:
     """Step 2."""
     by_references = token.init_data_referenced and bool(token.init_data)
     if rule is not None or by_references:
@@ -368,7 +416,7 @@ def _known(rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
     )
 
 
-def _not_revoked(rules: ReleaseRules, rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
+def _not_revoked(rules: ReleaseRules, rule: ReleaseRule | None, token: GuestFacts) -> Finding:
     """Step 3."""
     revoked = token.init_data in rules.revoked or (rule is not None and token.init_data in rule.revoked)
     return _finding(
@@ -383,7 +431,7 @@ def _not_revoked(rules: ReleaseRules, rule: ReleaseRule | None, token: VerifiedT
     )
 
 
-def _level(rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
+def _level(rule: ReleaseRule | None, token: GuestFacts) -> Finding:
     """Step 4."""
     levels = allowed_levels(rule)
     return _finding(
@@ -398,7 +446,7 @@ def _level(rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
     )
 
 
-def _tier(rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
+def _tier(rule: ReleaseRule | None, token: GuestFacts) -> Finding:
     """Step 5. Evidence that nobody signed is never affirmed; a rule that accepts simulated evidence accepts that."""
     accepted = [Tier.AFFIRMING]
     if token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule):
@@ -414,7 +462,7 @@ def _tier(rule: ReleaseRule | None, token: VerifiedToken) -> Finding:
     )
 
 
-def _by_lists(rule: ReleaseRule | None, token: VerifiedToken) -> Iterable[Finding]:
+def _by_lists(rule: ReleaseRule | None, token: GuestFacts) -> Iterable[Finding]:
     """Steps 6 to 8. Without a rule, step 2 has asked for the init data already."""
     if rule is None:
         return
@@ -443,7 +491,7 @@ def _by_lists(rule: ReleaseRule | None, token: VerifiedToken) -> Iterable[Findin
         )
 
 
-def _named(rule: ReleaseRule, token: VerifiedToken) -> Finding:
+def _named(rule: ReleaseRule, token: GuestFacts) -> Finding:
     """Step 6."""
     free = rule.insecure_any_init_data or (
         not rule.init_data and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
@@ -482,7 +530,7 @@ def _by_rego(rule: ReleaseRule, answer: RegoAnswer) -> Finding:
     )
 
 
-def _version(token: VerifiedToken, facts: ReleaseFacts) -> Finding:
+def _version(token: GuestFacts, facts: ReleaseFacts) -> Finding:
     """Step 9."""
     digest = facts.appraisal_policy_digest
     return _finding(

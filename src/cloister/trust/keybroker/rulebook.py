@@ -64,6 +64,8 @@ class RuleBook:
     def put(self, prefix: str, text: bytes, *, at: datetime, replaces: int | None = None) -> StoredPolicy:
         """Store the next version of a rule, given as its file.
 
+        Rego is stored unseen: the caller has checked it (`checked_rule`), outside of any transaction.
+
         Args:
             prefix: what it is about.
             text: TOML, JSON or Rego.
@@ -71,13 +73,10 @@ class RuleBook:
             replaces: the version the caller read; None to replace whatever is in force.
 
         Raises:
-            FormatRefused: not a rule, or Rego that does not load.
-            Unavailable: Rego, and this installation cannot run it (`rats.rego.absent`).
+            FormatRefused: not a rule.
             Refused: `replaces` is not in force any more (`trust.policy.conflict`).
         """
         rule = parse_release_rule(prefix, text)
-        if rule.rego:
-            check_rego(rule.rego)
         self._split_legacy(at)
         return self._policies.put(RELEASE, rule.prefix, text, at=at, replaces=replaces)
 
@@ -209,6 +208,19 @@ class RuleBook:
             return {**result, **dict.fromkeys(gone, _REMOVED)}
 
         return self._policies.change(RELEASE, texts, at=at, besides=besides)
+
+
+def checked_rule(prefix: str, text: bytes) -> ReleaseRule:
+    """Return the rule in a file, Rego only if it loads. Takes up to seconds for Rego: call it in no transaction.
+
+    Raises:
+        FormatRefused: not a rule, or Rego that does not load.
+        Unavailable: Rego, and this installation cannot run it (`rats.rego.absent`).
+    """
+    rule = parse_release_rule(prefix, text)
+    if rule.rego:
+        check_rego(rule.rego)
+    return rule
 
 
 def _rules_of(texts: Mapping[str, bytes]) -> dict[str, ReleaseRule]:

@@ -40,18 +40,18 @@ from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Tier
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
-from cloister.trust.keybroker.denials import DenialBook, RequestContext, event_fields
-from cloister.trust.keybroker.inputs import ReleaseInputs
-from cloister.trust.keybroker.leasing import grant_lease
-from cloister.trust.keybroker.policy import (
+from cloister.trust.keybroker.decision import (
     NOT_ASKED,
     RegoAnswer,
     ReleaseDecision,
     ReleaseFacts,
-    ReleaseRule,
     evaluate_floor,
     evaluate_release,
 )
+from cloister.trust.keybroker.denials import DenialBook, RequestContext, event_fields
+from cloister.trust.keybroker.inputs import ReleaseInputs
+from cloister.trust.keybroker.leasing import grant_lease
+from cloister.trust.keybroker.policy import ReleaseRule
 from cloister.trust.keybroker.regoinput import rego_input
 from cloister.trust.keybroker.token import VerifiedToken, verify_token
 from cloister.trust.rego.engine import RegoEngine, RegoQuery

@@ -2,8 +2,8 @@
 
 A decision is made again from what was recorded of it: the guest as its Attestation Result described it, at the time it
 asked. Other verdicts on evidence (a candidate appraisal policy, another TCB) come in by replacing what the record says
-of a guest with what re-appraisal of its kept evidence says. Rules in Rego see a whole token, which is not kept; about them
-this says that it cannot tell.
+of a guest with what re-appraisal of its kept evidence says. Rules in Rego see a whole token, which is not kept; about
+them this says that it cannot tell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.rats.claims import Level
 from cloister.rats.policy import RESULT_LIFETIME
 from cloister.rats.result import REFERENCED, Finding, Tier
-from cloister.trust.keybroker.policy import ReleaseFacts, ReleaseRules, evaluate_release
+from cloister.trust.keybroker.decision import ReleaseFacts, evaluate_release
+from cloister.trust.keybroker.policy import ReleaseRules
 from cloister.trust.store.records import DENIED, RELEASED, RENEWED, AppraisalRecord, AuditRow, RecordStore
 
 DECISIONS: Final = 1000  # looked at, at most

@@ -130,7 +130,6 @@ def main() -> None:
     with postgres_process.running(fsync=True) as server:
         address = server.url(server.create_database())
         measure(Side("PostgreSQL", address, lambda: bare_postgresql(address)), options.rounds)
-    postgres_process.discard_template()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,22 @@ from cloister.protocol.initdata import InitData
 from cloister.protocol.kbs import RuntimeData
 from cloister.rats.claims import Level
 from cloister.rats.result import Finding, Tier
+from cloister.trust.events import NO_EVENTS, Events, LogEvent
 from cloister.trust.store.records import AppraisalRecord
+
+__all__ = [
+    "NO_EVENTS",
+    "AppraisalRequest",
+    "Appraised",
+    "AttestationService",
+    "AttestedGuest",
+    "Events",
+    "IssuedChallenge",
+    "LogEvent",
+    "Plugin",
+    "PluginDenied",
+    "Undecided",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

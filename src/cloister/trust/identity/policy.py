@@ -297,7 +297,7 @@ def _grant_findings(
         ),
         # 7
         _finding(
-            "trust.identity.appraisal_policy_version",
+            "trust.identity.appraisal_policy.version",
             token.policy_digest == appraisal_policy_digest,
             "the evidence was judged by the version of the policy that is in force",
             "the evidence was judged by a version of the policy that is not in force",

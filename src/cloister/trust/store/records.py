@@ -167,7 +167,7 @@ class RecordStore:
         Raises:
             Unavailable: the store failed or did not answer within `seconds`.
         """
-        self._store.write(lambda connection: _insert_audit(connection, row), seconds=seconds)
+        self._store.write(lambda connection: insert_audit(connection, row), seconds=seconds)
 
     def record_denial(self, record: DenialRecord, row: AuditRow) -> None:
         """Store a denial and its audit row.
@@ -180,7 +180,7 @@ class RecordStore:
             values = {"id": record.id, "at": to_micros(record.at), "stage": record.stage, "code": record.code}
             values |= {"resource": record.resource, "attestation": record.attestation}
             stored = connection.execute(_INSERT_DENIAL, {**values, "record": msgspec.json.encode(record)})
-            _insert_audit(connection, row)
+            insert_audit(connection, row)
             _prune_denials(connection, _sequence(stored))
 
         self._store.write(work)
@@ -261,7 +261,8 @@ def _random_text() -> str:
     return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
 
 
-def _insert_audit(connection: Connection, row: AuditRow) -> None:
+def insert_audit(connection: Connection, row: AuditRow) -> None:
+    """Add an audit row, within the caller's transaction."""
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
     connection.execute(_INSERT_AUDIT, {**values, "at": to_micros(row.at)})
 

@@ -137,3 +137,19 @@ evidence: Final = Table(
     Column("result", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
+
+# Keys of the trust domain, of all tenants: the service's own. Rows stay when the key is past, so that the sequence
+# number of the bundle only grows.
+identity_keys: Final = Table(
+    "identity_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("trust_domain", Text, nullable=False),
+    Column("use", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("active_at", Integer, nullable=False),
+    Column("expires_at", Integer, nullable=False),
+    Column("withdrawn_at", Integer),
+)

@@ -21,6 +21,7 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
+from cloister.trust.identity import IDENTITY_POLICY, parse_identity_policy
 from cloister.trust.keybroker.inputs import RELEASE_POLICY
 from cloister.trust.keybroker.policy import (
     ReleasePolicy,
@@ -33,7 +34,7 @@ from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore
-from cloister.trust.store.policies import APPRAISAL, RELEASE, PolicyStore, StoredPolicy
+from cloister.trust.store.policies import APPRAISAL, IDENTITY, RELEASE, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry, ResourceStore
 
@@ -130,6 +131,20 @@ class TrustAdmin:
         """
         parse_release_policy(text)
         return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock())
+
+    def put_identity_policy(self, text: bytes) -> StoredPolicy:
+        """Store the identity policy: which pod gets which SPIFFE ID.
+
+        Raises:
+            FormatRefused: not a policy (`trust.identity.policy`, `trust.identity.template`).
+            Unavailable: the store failed.
+        """
+        parse_identity_policy(text)
+        return self._policies.put(IDENTITY, IDENTITY_POLICY, text, at=self._clock())
+
+    def identity_policy(self) -> StoredPolicy | None:
+        """Return the identity policy in force, None when there is none."""
+        return self._policies.current(IDENTITY, IDENTITY_POLICY)
 
     def release_policy(self) -> ReleasePolicy | None:
         """Return the key-release policy in force, None when there is none."""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 
 from cloister.crypto.jwt import key_id
+from cloister.trust.identity import IdentityParts, IdentityService, KeyRing
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
@@ -50,6 +51,18 @@ class TrustService:
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
+        self.identity: IdentityService | None = None
+        if settings.trust_domain:
+            self.identity = IdentityService(
+                IdentityParts(
+                    store=self.store,
+                    authorities=KeyRing(self.store, self.state.root_key, settings.trust_domain),
+                    trust_domain=settings.trust_domain,
+                    tenant="default",
+                    issuer=settings.identity_issuer,
+                    clock=clock,
+                )
+            )
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,

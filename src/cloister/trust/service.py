@@ -10,14 +10,18 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
+from typing import Final
 
 from cloister.crypto.jwt import key_id
+from cloister.errors import RequestRefused
 from cloister.trust.identity import IdentityParts, IdentityService, KeyRing
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
 from cloister.trust.verifier import CollateralSource, VerifierService
+
+DEFAULT_TENANT: Final = "default"
 
 
 def utc_now() -> datetime:
@@ -75,6 +79,16 @@ class TrustService:
                 random=secrets.token_bytes,
             )
         )
+
+    def broker_of(self, tenant: str) -> KeyBroker:
+        """Return the key broker of a tenant.
+
+        Raises:
+            Refused: no such tenant (`trust.request.path`).
+        """
+        if tenant != DEFAULT_TENANT:
+            raise RequestRefused("trust.request.path", "no such address")
+        return self.broker
 
     def __enter__(self) -> TrustService:
         return self

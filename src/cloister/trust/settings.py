@@ -45,6 +45,7 @@ class TrustSettings:
         concurrency: requests worked on at once.
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
+        client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
     """
@@ -65,6 +66,7 @@ class TrustSettings:
     concurrency: int = 8
     queue: int = 128
     sessions: int = 20_000
+    client_rate: float = 0.0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
 
@@ -111,6 +113,13 @@ def _issuer(text: str) -> str:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= 3600:
+        raise ValueError(text)
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1_000_000:
         raise ValueError(text)
     return value
 
@@ -220,6 +229,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_count,
         help="live sessions",
         controls="availability only",
+    ),
+    Setting(
+        field="client_rate",
+        flag="--client-rate",
+        parse=_rate,
+        help="requests per second of one client address; 0 for no limit",
+        controls="availability only; behind a proxy all clients have one address",
     ),
     Setting(
         field="shutdown_seconds",

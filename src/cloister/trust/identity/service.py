@@ -112,7 +112,7 @@ class IdentityService:
 
     def __init__(self, parts: IdentityParts) -> None:
         self._parts = parts
-        self._policies = PolicyStore(parts.store)
+        self._policies = PolicyStore(parts.store, tenant=parts.tenant)
 
     def handle(self, path: str, query: str, body: bytes, token: AttestedGuest) -> bytes:
         """Answer one request of an attested guest; as `Plugin.handle`.
@@ -287,7 +287,7 @@ class IdentityService:
         event = LogEvent(kind="release", at=granted.at, tenant=self._parts.tenant, fields=fields)
 
         def work(connection: Connection) -> None:
-            insert_audit(connection, row)
+            insert_audit(connection, self._parts.tenant, row)
             self._parts.events.append(connection, event)
 
         self._parts.store.write(work)

@@ -1,0 +1,108 @@
+"""The guest's side of SPIFFE identities, against the real plugin and against one that lies."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from cloister.client.identity import fetch_bundle, fetch_jwt_svid, fetch_x509_svid
+from cloister.errors import Refused
+from identity_world import AUDIENCE, Domain, grant, make_domain, pod_data, policy
+from trust_world import Guest, World, make_world, quick_directory
+
+
+class Caller:
+    """Carries requests to the plugin, as the broker does after it verified the token; `bend` alters answers."""
+
+    def __init__(self, domain: Domain, guest: Guest) -> None:
+        self.domain = domain
+        self.guest = guest
+        self.bend: Callable[[dict[str, Any]], object] = lambda answer: None
+
+    def plugin(self, name: str, path: str, *, query: str = "", body: bytes = b"") -> bytes:
+        assert name == "spiffe"
+        answer = json.loads(self.domain.service.handle(path, query, body, self.domain.token(self.guest)))
+        self.bend(answer)
+        return json.dumps(answer).encode()
+
+
+@pytest.fixture
+def caller() -> Iterator[Caller]:
+    made: list[World] = []
+    with quick_directory() as directory:
+
+        def new_world(**settings: object) -> World:
+            made.append(make_world(directory / "world", **settings))
+            return made[-1]
+
+        domain, data = make_domain(new_world), pod_data()
+        grants = [grant(data, template=f"{{level}}/{name}/{{pod}}") for name in ("web", "batch")]
+        domain.world.admin.put_identity_policy(policy(*grants))
+        yield Caller(domain, domain.world.guest(data).handshake())
+        made[0].close()
+
+
+WEB = "spiffe://prod.example.org/default/measured/web/classifier"
+
+
+def fetch(caller: Caller, name: str = WEB) -> Any:
+    return fetch_x509_svid(caller, init_data=caller.guest.data.text.decode(), name=name)
+
+
+def test_a_guest_gets_what_a_tls_library_takes(caller: Caller, tmp_path: Path) -> None:
+    svid = fetch(caller)
+    assert svid.spiffe_id == WEB and "PRIVATE" not in repr(svid)
+    certificate = x509.load_pem_x509_certificate(svid.certificate_pem)
+    key = load_pem_private_key(svid.key_pem, None)
+    assert certificate.public_key() == key.public_key() and svid.expires_at == certificate.not_valid_after_utc
+    (tmp_path / "both.pem").write_bytes(svid.certificate_pem + svid.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    context.load_verify_locations(cadata=svid.bundle_pem.decode())
+    assert fetch(caller).key_pem != svid.key_pem
+
+
+def test_tokens_and_the_bundle_come_the_same_way(caller: Caller) -> None:
+    answer = fetch_jwt_svid(caller, AUDIENCE, init_data=caller.guest.data.text.decode(), name=WEB)
+    assert answer.spiffe_id == WEB and answer.svid.count(".") == 2
+    assert json.loads(fetch_bundle(caller))["spiffe_sequence"]
+
+
+@pytest.mark.parametrize("name", ["", WEB.replace("web", "root"), "not a name", WEB + "/.."])
+def test_a_name_that_is_not_the_guests_is_refused(caller: Caller, name: str) -> None:
+    with pytest.raises(Refused):
+        fetch(caller, name)
+    with pytest.raises(Refused):
+        fetch_jwt_svid(caller, AUDIENCE, init_data=caller.guest.data.text.decode(), name=name)
+
+
+def other_key(caller: Caller) -> str:
+    certificate = x509.load_pem_x509_certificate(fetch(caller).certificate_pem)
+    return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
+
+
+def test_an_answer_that_is_not_for_this_guest_is_refused(caller: Caller) -> None:
+    foreign = other_key(caller)
+    bends: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+        (lambda answer: answer.update(x509_svid=foreign), "not for the key"),
+        (lambda answer: answer.update(spiffe_id=WEB + "x"), "another name"),
+        (lambda answer: answer.update(x509_svid=""), "none"),
+        (lambda answer: answer.update(bundle="AAAA"), "one behind the other"),
+        (lambda answer: answer.update(bundle=answer["bundle"] * 17), "base64|too many"),
+        (lambda answer: answer.pop("bundle"), "no SVID"),
+    ]
+    for bend, words in bends:
+        caller.bend = bend
+        with pytest.raises(Refused, match=words):
+            fetch(caller)
+    caller.bend = lambda answer: answer.update(spiffe_id=WEB + "x")
+    with pytest.raises(Refused, match="another name"):
+        fetch_jwt_svid(caller, AUDIENCE, init_data=caller.guest.data.text.decode(), name=WEB)

@@ -30,6 +30,7 @@ AGENT_ENTRY: Final = "aa.toml"
 POLICY_ENTRY: Final = "pod-policy.json"
 CONTRACT_ENTRY: Final = "contract-id"  # `sha256:` and 64 digits of the contract the pod runs under
 _DIGESTS: Final = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+DIGEST_BYTES: Final = {name: digest().digest_size for name, digest in _DIGESTS.items()}
 _HEADER_BYTES: Final = 16
 
 

@@ -17,11 +17,12 @@ import msgspec
 from cloister.crypto.jwt import key_id, public_jwk
 from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.protocol.spiffe import parse_trust_domain
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
-from cloister.trust.identity import IDENTITY_POLICY, parse_identity_policy
+from cloister.trust.identity import IDENTITY_POLICY, KeyRing, parse_identity_policy
 from cloister.trust.keybroker.inputs import RELEASE_POLICY
 from cloister.trust.keybroker.policy import (
     ReleasePolicy,
@@ -37,6 +38,8 @@ from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.policies import APPRAISAL, IDENTITY, RELEASE, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry, ResourceStore
+from cloister.trust.verifier import CollateralSource
+from cloister.trust.verifier.survey import Survey
 
 _ATTEMPTS: Final = 5
 _REVOKED_REMEMBERED: Final = 64
@@ -311,6 +314,51 @@ class TrustAdmin:
         return self._records.evidence(identity)
 
     # What others pin
+
+    def identity_keys(self, trust_domain: str) -> tuple[dict[str, str], ...]:
+        """Return the keys of a trust domain, oldest first, without their private halves; times in ISO 8601.
+
+        Raises:
+            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
+        """
+        rows = self._identity(trust_domain).history()
+        return tuple(
+            {
+                "id": row.id,
+                "use": row.use,
+                "active_at": row.active_at.isoformat(timespec="seconds"),
+                "expires_at": row.expires_at.isoformat(timespec="seconds"),
+                "withdrawn_at": row.withdrawn_at.isoformat(timespec="seconds") if row.withdrawn_at else "",
+            }
+            for row in rows
+        )
+
+    def rotate_identity_keys(self, trust_domain: str) -> None:
+        """Make new keys for a trust domain; the old ones sign on until relying parties know the new.
+
+        Raises:
+            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
+        """
+        self._identity(trust_domain).rotate(at=self._clock())
+
+    def withdraw_identity_key(self, trust_domain: str, key: str) -> None:
+        """Take a key out of a trust domain's bundle at once.
+
+        Raises:
+            Refused: there is no such key (`trust.identity.key`).
+        """
+        self._identity(trust_domain).withdraw(key, at=self._clock())
+
+    def _identity(self, trust_domain: str) -> KeyRing:
+        return KeyRing(self._store, self._state.root_key, parse_trust_domain(trust_domain))
+
+    def survey(self, policy_id: str = "default") -> Survey:
+        """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
+        return Survey(self._store, policy_id=policy_id)
+
+    def collateral(self, directory: Path | None = None) -> CollateralSource:
+        """Return what vendors publish as the service has it, or as another cache has it."""
+        return CollateralSource(directory or self._state.path)
 
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""

@@ -53,6 +53,10 @@ class KeyRing:
         rows = self._current(at)
         return len(rows) + sum(1 for row in rows if not _good(row, at))
 
+    def history(self) -> tuple[IdentityKeyRow, ...]:
+        """Return all keys there ever were, oldest first."""
+        return self._read()
+
     def rotate(self, *, at: datetime) -> None:
         """Make a new key for each use; it signs after it has been in the bundle for `OVERLAP`.
 

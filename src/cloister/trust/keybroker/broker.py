@@ -251,7 +251,7 @@ class KeyBroker:
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body)
+            store_appraisal(connection, appraised.record, appraised.body, appraised.binding)
             attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)

@@ -7,6 +7,7 @@ anybody who reaches the port, so the oldest go when there are too many; likewise
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -15,6 +16,7 @@ import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, select
 
 from cloister.errors import Refused, Unavailable
+from cloister.protocol.kbs import RuntimeData
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
 from cloister.trust.store.database import Store
@@ -160,6 +162,44 @@ class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     unchecked: tuple[str, ...]
 
 
+class BindingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What evidence was bound to in its session: all that judging it again needs beside it.
+
+    None of it is a secret any more: the nonce is spent, and with it what credential activation had recovered.
+
+    Attributes:
+        runtime_data: nonce and guest key as received.
+        additional_evidence: text of the map for further devices, as received.
+        init_data: `algorithm:digest`, empty when the guest sent none.
+        session_secret: what credential activation must have recovered.
+    """
+
+    runtime_data: RuntimeData
+    additional_evidence: str
+    init_data: str
+    session_secret: bytes
+
+    def __repr__(self) -> str:
+        return "BindingRecord()"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StoredEvidence:
+    """Evidence as kept, with its result.
+
+    Attributes:
+        sequence: position.
+        record: the result of then.
+        body: the evidence as it was received, JSON.
+        binding: what it was bound to; None when an older version kept it.
+    """
+
+    sequence: int
+    record: AppraisalRecord
+    body: bytes
+    binding: BindingRecord | None
+
+
 class RecordStore:
     """Records of one tenant.
 
@@ -233,6 +273,35 @@ class RecordStore:
         statement = select(evidence.c.body).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
 
+    def list_evidence(self, *, after: int = 0, limit: int = LISTED) -> tuple[StoredEvidence, ...]:
+        """Return kept evidence in order: that after a sequence number."""
+        columns = (evidence.c.sequence, evidence.c.result, evidence.c.body, evidence.c.binding)
+        later = select(*columns).where(evidence.c.tenant == self._tenant, evidence.c.sequence > after)
+        statement = later.order_by(evidence.c.sequence).limit(limit)
+        rows = self._store.read(lambda connection: connection.execute(statement).all())
+        return tuple(
+            StoredEvidence(
+                sequence=row.sequence,
+                record=_decode(row.result, AppraisalRecord),
+                body=row.body,
+                binding=_decode(row.binding, BindingRecord) if row.binding is not None else None,
+            )
+            for row in rows
+        )
+
+    def count_evidence(self) -> int:
+        """Return how much evidence is kept."""
+        statement = select(func.count()).select_from(evidence).where(evidence.c.tenant == self._tenant)
+        return int(self._store.read(lambda connection: connection.execute(statement).scalar_one()))
+
+    def list_releases(self, attestations: Sequence[str]) -> tuple[AuditRow, ...]:
+        """Return the audit rows of what was released under these Attestation Results, for at most `LISTED` of them."""
+        columns = audit.c
+        theirs = (columns.attestation.in_(attestations[:LISTED]), columns.decision == RELEASED)
+        statement = select(audit).where(columns.tenant == self._tenant, *theirs).order_by(columns.sequence)
+        rows = self._store.read(lambda connection: connection.execute(statement).all())
+        return tuple(_audit_row(row) for row in rows)
+
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""
         statement = select(func.max(audit.c.sequence)).where(audit.c.tenant == self._tenant)
@@ -250,11 +319,17 @@ class RecordStore:
 
 
 def store_appraisal(
-    connection: Connection, record: AppraisalRecord, body: bytes, *, tenant: str = DEFAULT_TENANT
+    connection: Connection,
+    record: AppraisalRecord,
+    body: bytes,
+    binding: BindingRecord,
+    *,
+    tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """Keep evidence and result, within the caller's transaction."""
+    """Keep evidence, its binding and result, within the caller's transaction."""
     values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
-    whole = {**_storable(tenant, values), "body": body, "result": msgspec.json.encode(record)}
+    kept = {"body": body, "result": msgspec.json.encode(record), "binding": msgspec.json.encode(binding)}
+    whole = {**_storable(tenant, values), **kept}
     newest = int(connection.execute(_INSERT_EVIDENCE, whole).scalar_one())
     if newest > EVIDENCE_KEPT:
         connection.execute(_FORGET_EVIDENCE, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})

@@ -204,6 +204,7 @@ evidence: Final = Table(
     Column("tee", TEXT, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("result", LargeBinary, nullable=False),
+    Column("binding", LargeBinary),  # NULL in rows of versions that did not keep it
     PrimaryKeyConstraint("tenant", "sequence"),
     UniqueConstraint("tenant", "id"),
 )

@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 
 from cloister.errors import AppraisalRefused
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.advisory import Advisory
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
@@ -34,12 +35,12 @@ class AppraisalInputs:
 class AppraisalInputSource:
     """Reads the inputs; keeps them until the configuration changes."""
 
-    def __init__(self, store: Store, policy_id: str) -> None:
+    def __init__(self, store: Store, policy_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._policy_id = policy_id
-        self._policies = PolicyStore(store)
-        self._roots = RootStore(store)
-        self._references = ReferenceStore(store)
+        self._policies = PolicyStore(store, tenant=tenant)
+        self._roots = RootStore(store, tenant=tenant)
+        self._references = ReferenceStore(store, tenant=tenant)
         self._lock = threading.Lock()
         self._kept: tuple[int, AppraisalInputs] | None = None
 

@@ -1,0 +1,141 @@
+"""Which pods would fail tomorrow: all kept evidence judged again, beside what was released under it.
+
+Reads the store and writes nothing. Kept evidence is read in pages, so that a survey of all of it takes as much memory
+as one page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.rats.advisory import Advisory
+from cloister.rats.policy import AppraisalPolicy
+from cloister.rats.reference import ReferenceEntry
+from cloister.trust.store.database import Store
+from cloister.trust.store.records import AuditRow, RecordStore, StoredEvidence
+from cloister.trust.verifier.collateral import CollateralSource
+from cloister.trust.verifier.inputs import AppraisalInputSource
+from cloister.trust.verifier.reappraisal import Candidate, Reappraisal, newest_of_each, reappraise
+
+_PAGE: Final = 50  # pieces of evidence in memory at once; one with eight GPUs has about 200 KiB
+
+Leases = Callable[[Sequence[str]], Mapping[str, datetime]]  # ids of results to the end of what still runs
+
+
+def no_leases(_attestations: Sequence[str]) -> Mapping[str, datetime]:
+    """Know of no lease."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """One boot of one pod, judged again.
+
+    Attributes:
+        result: the newest kept result about it, and what comes of it now.
+        releases: audit rows of what was released under that result.
+        lease_until: when its lease ends; None when none is known.
+    """
+
+    result: Reappraisal
+    releases: tuple[AuditRow, ...]
+    lease_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to judge by; what is None is as it is now.
+
+    Attributes:
+        policy: appraisal policy.
+        references: all reference values, instead of the stored ones.
+        advisories: instead of those that ship with this build.
+        source: what vendors publish.
+        at: aware UTC, may be in the future.
+    """
+
+    source: CollateralSource
+    at: datetime
+    policy: AppraisalPolicy | None = None
+    references: tuple[ReferenceEntry, ...] | None = None
+    advisories: tuple[Advisory, ...] | None = None
+
+
+class Survey:
+    """Judges the kept evidence of one tenant again.
+
+    Args:
+        store: the database.
+        policy_id: the appraisal policy in force.
+        leases: tells what still runs.
+        tenant: whose.
+    """
+
+    def __init__(
+        self, store: Store, *, policy_id: str, leases: Leases = no_leases, tenant: str = DEFAULT_TENANT
+    ) -> None:
+        self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
+        self._leases = leases
+        self._records = RecordStore(store, tenant=tenant)
+
+    def count(self) -> int:
+        """Return how much evidence is kept: the most that `run` yields."""
+        return self._records.count_evidence()
+
+    def run(self, wanted: Wanted, *, every: bool = False) -> Iterator[Surveyed]:
+        """Judge again, oldest first, lazily.
+
+        Args:
+            wanted: what to judge by.
+            every: all kept results, not only the newest of each boot of each pod.
+
+        Raises:
+            AppraisalRefused: no policy is given and none is stored (`trust.verifier.no_policy`).
+            Unavailable: the store failed.
+        """
+        candidate = self._candidate(wanted)
+        chosen = None if every else self._newest()
+        for page in self._pages():
+            items = [item for item in page if chosen is None or item.sequence in chosen]
+            yield from self._judged(items, candidate)
+
+    def _candidate(self, wanted: Wanted) -> Candidate:
+        inputs = self._inputs.current()
+        if wanted.policy is not None:
+            inputs = replace(inputs, policy=wanted.policy)
+        if wanted.references is not None:
+            inputs = replace(inputs, references=wanted.references)
+        if wanted.advisories is not None:
+            inputs = replace(inputs, advisories=wanted.advisories)
+        return Candidate(inputs=inputs, source=wanted.source, at=wanted.at)
+
+    def _newest(self) -> frozenset[int]:
+        newest: list[StoredEvidence] = []
+        for page in self._pages():
+            # Only what tells boots apart is carried from page to page.
+            newest = newest_of_each([*newest, *(replace(item, body=b"") for item in page)])
+        return frozenset(item.sequence for item in newest)
+
+    def _pages(self) -> Iterator[tuple[StoredEvidence, ...]]:
+        after = 0
+        while page := self._records.list_evidence(after=after, limit=_PAGE):
+            yield page
+            after = page[-1].sequence
+
+    def _judged(self, items: Sequence[StoredEvidence], candidate: Candidate) -> Iterator[Surveyed]:
+        names = [item.record.id for item in items]
+        releases: dict[str, list[AuditRow]] = {}
+        for row in self._records.list_releases(names) if names else ():
+            releases.setdefault(row.attestation, []).append(row)
+        leases = self._leases(names) if names else {}
+        for item in items:
+            name = item.record.id
+            yield Surveyed(
+                result=reappraise(item, candidate),
+                releases=tuple(releases.get(name, ())),
+                lease_until=leases.get(name),
+            )

@@ -6,7 +6,7 @@ key broker verified, and takes it as `cloister.trust.roles.AttestedGuest`.
 
 from __future__ import annotations
 
-from cloister.trust.identity.documents import PublicDocument
+from cloister.trust.identity.documents import PublicDocument, PublicDocuments
 from cloister.trust.identity.keyring import KeyRing
 from cloister.trust.identity.policy import parse_identity_policy
 from cloister.trust.identity.service import IDENTITY_POLICY, PLUGIN, IdentityParts, IdentityService
@@ -18,5 +18,6 @@ __all__ = [
     "IdentityService",
     "KeyRing",
     "PublicDocument",
+    "PublicDocuments",
     "parse_identity_policy",
 ]

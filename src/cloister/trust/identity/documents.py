@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -35,6 +35,18 @@ class PublicDocument:
     content_type: str
     body: bytes
     max_age_seconds: int
+
+
+class PublicDocuments(Protocol):
+    """Whoever has the documents of a trust domain."""
+
+    def document(self, path: str) -> PublicDocument | None:
+        """Return the document at `path`, None when there is none.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        ...
 
 
 def encode_bundle(authorities: Sequence[Authority], sequence: int) -> bytes:

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from cloister.crypto.jwt import key_id
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.protocol.initdata import InitData, build_initdata
 from cloister.trust.identity import IdentityService
@@ -72,8 +71,8 @@ class Domain:
     service: IdentityService
 
     def token(self, guest: Guest) -> VerifiedToken:
-        public = self.world.service.state.token_signer.public_key
-        return verify_token(guest.token, {key_id(public): public}, at=self.world.clock.now)
+        keys = self.world.service.keys.signing.token_keys()
+        return verify_token(guest.token, keys, at=self.world.clock.now)
 
     def x509(self, guest: Guest, csr: bytes, *, name: str = "", data: InitData | None = None) -> dict[str, Any]:
         body = {"csr": base64.b64encode(csr).decode(), **({"init_data": data.text.decode()} if data else {})}

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from cloister.crypto.jwt import key_id, public_jwk
 from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.protocol.spiffe import parse_trust_domain
@@ -22,7 +21,7 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
-from cloister.trust.identity import IDENTITY_POLICY, KeyRing, parse_identity_policy
+from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_identity_policy
 from cloister.trust.keybroker.inputs import RELEASE_POLICY
 from cloister.trust.keybroker.policy import (
     ReleasePolicy,
@@ -30,6 +29,7 @@ from cloister.trust.keybroker.policy import (
     encode_release_policy,
     parse_release_policy,
 )
+from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.refvalues import ReferenceValueService
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
@@ -53,17 +53,34 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
+        database: address of the database; empty for the one in the directory.
+        password_file: file with the password of the database's user, or None.
+        key_store: address of the key store; empty for the one the directory names.
 
     Raises:
         Refused: the directory is not private.
         Unavailable: it cannot be used.
     """
 
-    def __init__(self, state_dir: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        database: str = "",
+        password_file: Path | None = None,
+        key_store: str = "",
+    ) -> None:
         self._clock = clock
-        self._state = StateDirectory(state_dir, at=clock())
-        self._store = Store(self._state.database, self._state.write_lock)
-        self._resources = ResourceStore(self._store, self._state.root_key)
+        self._state = StateDirectory(state_dir)
+        self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
+        try:
+            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+        except BaseException:
+            self._store.close()
+            raise
+        self.keys = KeyAdministration(self._store, self._keys)
+        self._resources = ResourceStore(self._store, self._keys.ring)
         self._policies = PolicyStore(self._store)
         self._references = ReferenceValueService(self._store)
         self._roots = RootStore(self._store)
@@ -78,8 +95,9 @@ class TrustAdmin:
         self.close()
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store and let go of the keys."""
         self._store.close()
+        self._keys.close()
 
     # Resources
 
@@ -349,8 +367,8 @@ class TrustAdmin:
         """
         self._identity(trust_domain).withdraw(key, at=self._clock())
 
-    def _identity(self, trust_domain: str) -> KeyRing:
-        return KeyRing(self._store, self._state.root_key, parse_trust_domain(trust_domain))
+    def _identity(self, trust_domain: str) -> StoredAuthorities:
+        return StoredAuthorities(self._store, self._keys.ring, parse_trust_domain(trust_domain))
 
     def survey(self, policy_id: str = "default") -> Survey:
         """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
@@ -362,12 +380,11 @@ class TrustAdmin:
 
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""
-        return self._state.authority.certificate_pem.decode("ascii")
+        return self._keys.authority().certificate_pem.decode("ascii")
 
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""
-        key = self._state.token_signer.public_key
-        return {"keys": [{**public_jwk(key), "use": "sig", "kid": key_id(key)}]}
+        return self._keys.signing.jwks()
 
     def _change_rules(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
         for attempt in range(_ATTEMPTS):

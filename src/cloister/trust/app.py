@@ -94,7 +94,7 @@ async def serve_until(
         app = trust_application(
             service.broker_of, service.store, settings, journal, mounts=identity_mounts(service.identity)
         )
-        tls = service.state.issued_tls(settings.names, at=datetime.now(UTC))
+        tls = service.keys.issued_tls(settings.names, at=datetime.now(UTC))
         with tls as (certificate, key), _reserved(settings) as port:
             server = Server(
                 app,

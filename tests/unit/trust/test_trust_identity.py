@@ -30,9 +30,9 @@ from cloister.protocol.svidextension import AttestationStatement, encode_stateme
 from cloister.rats.claims import Level
 from cloister.trust.events import LogEvent
 from cloister.trust.identity.authorities import KEY_LIFE, OVERLAP, ROTATED_AFTER, Use
-from cloister.trust.identity.keyring import KeyRing
 from cloister.trust.identity.policy import parse_identity_policy
 from cloister.trust.identity.service import IdentityParts, IdentityService
+from cloister.trust.identity.storedauthorities import StoredAuthorities
 from cloister.trust.roles import PluginDenied
 from cloister.trust.store.records import RELEASED
 from identity_world import (
@@ -189,7 +189,7 @@ def test_nothing_is_issued_that_the_log_does_not_take(domain: Domain) -> None:
     service = IdentityService(
         IdentityParts(
             store=world.service.store,
-            authorities=KeyRing(world.service.store, world.service.state.root_key, DOMAIN),
+            authorities=StoredAuthorities(world.service.store, world.service.keys.ring, DOMAIN),
             trust_domain=DOMAIN,
             tenant="default",
             clock=world.clock,
@@ -504,7 +504,7 @@ def renewed_guest(domain: Domain) -> Guest:
 def test_a_withdrawn_key_leaves_the_bundle_at_once(domain: Domain) -> None:
     world = domain.world
     certificate = leaf(domain.x509(world.guest().handshake(), request(KEY)))
-    ring = KeyRing(world.service.store, world.service.state.root_key, DOMAIN)
+    ring = StoredAuthorities(world.service.store, world.service.keys.ring, DOMAIN)
     key = ring.signing(Use.X509, at=world.clock.now)
     sequence = ring.sequence(at=world.clock.now)
     ring.withdraw(key.key_id, at=world.clock.now)
@@ -520,7 +520,9 @@ def test_a_withdrawn_key_leaves_the_bundle_at_once(domain: Domain) -> None:
 
 def test_replicas_share_keys_and_other_trust_domains_have_others(domain: Domain) -> None:
     world = domain.world
-    rings = [KeyRing(world.service.store, world.service.state.root_key, name) for name in (DOMAIN, DOMAIN, "other")]
+    rings = [
+        StoredAuthorities(world.service.store, world.service.keys.ring, name) for name in (DOMAIN, DOMAIN, "other")
+    ]
     ids = [ring.signing(Use.JWT, at=world.clock.now).key_id for ring in rings]
     assert ids[0] == ids[1] != ids[2]
     assert domain.service.bundle()
@@ -540,7 +542,9 @@ def domain_bundle(service: IdentityService) -> bytes:
 def test_private_keys_are_sealed_at_rest(domain: Domain) -> None:
     domain.service.bundle()
     world = domain.world
-    authority = KeyRing(world.service.store, world.service.state.root_key, DOMAIN).signing(Use.X509, at=world.clock.now)
+    authority = StoredAuthorities(world.service.store, world.service.keys.ring, DOMAIN).signing(
+        Use.X509, at=world.clock.now
+    )
     pem = authority.signer.private_pem()  # type: ignore[attr-defined]  # the test knows how this ring keeps keys
     assert b"PRIVATE KEY" in pem and pem[30:80] not in all_bytes(world.state)
     assert authority.certificate in all_bytes(world.state)  # the search finds what is there

@@ -7,17 +7,17 @@ key broker verified, and takes it as `cloister.trust.roles.AttestedGuest`.
 from __future__ import annotations
 
 from cloister.trust.identity.documents import PublicDocument, PublicDocuments
-from cloister.trust.identity.keyring import KeyRing
 from cloister.trust.identity.policy import parse_identity_policy
 from cloister.trust.identity.service import IDENTITY_POLICY, PLUGIN, IdentityParts, IdentityService
+from cloister.trust.identity.storedauthorities import StoredAuthorities
 
 __all__ = [
     "IDENTITY_POLICY",
     "PLUGIN",
     "IdentityParts",
     "IdentityService",
-    "KeyRing",
     "PublicDocument",
     "PublicDocuments",
+    "StoredAuthorities",
     "parse_identity_policy",
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 
 from cloister.errors import Refused
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store, bump_configuration
 from cloister.trust.store.schema import identity_keys
 from cloister.trust.store.times import from_micros, to_micros
 
-_PURPOSE = "identity key"
+_PURPOSE: Final = "identity key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -49,20 +50,20 @@ class IdentityKeyStore:
 
     Args:
         store: the database.
-        root_key: seals private keys.
+        sealer: seals private keys.
         trust_domain: whose; another one's keys are not seen.
     """
 
-    def __init__(self, store: Store, root_key: RootKey, trust_domain: str) -> None:
+    def __init__(self, store: Store, sealer: RowSealer, trust_domain: str) -> None:
         self._store = store
-        self._root_key = root_key
+        self._sealer = sealer
         self._trust_domain = trust_domain
 
     def list(self) -> tuple[IdentityKeyRow, ...]:
         """Return all keys, past ones too, oldest first.
 
         Raises:
-            Unavailable: the store failed, or a key does not open under the root key.
+            Unavailable: the store failed, or a key does not open.
         """
         return self._store.read(self._rows)
 
@@ -80,7 +81,7 @@ class IdentityKeyStore:
                         id=row.id,
                         trust_domain=row.trust_domain,
                         use=row.use,
-                        sealed=self._root_key.seal(_PURPOSE, row.id, row.private_pem),
+                        sealed=self._sealer.seal(_PURPOSE, row.id, row.private_pem),
                         certificate=row.certificate,
                         created_at=to_micros(row.created_at),
                         active_at=to_micros(row.active_at),
@@ -124,7 +125,7 @@ class IdentityKeyStore:
                 id=row.id,
                 trust_domain=row.trust_domain,
                 use=row.use,
-                private_pem=self._root_key.open(_PURPOSE, row.id, row.sealed),
+                private_pem=self._sealer.open(_PURPOSE, row.id, row.sealed),
                 certificate=row.certificate,
                 created_at=from_micros(row.created_at),
                 active_at=from_micros(row.active_at),
@@ -133,3 +134,8 @@ class IdentityKeyStore:
             )
             for row in rows
         )
+
+
+IDENTITY_KEY_ROWS: Final = SealedColumn(
+    purpose=_PURPOSE, table=identity_keys, column="sealed", row_of=lambda row: str(row.id)
+)

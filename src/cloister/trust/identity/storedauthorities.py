@@ -16,23 +16,23 @@ from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Unavailable
 from cloister.trust.identity.authorities import KEY_LIFE, OVERLAP, ROTATED_AFTER, Authority, Use
 from cloister.trust.identity.certificates import authority_certificate
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
 from cloister.trust.store.identitykeys import IdentityKeyRow, IdentityKeyStore
 
 
-class KeyRing:
+class StoredAuthorities:
     """Implements `cloister.trust.identity.authorities.Authorities`. May be used by several threads.
 
     Args:
         store: the database.
-        root_key: seals the private keys.
+        sealer: seals the private keys.
         trust_domain: checked name.
     """
 
-    def __init__(self, store: Store, root_key: RootKey, trust_domain: str) -> None:
+    def __init__(self, store: Store, sealer: RowSealer, trust_domain: str) -> None:
         self._store = store
-        self._keys = IdentityKeyStore(store, root_key, trust_domain)
+        self._keys = IdentityKeyStore(store, sealer, trust_domain)
         self._trust_domain = trust_domain
         self._lock = threading.Lock()
         self._kept: tuple[int, tuple[IdentityKeyRow, ...]] | None = None

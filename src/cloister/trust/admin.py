@@ -372,7 +372,7 @@ class TrustAdmin:
 
     def survey(self, policy_id: str = "default") -> Survey:
         """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
-        return Survey(self._store, policy_id=policy_id)
+        return Survey(self._store, self._keys.ring, policy_id=policy_id)
 
     def collateral(self, directory: Path | None = None) -> CollateralSource:
         """Return what vendors publish as the service has it, or as another cache has it."""

@@ -18,7 +18,8 @@ from cloister.protocol.kbs import RuntimeData
 from cloister.rats.claims import Level
 from cloister.rats.result import Finding, Tier
 from cloister.trust.events import NO_EVENTS, Events, LogEvent
-from cloister.trust.store.records import AppraisalRecord, BindingRecord
+from cloister.trust.store.evidence import BindingRecord
+from cloister.trust.store.records import AppraisalRecord
 
 __all__ = [
     "NO_EVENTS",

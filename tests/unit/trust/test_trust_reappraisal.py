@@ -18,7 +18,8 @@ from cloister.rats.evidence import Evidence
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
 from cloister.tee.registry import claims_reader_for
-from cloister.trust.store.records import RecordStore, StoredEvidence, store_appraisal
+from cloister.trust.store.evidence import EvidenceStore, StoredEvidence, seal_binding
+from cloister.trust.store.records import store_appraisal
 from cloister.trust.store.schema import evidence
 from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.reappraisal import Candidate, Outcome, newest_of_each, reappraise
@@ -41,7 +42,7 @@ def site() -> Iterator[Site]:
 
 def survey(site: Site, **changes: object) -> list[Surveyed]:
     wanted = Wanted(**{"source": CollateralSource(site.state), "at": site.clock.now, **changes})  # type: ignore[arg-type]  # the test's own words
-    return list(Survey(site.service.store, policy_id="default").run(wanted))
+    return list(Survey(site.service.store, site.service.keys.ring, policy_id="default").run(wanted))
 
 
 def policy(**changes: object) -> object:
@@ -184,7 +185,7 @@ def test_devices_are_judged_again_with_their_machine() -> None:
 
 
 def kept(world: World | Site) -> list[StoredEvidence]:
-    return list(RecordStore(world.service.store).list_evidence())
+    return list(EvidenceStore(world.service.store, world.service.keys.ring).list())
 
 
 def test_tpm_evidence_can_be_judged_again_with_its_activated_credential(new_world: Factory) -> None:
@@ -192,7 +193,7 @@ def test_tpm_evidence_can_be_judged_again_with_its_activated_credential(new_worl
     guest = world.guest().handshake()
     guest.open(guest.resource())
     wanted = Wanted(source=CollateralSource(world.state), at=world.clock.now)
-    [item] = Survey(world.service.store, policy_id="default").run(wanted)
+    [item] = Survey(world.service.store, world.service.keys.ring, policy_id="default").run(wanted)
     assert item.result.after is Outcome.ACCEPTED and item.result.changes == ()
     assert len(item.releases) == 1
 
@@ -210,7 +211,7 @@ def test_the_binding_is_checked_again_and_not_believed(site: Site, new_world: Fa
     runtime = first.binding.runtime_data if first.binding else None
     assert runtime is not None and "Secret" not in repr(first.binding)
     [source] = [CollateralSource(world.state)]
-    survey_ = Survey(world.service.store, policy_id="default")
+    survey_ = Survey(world.service.store, world.service.keys.ring, policy_id="default")
     candidate: Candidate = survey_._candidate(Wanted(source=source, at=world.clock.now))  # the inputs in force
     bends: Sequence[tuple[dict[str, object], Outcome]] = (
         ({}, Outcome.ACCEPTED),
@@ -247,7 +248,9 @@ def test_of_a_pod_that_renews_the_newest_result_counts(site: Site) -> None:
     assert (len(everything), [item.sequence for item in newest]) == (5, [1, 4, 5])
     assert [item.result.attestation for item in survey(site)] == [item.record.id for item in newest]
     wanted = Wanted(source=CollateralSource(site.state), at=site.clock.now)
-    assert len(list(Survey(site.service.store, policy_id="default").run(wanted, every=True))) == 5
+    assert (
+        len(list(Survey(site.service.store, site.service.keys.ring, policy_id="default").run(wanted, every=True))) == 5
+    )
 
 
 def test_another_tenant_sees_none_of_it_and_leases_are_asked_for(site: Site) -> None:
@@ -256,9 +259,11 @@ def test_another_tenant_sees_none_of_it_and_leases_are_asked_for(site: Site) -> 
         at=site.clock.now,
         policy=parse_appraisal_policy(b'{"version":1,"id":"a","tees":["snp"]}'),
     )
-    assert RecordStore(site.service.store, tenant="other").list_evidence() == ()
+    assert EvidenceStore(site.service.store, site.service.keys.ring, tenant="other").list() == ()
     end = site.clock.now + timedelta(minutes=5)
-    [item] = Survey(site.service.store, policy_id="default", leases=lambda names: dict.fromkeys(names, end)).run(wanted)
+    [item] = Survey(
+        site.service.store, site.service.keys.ring, policy_id="default", leases=lambda names: dict.fromkeys(names, end)
+    ).run(wanted)
     assert item.lease_until == end
 
 
@@ -273,7 +278,10 @@ def test_a_thousand_results_take_bounded_time_and_report_each(site: Site) -> Non
                 record = msgspec.structs.replace(one.record, id=f"a-{number:010d}")
                 key = {**binding.runtime_data.tee_pubkey, "copy": str(number)}
                 runtime = msgspec.structs.replace(binding.runtime_data, tee_pubkey=key)
-                store_appraisal(connection, record, one.body, msgspec.structs.replace(binding, runtime_data=runtime))
+                sealed = seal_binding(
+                    site.service.keys.ring, record.id, msgspec.structs.replace(binding, runtime_data=runtime)
+                )
+                store_appraisal(connection, record, one.body, binding=sealed)
 
         return work
 

@@ -11,20 +11,23 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from cloister.trust.rootkey import RootKey
 from sqlalchemy import event, select, update
 from sqlalchemy.engine import Engine
 
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.kbs import RuntimeData
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.testing.tpm import NOW
+from cloister.trust.rowseal import DataKey
 from cloister.trust.store import records, schema
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore, root_id
+from cloister.trust.store.evidence import BindingRecord, EvidenceStore, seal_binding
+from cloister.trust.store.identitykeys import IdentityKeyStore
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
 from cloister.trust.store.records import (
     DENIED,
@@ -41,7 +44,7 @@ from cloister.trust.store.sessions import SessionStore, attach_token
 from cloister.trust.store.tenancy import sealed_name
 from store_places import Place
 
-KEY = RootKey(bytes(32))
+KEY = DataKey("11" * 8, bytes(32))
 PATH = parse_resource_path("default/model/one")
 ROOT = TrustedRoot(tee="tpm", level=Level.MEASURED, name="root", der=b"der")
 NONCE = bytes(range(32))
@@ -63,6 +66,7 @@ class Space:
         self.references = ReferenceStore(self.store, **own)
         self.roots = RootStore(self.store, **own)
         self.records = RecordStore(self.store, **own)
+        self.kept = EvidenceStore(self.store, KEY, **own)
         self.sessions = SessionStore(self.store, KEY, limit=3, **own)
         self.cookie = ""
 
@@ -75,7 +79,10 @@ class Space:
         self.roots.put(ROOT, at=NOW)
         self.records.record_release(audit(mark), seconds=3)
         self.records.record_denial(denial(mark), audit(mark, denial=DENIAL))
-        self.store.write(lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), **self.own))
+        bound = seal_binding(KEY, ATTESTATION, binding(mark), **self.own)
+        self.store.write(
+            lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), binding=bound, **self.own)
+        )
         self.cookie = self.sessions.open(tee=mark, nonce=NONCE, secret=mark.encode(), at=NOW, lifetime=LIFE)
         accepted = self.sessions.accept_nonce(self.cookie, NONCE, at=NOW)
         self.store.write(lambda connection: attach_token(connection, accepted, mark))
@@ -100,6 +107,9 @@ class Space:
             "denial": attempt(lambda: self.records.denial(DENIAL).tee),
             "appraisal": getattr(self.records.appraisal(ATTESTATION), "tee", ""),
             "evidence": (self.records.evidence(ATTESTATION) or b"").decode(),
+            "bindings": [item.binding.init_data for item in self.kept.list() if item.binding],
+            "evidence kept": self.kept.count(),
+            "releases": [row.tee for row in self.records.list_releases(["a-released"])],
             "token": attempt(lambda: self.sessions.token(self.cookie, at=NOW)),
         }
 
@@ -118,6 +128,9 @@ NOTHING: dict[str, Any] = {
     "denial": "trust.denial.missing",
     "appraisal": "",
     "evidence": "",
+    "bindings": [],
+    "evidence kept": 0,
+    "releases": [],
     "token": "trust.session.unknown",
 }
 DENIAL, ATTESTATION = "d-aaaaaaaaaa", "a-aaaaaaaaaa"
@@ -133,6 +146,9 @@ def everything(mark: str) -> dict[str, Any]:
         "audit": [mark, mark],
         "audit of a pod": [mark, mark],
         "last audit": 2,
+        "bindings": [mark],
+        "evidence kept": 1,
+        "releases": [mark],
     }
 
 
@@ -151,7 +167,10 @@ def reference(mark: str) -> ReferenceEntry:
 
 def audit(mark: str, **values: str) -> AuditRow:
     decision = DENIED if values else RELEASED
-    return AuditRow(at=NOW, decision=decision, code="code", tee=mark, init_data="sha256:11", **values)
+    result = "" if values else "a-released"
+    return AuditRow(
+        at=NOW, decision=decision, code="code", tee=mark, init_data="sha256:11", attestation=result, **values
+    )
 
 
 def denial(mark: str, identity: str = DENIAL) -> DenialRecord:
@@ -163,6 +182,11 @@ def appraisal(mark: str) -> AppraisalRecord:
         id=ATTESTATION, at=NOW, tee=mark, level="measured", instance="", init_data="", policy_id="", policy_digest="",
         tier="affirming", registers={}, findings=(), unchecked=(),
     )  # fmt: skip
+
+
+def binding(mark: str) -> BindingRecord:
+    runtime = RuntimeData(nonce="", tee_pubkey={})
+    return BindingRecord(runtime_data=runtime, additional_evidence="", init_data=mark, session_secret=b"")
 
 
 @pytest.fixture
@@ -239,7 +263,11 @@ def test_one_tenants_denials_push_out_no_others(spaces: dict[str, Space], monkey
         result = appraisal("other-2")
         spaces["other-2"].store.write(
             lambda connection, result=result, number=number: store_appraisal(  # type: ignore[misc]  # bound by default
-                connection, AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"}), b"x", tenant="other-2"
+                connection,
+                AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"}),
+                b"x",
+                binding=b"",
+                tenant="other-2",
             )
         )
     assert spaces["acme"].seen() == everything("acme")
@@ -281,6 +309,15 @@ def test_a_session_given_to_another_tenant_does_not_open(spaces: dict[str, Space
     store.write(move)
     with pytest.raises(Unavailable) as caught:
         spaces["other-2"].sessions.accept_nonce(cookie, NONCE, at=NOW)
+    assert caught.value.code == "trust.store.sealed_row"
+
+
+def test_a_binding_given_to_another_tenant_does_not_open(spaces: dict[str, Space]) -> None:
+    spaces["acme"].fill()
+    store = spaces["acme"].store
+    store.write(lambda connection: connection.execute(update(schema.evidence).values(tenant="other-2")) and None)
+    with pytest.raises(Unavailable) as caught:
+        spaces["other-2"].kept.list()
     assert caught.value.code == "trust.store.sealed_row"
 
 
@@ -335,7 +372,10 @@ def test_every_class_that_keeps_rows_is_in_the_matrix() -> None:
         if module.name.endswith((".postgresql", ".migrations")):
             continue
         for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if kind is IdentityKeyStore:
+                continue  # keys of the service's own trust domain, which has all tenants in its names
             if kind.__module__ == module.name and "store" in inspect.signature(kind).parameters:
                 assert "tenant" in inspect.signature(kind).parameters, name
                 found.add(name)
-    assert found == {"ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"}
+    stores = {"ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"}
+    assert found == {*stores, "EvidenceStore"}

@@ -41,6 +41,7 @@ from cloister.trust.keybroker.token import VerifiedToken, verify_token
 from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Undecided
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
+from cloister.trust.store.evidence import seal_binding
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
@@ -253,8 +254,10 @@ class KeyBroker:
         self._records.record_release(row, seconds=left)
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
+        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding)
+
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body, appraised.binding)
+            store_appraisal(connection, appraised.record, appraised.body, binding=binding)
             attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)

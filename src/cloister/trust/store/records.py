@@ -16,7 +16,6 @@ import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, select
 
 from cloister.errors import Refused, Unavailable
-from cloister.protocol.kbs import RuntimeData
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
 from cloister.trust.store.database import Store
@@ -162,44 +161,6 @@ class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     unchecked: tuple[str, ...]
 
 
-class BindingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What evidence was bound to in its session: all that judging it again needs beside it.
-
-    None of it is a secret any more: the nonce is spent, and with it what credential activation had recovered.
-
-    Attributes:
-        runtime_data: nonce and guest key as received.
-        additional_evidence: text of the map for further devices, as received.
-        init_data: `algorithm:digest`, empty when the guest sent none.
-        session_secret: what credential activation must have recovered.
-    """
-
-    runtime_data: RuntimeData
-    additional_evidence: str
-    init_data: str
-    session_secret: bytes
-
-    def __repr__(self) -> str:
-        return "BindingRecord()"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class StoredEvidence:
-    """Evidence as kept, with its result.
-
-    Attributes:
-        sequence: position.
-        record: the result of then.
-        body: the evidence as it was received, JSON.
-        binding: what it was bound to; None when an older version kept it.
-    """
-
-    sequence: int
-    record: AppraisalRecord
-    body: bytes
-    binding: BindingRecord | None
-
-
 class RecordStore:
     """Records of one tenant.
 
@@ -253,7 +214,7 @@ class RecordStore:
                 actual=identity[:40],
                 hint=f"denials look like d-2xk7qmf4hb; the newest {DENIALS_KEPT} are kept",
             )
-        record: DenialRecord = _decode(row, DenialRecord)
+        record: DenialRecord = decode_record(row, DenialRecord)
         appraisal = self.appraisal(record.attestation) if record.attestation else None
         if appraisal is None:
             return record
@@ -265,34 +226,13 @@ class RecordStore:
         row = self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
         if row is None:
             return None
-        record: AppraisalRecord = _decode(row, AppraisalRecord)
+        record: AppraisalRecord = decode_record(row, AppraisalRecord)
         return record
 
     def evidence(self, identity: str) -> bytes | None:
         """Return the evidence an Attestation Result was made from, as it was received; None when not kept any more."""
         statement = select(evidence.c.body).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
-
-    def list_evidence(self, *, after: int = 0, limit: int = LISTED) -> tuple[StoredEvidence, ...]:
-        """Return kept evidence in order: that after a sequence number."""
-        columns = (evidence.c.sequence, evidence.c.result, evidence.c.body, evidence.c.binding)
-        later = select(*columns).where(evidence.c.tenant == self._tenant, evidence.c.sequence > after)
-        statement = later.order_by(evidence.c.sequence).limit(limit)
-        rows = self._store.read(lambda connection: connection.execute(statement).all())
-        return tuple(
-            StoredEvidence(
-                sequence=row.sequence,
-                record=_decode(row.result, AppraisalRecord),
-                body=row.body,
-                binding=_decode(row.binding, BindingRecord) if row.binding is not None else None,
-            )
-            for row in rows
-        )
-
-    def count_evidence(self) -> int:
-        """Return how much evidence is kept."""
-        statement = select(func.count()).select_from(evidence).where(evidence.c.tenant == self._tenant)
-        return int(self._store.read(lambda connection: connection.execute(statement).scalar_one()))
 
     def list_releases(self, attestations: Sequence[str]) -> tuple[AuditRow, ...]:
         """Return the audit rows of what was released under these Attestation Results, for at most `LISTED` of them."""
@@ -322,13 +262,21 @@ def store_appraisal(
     connection: Connection,
     record: AppraisalRecord,
     body: bytes,
-    binding: BindingRecord,
     *,
+    binding: bytes,
     tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """Keep evidence, its binding and result, within the caller's transaction."""
+    """Keep evidence and result, within the caller's transaction.
+
+    Args:
+        connection: of the transaction.
+        record: the result.
+        body: the evidence as received.
+        binding: what it was bound to, sealed (`cloister.trust.store.evidence`).
+        tenant: whose.
+    """
     values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
-    kept = {"body": body, "result": msgspec.json.encode(record), "binding": msgspec.json.encode(binding)}
+    kept = {"body": body, "result": msgspec.json.encode(record), "binding": binding}
     whole = {**_storable(tenant, values), **kept}
     newest = int(connection.execute(_INSERT_EVIDENCE, whole).scalar_one())
     if newest > EVIDENCE_KEPT:
@@ -384,7 +332,12 @@ def _audit_row(row: Row[Any]) -> AuditRow:  # Any: the table's row type
     return AuditRow(at=from_micros(row.at), **values)
 
 
-def _decode(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+def decode_record(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+    """Return a stored record.
+
+    Raises:
+        Unavailable: it is damaged (`trust.store.failed`).
+    """
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as err:

@@ -22,7 +22,8 @@ from cloister.errors import CloisterError, FormatRefused, Unavailable
 from cloister.protocol.initdata import DIGEST_BYTES
 from cloister.rats.result import Question, Severity, Tier
 from cloister.trust.roles import AppraisalRequest, Undecided
-from cloister.trust.store.records import BindingRecord, StoredEvidence, StoredFinding, stored_finding
+from cloister.trust.store.evidence import BindingRecord, StoredEvidence
+from cloister.trust.store.records import StoredFinding, stored_finding
 from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.inputs import AppraisalInputs
 from cloister.trust.verifier.service import appraisal_record, judge

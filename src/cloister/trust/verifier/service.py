@@ -32,7 +32,8 @@ from cloister.tee.registry import authenticator_for, pins_for
 from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
 from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
 from cloister.trust.store.database import Store
-from cloister.trust.store.records import AppraisalRecord, BindingRecord, new_attestation_id, stored_finding
+from cloister.trust.store.evidence import BindingRecord
+from cloister.trust.store.records import AppraisalRecord, new_attestation_id, stored_finding
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
 from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource

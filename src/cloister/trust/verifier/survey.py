@@ -15,8 +15,10 @@ from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.advisory import Advisory
 from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.reference import ReferenceEntry
+from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
-from cloister.trust.store.records import AuditRow, RecordStore, StoredEvidence
+from cloister.trust.store.evidence import EvidenceStore, StoredEvidence
+from cloister.trust.store.records import AuditRow, RecordStore
 from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.inputs import AppraisalInputSource
 from cloister.trust.verifier.reappraisal import Candidate, Reappraisal, newest_of_each, reappraise
@@ -70,21 +72,29 @@ class Survey:
 
     Args:
         store: the database.
+        sealer: opens what evidence was bound to.
         policy_id: the appraisal policy in force.
         leases: tells what still runs.
         tenant: whose.
     """
 
     def __init__(
-        self, store: Store, *, policy_id: str, leases: Leases = no_leases, tenant: str = DEFAULT_TENANT
+        self,
+        store: Store,
+        sealer: RowSealer,
+        *,
+        policy_id: str,
+        leases: Leases = no_leases,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
         self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
         self._leases = leases
+        self._evidence = EvidenceStore(store, sealer, tenant=tenant)
         self._records = RecordStore(store, tenant=tenant)
 
     def count(self) -> int:
         """Return how much evidence is kept: the most that `run` yields."""
-        return self._records.count_evidence()
+        return self._evidence.count()
 
     def run(self, wanted: Wanted, *, every: bool = False) -> Iterator[Surveyed]:
         """Judge again, oldest first, lazily.
@@ -122,7 +132,7 @@ class Survey:
 
     def _pages(self) -> Iterator[tuple[StoredEvidence, ...]]:
         after = 0
-        while page := self._records.list_evidence(after=after, limit=_PAGE):
+        while page := self._evidence.list(after=after, limit=_PAGE):
             yield page
             after = page[-1].sequence
 

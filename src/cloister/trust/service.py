@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final
 
 from cloister.errors import RequestRefused
-from cloister.trust.identity import IdentityParts, IdentityService, StoredAuthorities
+from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.settings import TrustSettings
@@ -83,6 +83,7 @@ class TrustService:
                 session_limit=settings.sessions,
                 clock=clock,
                 random=secrets.token_bytes,
+                plugins={PLUGIN: self.identity} if self.identity is not None else {},
             )
         )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import ssl
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from cloister.client.channel import Response
 from cloister.client.identity import fetch_bundle, fetch_jwt_svid, fetch_x509_svid
-from cloister.errors import Refused
+from cloister.client.keybroker import KeyBrokerClient
+from cloister.errors import KeyReleaseDenied, Refused
+from cloister.protocol.initdata import BrokerAddress
+from cloister.trust.keybroker import Credentials
 from identity_world import AUDIENCE, Domain, grant, make_domain, pod_data, policy
-from trust_world import Guest, World, make_world, quick_directory
+from trust_world import Guest, World, booted_tpm, make_world, quick_directory
 
 
 class Caller:
@@ -106,3 +111,57 @@ def test_an_answer_that_is_not_for_this_guest_is_refused(caller: Caller) -> None
     caller.bend = lambda answer: answer.update(spiffe_id=WEB + "x")
     with pytest.raises(Refused, match="another name"):
         fetch_jwt_svid(caller, AUDIENCE, init_data=caller.guest.data.text.decode(), name=WEB)
+
+
+def test_the_key_broker_client_asks_plugins_over_the_protocol() -> None:
+    """The whole way: handshake, plugin request, sealed answer, as the guest's agent does it."""
+    with quick_directory() as directory:
+        made: list[World] = []
+
+        def new_world(**settings: object) -> World:
+            made.append(make_world(directory / "world", **settings))
+            return made[-1]
+
+        domain = make_domain(new_world)
+        world = domain.world
+        sent: list[tuple[str, str]] = []
+
+        class Wire:
+            def request(
+                self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+            ) -> Response:
+                sent.append((method, path))
+                headers = headers or {}
+                credentials = Credentials(
+                    cookie=headers.get("Cookie", "").removeprefix("kbs-session-id="),
+                    bearer=headers.get("Authorization", "").removeprefix("Bearer "),
+                )
+                target, _, query = path.removeprefix("/kbs/v0/").partition("?")
+                broker = world.service.broker
+                if target == "auth":
+                    answer = broker.auth(body or b"")
+                elif target == "attest":
+                    answer = broker.attest(body or b"", credentials)
+                else:
+                    answer = broker.plugin(target, query, body or b"", credentials, deadline=time.monotonic() + 5)
+                cookies = {"set-cookie": f"kbs-session-id={answer.cookie}; Path=/kbs/v0"} if answer.cookie else {}
+                return Response(status=answer.status, headers=cookies, body=answer.body)
+
+            def close(self) -> None:
+                pass
+
+        broker = BrokerAddress(url="https://10.0.2.2:7070", ca_pem="not used here")
+        text = world.data.text.decode()
+        client = KeyBrokerClient(broker, booted_tpm(world.ca, world.data), text, "tpm", channel=Wire())
+        svid = fetch_x509_svid(client)
+        assert svid.spiffe_id.startswith("spiffe://prod.example.org/default/measured/shop/")
+        with pytest.raises(KeyReleaseDenied) as denial:
+            fetch_jwt_svid(client, "https://not.granted.example")
+        assert denial.value.code == "trust.identity.audience_granted" and denial.value.path.startswith("d-")
+        assert sent == [
+            ("POST", "/kbs/v0/auth"),
+            ("POST", "/kbs/v0/attest"),
+            ("POST", "/kbs/v0/spiffe/x509-svid"),
+            ("POST", "/kbs/v0/spiffe/jwt-svid?audience=https%3A%2F%2Fnot.granted.example"),
+        ]
+        world.close()

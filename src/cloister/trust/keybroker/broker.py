@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -18,7 +18,15 @@ from sqlalchemy import Connection
 
 from cloister.crypto.jwe import parse_recipient, seal_for
 from cloister.crypto.signer import ECDSAP256PublicKey
-from cloister.errors import AppraisalRefused, EvidenceError, FormatRefused, KeyReleaseDenied, Refused, Unavailable
+from cloister.errors import (
+    AppraisalRefused,
+    EvidenceError,
+    FormatRefused,
+    KeyReleaseDenied,
+    Refused,
+    RequestRefused,
+    Unavailable,
+)
 from cloister.protocol.initdata import InitData, parse_initdata
 from cloister.protocol.kbs import (
     VERSION,
@@ -38,7 +46,7 @@ from cloister.trust.keybroker.denials import DenialBook, RequestContext
 from cloister.trust.keybroker.inputs import ReleaseInputs
 from cloister.trust.keybroker.policy import ReleaseDecision, evaluate_release
 from cloister.trust.keybroker.token import VerifiedToken, verify_token
-from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Undecided
+from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Plugin, PluginDenied, Undecided
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
 from cloister.trust.store.evidence import seal_binding
@@ -79,6 +87,7 @@ class BrokerParts:
         session_limit: most live sessions.
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
+        plugins: what else attested guests may ask, by name.
     """
 
     store: Store
@@ -89,6 +98,7 @@ class BrokerParts:
     session_limit: int
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
+    plugins: Mapping[str, Plugin] = field(default_factory=dict)
 
 
 class KeyBroker:
@@ -145,6 +155,57 @@ class KeyBroker:
             return self._release(path, credentials, deadline, context)
         except Refused as err:
             return self._denials.deny(err, context)
+
+    def plugin(self, path: str, query: str, body: bytes, credentials: Credentials, *, deadline: float) -> Answer:
+        """Answer `/{plugin}/{path}?{query}` for an attested guest, sealed to its key like a resource.
+
+        Args:
+            path: name of the plugin, slash, and what the plugin takes.
+            query: percent-encoded, without `?`.
+            body: may be empty.
+            credentials: cookie first, then bearer token.
+            deadline: on the monotonic clock; past it nothing is given out any more.
+
+        Raises:
+            Unavailable: the store failed, or the deadline passed.
+        """
+        self._parts.root_key.require_open()
+        context = RequestContext(stage="resource", at=self._parts.clock(), resource=path[:400])
+        try:
+            return self._ask_plugin(path, query, body, credentials, deadline, context)
+        except PluginDenied as err:
+            context.findings = err.findings
+            return self._denials.deny(err, context)
+        except Refused as err:
+            return self._denials.deny(err, context)
+
+    def _ask_plugin(
+        self,
+        path: str,
+        query: str,
+        body: bytes,
+        credentials: Credentials,
+        deadline: float,
+        context: RequestContext,
+    ) -> Answer:
+        """Steps: 1 there is such a plugin; 2 a token, verified; 3 the plugin decides, and records what it gives out;
+        4 in time; 5 sealed to the guest's key.
+        """
+        # 1
+        name, _, rest = path.partition("/")
+        plugin = self._parts.plugins.get(name)
+        if plugin is None:
+            raise RequestRefused("trust.request.path", "no such plugin", actual=name[:40])
+        # 2
+        token = verify_token(self._token(credentials, context.at), self._parts.token_keys, at=context.at)
+        context.token = token
+        # 3
+        answer = plugin.handle(rest, query, body, token)
+        # 4
+        if time.monotonic() >= deadline:
+            raise Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
+        # 5
+        return Answer(status=200, body=encode_message(seal_for(token.guest_key, answer)))
 
     def _auth(self, body: bytes, context: RequestContext) -> Answer:
         version = decode_message(body, _Version).version

@@ -26,7 +26,7 @@ from trust_world import Factory, Guest, World
 def application(world: World) -> TrustApp:
     mounts = identity_mounts(world.service.identity)
     journal = Journal(io.StringIO())
-    return trust_application(world.service.broker_of, world.service.store, world.settings, journal, mounts=mounts)
+    return trust_application(world.service.broker_of, world.service, world.settings, journal, mounts=mounts)
 
 
 def get(

@@ -143,7 +143,8 @@ def test_the_key_broker_client_asks_plugins_over_the_protocol() -> None:
                 elif target == "attest":
                     answer = broker.attest(body or b"", credentials)
                 else:
-                    answer = broker.plugin(target, query, body or b"", credentials, deadline=time.monotonic() + 5)
+                    name, _, rest = target.partition("/")
+                    answer = broker.plugin(name, rest, query, body or b"", credentials, deadline=time.monotonic() + 5)
                 cookies = {"set-cookie": f"kbs-session-id={answer.cookie}; Path=/kbs/v0"} if answer.cookie else {}
                 return Response(status=answer.status, headers=cookies, body=answer.body)
 

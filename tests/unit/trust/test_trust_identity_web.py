@@ -19,7 +19,7 @@ from cloister.trust.journal import Journal
 from cloister.trust.keybroker import Credentials
 from cloister.trust.web import TrustApp, trust_application
 from cloister.trust.web.identity import identity_mounts
-from identity_world import AUDIENCE, ISSUER, Domain, make_domain, request
+from identity_world import AUDIENCE, ISSUER, Domain, grant, make_domain, policy, request
 from trust_world import Factory, Guest, World
 
 
@@ -138,10 +138,11 @@ def test_an_attested_guest_asks_by_get_as_cocos_clients_do_and_by_post(domain: D
 
 
 def test_what_the_plugin_refuses_is_a_denial_with_all_its_checks(domain: Domain) -> None:
-    app, guest = application(domain.world), domain.world.guest(launch=b"another launch").handshake()
+    domain.world.admin.put_identity_policy(policy(grant(domain.world.data, insecure_allow_levels=[])))
+    app, guest = application(domain.world), domain.world.guest().handshake()
     body = json.dumps({"csr": base64.b64encode(csr()).decode()}).encode()
     status, _, error = get(app, f"{PLUGIN}/x509-svid", "POST", body=body, token=guest.token)
-    assert (status, error["code"]) == (403, "trust.identity.tier")
+    assert (status, error["code"]) == (403, "trust.identity.level")
     record = domain.world.admin.get_denial(error["denial-id"])
     assert record.resource == "spiffe/x509-svid" and record.attestation == domain.token(guest).attestation
     assert {"trust.identity.tier", "trust.identity.level"} <= {finding.code for finding in record.findings}
@@ -180,6 +181,6 @@ def test_a_late_answer_is_none(domain: Domain) -> None:
     guest = domain.world.guest().handshake()
     with pytest.raises(Unavailable) as failure:
         domain.world.service.broker.plugin(
-            "spiffe/bundle", "", b"", Credentials(bearer=guest.token), deadline=time.monotonic() - 1
+            "spiffe", "bundle", "", b"", Credentials(bearer=guest.token), deadline=time.monotonic() - 1
         )
     assert failure.value.code == "trust.request.timeout"

@@ -156,23 +156,18 @@ class KeyBroker:
         except Refused as err:
             return self._denials.deny(err, context)
 
-    def plugin(self, path: str, query: str, body: bytes, credentials: Credentials, *, deadline: float) -> Answer:
-        """Answer `/{plugin}/{path}?{query}` for an attested guest, sealed to its key like a resource.
-
-        Args:
-            path: name of the plugin, slash, and what the plugin takes.
-            query: percent-encoded, without `?`.
-            body: may be empty.
-            credentials: cookie first, then bearer token.
-            deadline: on the monotonic clock; past it nothing is given out any more.
+    def plugin(
+        self, name: str, path: str, query: str, body: bytes, credentials: Credentials, *, deadline: float
+    ) -> Answer:
+        """Answer a request to a plugin, `/{name}/{path}?{query}`.
 
         Raises:
             Unavailable: the store failed, or the deadline passed.
         """
         self._parts.root_key.require_open()
-        context = RequestContext(stage="resource", at=self._parts.clock(), resource=path[:400])
+        context = RequestContext(stage="resource", at=self._parts.clock(), resource=f"{name}/{path}"[:400])
         try:
-            return self._ask_plugin(path, query, body, credentials, deadline, context)
+            return self._ask_plugin(name, path, query, body, credentials, deadline, context)
         except PluginDenied as err:
             context.findings = err.findings
             return self._denials.deny(err, context)
@@ -181,6 +176,7 @@ class KeyBroker:
 
     def _ask_plugin(
         self,
+        name: str,
         path: str,
         query: str,
         body: bytes,
@@ -188,24 +184,23 @@ class KeyBroker:
         deadline: float,
         context: RequestContext,
     ) -> Answer:
-        """Steps: 1 there is such a plugin; 2 a token, verified; 3 the plugin decides, and records what it gives out;
-        4 in time; 5 sealed to the guest's key.
+        """Steps: 1 there is such a plugin; 2 a token, verified; 3 in time; 4 the plugin, which decides and records;
+        5 its answer, sealed to the guest's key.
         """
         # 1
-        name, _, rest = path.partition("/")
         plugin = self._parts.plugins.get(name)
         if plugin is None:
-            raise RequestRefused("trust.request.path", "no such plugin", actual=name[:40])
+            raise RequestRefused("trust.request.path", "no such address", hint="this key broker has no such plugin")
         # 2
         token = verify_token(self._token(credentials, context.at), self._parts.token_keys, at=context.at)
         context.token = token
         # 3
-        answer = plugin.handle(rest, query, body, token)
-        # 4
         if time.monotonic() >= deadline:
             raise Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
+        # 4
+        plaintext = plugin.handle(path, query, body, token)
         # 5
-        return Answer(status=200, body=encode_message(seal_for(token.guest_key, answer)))
+        return Answer(status=200, body=encode_message(seal_for(token.guest_key, plaintext)))
 
     def _auth(self, body: bytes, context: RequestContext) -> Answer:
         version = decode_message(body, _Version).version

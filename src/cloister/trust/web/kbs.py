@@ -91,7 +91,8 @@ class GuestRoutes:
     def _ask_plugin(self, request: Request) -> Response:
         broker = self._brokers(request.tenant)
         credentials = credentials_of(request.headers)
-        answer = broker.plugin(request.path, request.query, request.body, credentials, deadline=request.deadline)
+        name, _, path = request.path.partition("/")
+        answer = broker.plugin(name, path, request.query, request.body, credentials, deadline=request.deadline)
         return self._response(request, answer)
 
     def _response(self, request: Request, answer: Answer) -> Response:

@@ -128,7 +128,7 @@ def _print(found: list[Surveyed], at: datetime) -> None:
             print_line(f"    {_words(change)}")
         if result.remedy:
             print_line(f"    get        {result.remedy}")
-        holds = ", ".join(dict.fromkeys(row.resource for row in item.releases)) or "nothing under this result"
+        holds = ", ".join(row.resource for row in item.releases) or "nothing"
         print_line(f"    holds      {holds}")
         if item.lease_until is not None:
             still = "runs until" if item.lease_until > datetime.now(UTC) else "ended"
@@ -167,8 +167,7 @@ def _json(item: Surveyed) -> dict[str, Any]:  # Any: JSON
             for change in result.changes
         ],
         "releases": [
-            {"resource": row.resource, "version": row.resource_version, "at": row.at.isoformat()}
-            for row in item.releases
+            {"resource": row.resource, "version": row.version, "at": row.at.isoformat()} for row in item.releases
         ],
         "lease_until": item.lease_until.isoformat() if item.lease_until is not None else None,
     }

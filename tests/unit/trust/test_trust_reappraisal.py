@@ -58,7 +58,7 @@ def test_under_the_same_inputs_nothing_changes(site: Site) -> None:
     [item] = survey(site)
     assert (item.result.before, item.result.after) == (Outcome.ACCEPTED, Outcome.ACCEPTED)
     assert item.result.changes == () and not item.result.fails
-    assert [(row.resource, row.resource_version) for row in item.releases] == [("default/model/one", 1)]
+    assert [(row.resource, row.version) for row in item.releases] == [("default/model/one", 1)]
     assert item.lease_until is None
 
 
@@ -246,7 +246,15 @@ def test_of_a_pod_that_renews_the_newest_result_counts(site: Site) -> None:
     everything = kept(site)
     newest = newest_of_each(everything)
     assert (len(everything), [item.sequence for item in newest]) == (5, [1, 4, 5])
-    assert [item.result.attestation for item in survey(site)] == [item.record.id for item in newest]
+    guest.open(guest.resource())  # under the newest result; the first got it too
+    guest.open(guest.resource())
+    found = survey(site)
+    assert [item.result.attestation for item in found] == [item.record.id for item in newest]
+    assert [[row.resource for row in item.releases] for item in found] == [
+        ["default/model/one"],
+        ["default/model/one"],
+        [],
+    ]
     wanted = Wanted(source=CollateralSource(site.state), at=site.clock.now)
     assert (
         len(list(Survey(site.service.store, site.service.keys.ring, policy_id="default").run(wanted, every=True))) == 5

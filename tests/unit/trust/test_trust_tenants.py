@@ -109,7 +109,7 @@ class Space:
             "evidence": (self.records.evidence(ATTESTATION) or b"").decode(),
             "bindings": [item.binding.init_data for item in self.kept.list() if item.binding],
             "evidence kept": self.kept.count(),
-            "releases": [row.tee for row in self.records.list_releases(["a-released"])],
+            "releases": [row.resource for row in self.records.list_released(["a-released"], by_guest=False)],
             "token": attempt(lambda: self.sessions.token(self.cookie, at=NOW)),
         }
 
@@ -168,9 +168,8 @@ def reference(mark: str) -> ReferenceEntry:
 def audit(mark: str, **values: str) -> AuditRow:
     decision = DENIED if values else RELEASED
     result = "" if values else "a-released"
-    return AuditRow(
-        at=NOW, decision=decision, code="code", tee=mark, init_data="sha256:11", attestation=result, **values
-    )
+    named = {"tee": mark, "resource": mark, "init_data": "sha256:11", "attestation": result, **values}
+    return AuditRow(at=NOW, decision=decision, code="code", **named)
 
 
 def denial(mark: str, identity: str = DENIAL) -> DenialRecord:

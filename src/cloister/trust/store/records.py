@@ -161,6 +161,23 @@ class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     unchecked: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedResource:
+    """A resource that somebody got.
+
+    Attributes:
+        holder: thumbprint of the guest's key, or id of the result.
+        resource: path.
+        version: the newest released.
+        at: of the newest release, aware UTC.
+    """
+
+    holder: str
+    resource: str
+    version: int
+    at: datetime
+
+
 class RecordStore:
     """Records of one tenant.
 
@@ -234,13 +251,24 @@ class RecordStore:
         statement = select(evidence.c.body).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
 
-    def list_releases(self, attestations: Sequence[str]) -> tuple[AuditRow, ...]:
-        """Return the audit rows of what was released under these Attestation Results, for at most `LISTED` of them."""
+    def list_released(self, holders: Sequence[str], *, by_guest: bool) -> tuple[ReleasedResource, ...]:
+        """Return what was released to guests, or under Attestation Results: each resource once.
+
+        Args:
+            holders: thumbprints of guest keys, or ids of results; at most `LISTED` count.
+            by_guest: which of the two.
+        """
         columns = audit.c
-        theirs = (columns.attestation.in_(attestations[:LISTED]), columns.decision == RELEASED)
-        statement = select(audit).where(columns.tenant == self._tenant, *theirs).order_by(columns.sequence)
+        holder = columns.guest_key if by_guest else columns.attestation
+        theirs = (columns.tenant == self._tenant, columns.decision == RELEASED, holder.in_(holders[:LISTED]))
+        newest = (func.max(columns.resource_version).label("version"), func.max(columns.at).label("at"))
+        grouped = select(holder.label("holder"), columns.resource, *newest).where(*theirs)
+        statement = grouped.group_by(holder, columns.resource).order_by(holder, columns.resource)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
-        return tuple(_audit_row(row) for row in rows)
+        return tuple(
+            ReleasedResource(holder=row.holder, resource=row.resource, version=row.version, at=from_micros(row.at))
+            for row in rows
+        )
 
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""

@@ -6,6 +6,7 @@ as one page.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,17 +19,18 @@ from cloister.rats.reference import ReferenceEntry
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
 from cloister.trust.store.evidence import EvidenceStore, StoredEvidence
-from cloister.trust.store.records import AuditRow, RecordStore
+from cloister.trust.store.records import RecordStore, ReleasedResource
 from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.inputs import AppraisalInputSource
 from cloister.trust.verifier.reappraisal import Candidate, Reappraisal, newest_of_each, reappraise
+from cloister.wire.canonicaljson import encode_canonical
 
 _PAGE: Final = 50  # pieces of evidence in memory at once; one with eight GPUs has about 200 KiB
 
-Leases = Callable[[Sequence[str]], Mapping[str, datetime]]  # ids of results to the end of what still runs
+Leases = Callable[[Sequence[str]], Mapping[str, datetime]]  # thumbprints of guest keys to the end of their leases
 
 
-def no_leases(_attestations: Sequence[str]) -> Mapping[str, datetime]:
+def no_leases(_guest_keys: Sequence[str]) -> Mapping[str, datetime]:
     """Know of no lease."""
     return {}
 
@@ -39,12 +41,12 @@ class Surveyed:
 
     Attributes:
         result: the newest kept result about it, and what comes of it now.
-        releases: audit rows of what was released under that result.
+        releases: what was released to that boot of the pod; with `every`, under that result.
         lease_until: when its lease ends; None when none is known.
     """
 
     result: Reappraisal
-    releases: tuple[AuditRow, ...]
+    releases: tuple[ReleasedResource, ...]
     lease_until: datetime | None = None
 
 
@@ -111,7 +113,7 @@ class Survey:
         chosen = None if every else self._newest()
         for page in self._pages():
             items = [item for item in page if chosen is None or item.sequence in chosen]
-            yield from self._judged(items, candidate)
+            yield from self._judged(items, candidate, by_guest=not every)
 
     def _candidate(self, wanted: Wanted) -> Candidate:
         inputs = self._inputs.current()
@@ -136,16 +138,23 @@ class Survey:
             yield page
             after = page[-1].sequence
 
-    def _judged(self, items: Sequence[StoredEvidence], candidate: Candidate) -> Iterator[Surveyed]:
-        names = [item.record.id for item in items]
-        releases: dict[str, list[AuditRow]] = {}
-        for row in self._records.list_releases(names) if names else ():
-            releases.setdefault(row.attestation, []).append(row)
-        leases = self._leases(names) if names else {}
-        for item in items:
-            name = item.record.id
+    def _judged(self, items: Sequence[StoredEvidence], candidate: Candidate, *, by_guest: bool) -> Iterator[Surveyed]:
+        guests = [_guest_key(item) for item in items]
+        holders = guests if by_guest else [item.record.id for item in items]
+        released: dict[str, list[ReleasedResource]] = {}
+        for found in self._records.list_released([name for name in holders if name], by_guest=by_guest):
+            released.setdefault(found.holder, []).append(found)
+        leases = self._leases([name for name in guests if name])
+        for item, guest, holder in zip(items, guests, holders, strict=True):
             yield Surveyed(
                 result=reappraise(item, candidate),
-                releases=tuple(releases.get(name, ())),
-                lease_until=leases.get(name),
+                releases=tuple(released.get(holder, ())),
+                lease_until=leases.get(guest),
             )
+
+
+def _guest_key(item: StoredEvidence) -> str:
+    """Return the thumbprint of the guest's key as audit rows and leases have it, empty when it is not kept."""
+    if item.binding is None:
+        return ""
+    return hashlib.sha256(encode_canonical(item.binding.runtime_data.tee_pubkey)).hexdigest()

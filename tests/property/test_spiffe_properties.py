@@ -6,13 +6,16 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cloister.errors import FormatRefused
+from cloister.errors import FormatRefused, Refused
 from cloister.protocol.spiffe import parse_spiffe_id, parse_trust_domain, spiffe_id
 from cloister.protocol.svidextension import AttestationStatement, encode_statement, parse_statement
+from cloister.trust.identity.csr import certified_key, parse_csr
 from cloister.trust.identity.template import FACTS, AttestedFacts, check_template, fill_template
+from identity_world import request, uris
 
 DOMAINS = st.from_regex(r"[a-z0-9._-]{1,60}", fullmatch=True)
 SEGMENTS = st.from_regex(r"[a-zA-Z0-9._-]{1,40}", fullmatch=True).filter(lambda text: text not in (".", ".."))
@@ -109,3 +112,28 @@ def test_statements_round_trip(texts: list[str]) -> None:
     for cut in range(len(encoded)):
         with pytest.raises(FormatRefused):
             parse_statement(encoded[:cut])
+
+
+SEED = request(ec.generate_private_key(ec.SECP256R1()), uris("spiffe://example.org/default/a"))
+NAME = parse_spiffe_id("spiffe://example.org/default/a")
+
+
+def read_csr(data: bytes) -> None:
+    try:
+        certified_key(parse_csr(data), NAME)
+    except Refused:
+        return
+    assert data == SEED  # nobody else can sign with that key
+
+
+@given(st.binary(max_size=300))
+def test_certificate_requests_never_crash(data: bytes) -> None:
+    read_csr(data)
+
+
+def test_every_changed_byte_of_a_request_is_refused() -> None:
+    read_csr(SEED)
+    for place in range(len(SEED)):
+        for change in (1, 2, 0x80, 0xFF):
+            read_csr(SEED[:place] + bytes([SEED[place] ^ change]) + SEED[place + 1 :])
+        read_csr(SEED[:place])

@@ -138,7 +138,7 @@ def _request(key: EllipticCurvePrivateKey) -> bytes:
 
 def _certificates(text: str, path: str) -> list[x509.Certificate]:
     """Return certificates that stand one behind the other, DER, at least one."""
-    from cryptography.x509 import load_der_x509_certificate
+    from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
     data = decode_b64(text, path=path, ceiling=_AUTHORITIES * CERTIFICATE_BYTES)
     found: list[x509.Certificate] = []
@@ -147,7 +147,7 @@ def _certificates(text: str, path: str) -> list[x509.Certificate]:
         end = 4 + int.from_bytes(data[2:4], "big") if data[:2] == b"\x30\x82" else 0
         try:
             found.append(load_der_x509_certificate(data[:end]))
-        except ValueError as err:
+        except (ValueError, InvalidVersion) as err:
             raise FormatRefused(_CODE, "not certificates one behind the other", path=path) from err
         data = data[end:]
     if data or not found:

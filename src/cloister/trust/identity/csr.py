@@ -10,7 +10,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.spiffe import CSR_BYTES, SPIFFEID
@@ -31,13 +30,10 @@ def parse_csr(data: bytes) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_der_x509_csr(data)
         key, algorithm, proven = request.public_key(), request.signature_hash_algorithm, request.is_signature_valid
-        whole = request.public_bytes(Encoding.DER) == data
     except UnsupportedAlgorithm as err:
         raise _weak_key() from err
-    except ValueError as err:
+    except (ValueError, x509.InvalidVersion) as err:
         raise FormatRefused(_CODE, "not a certificate request", expected="PKCS #10, DER") from err
-    if not whole:
-        raise FormatRefused(_CODE, "certificate request is not in its one encoding")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _weak_key()
     if not isinstance(algorithm, hashes.SHA256):

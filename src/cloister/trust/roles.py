@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from cloister.crypto.jwe import Recipient
 from cloister.errors import CloisterError, KeyReleaseDenied, Unavailable
-from cloister.protocol.kbs import RuntimeData
+from cloister.protocol.kbs import VERSION, RuntimeData
 from cloister.rats.claims import Level
 from cloister.rats.result import Finding, Tier
 from cloister.trust.events import NO_EVENTS, Events, LogEvent
@@ -73,18 +73,20 @@ class AppraisalRequest:
         evidence: primary evidence as received.
         additional_evidence: text of the map for further devices, as received.
         runtime_data: nonce and guest key as received.
-        init_data: as sent; the evidence must bind its digest.
+        init_data: as sent; the evidence must bind its digest. None when the guest sent none: the result names none.
         session_secret: what credential activation must have recovered.
         at: time of the appraisal, aware UTC.
+        version: of the protocol, which says what the evidence must be bound to.
     """
 
     tee: str
     evidence: Any  # Any: untrusted JSON, typed by the technology's own parser
     additional_evidence: str
     runtime_data: RuntimeData
-    init_data: MeasuredText
+    init_data: MeasuredText | None
     session_secret: bytes
     at: datetime
+    version: str = VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

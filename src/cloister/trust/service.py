@@ -16,6 +16,7 @@ from cloister.errors import RequestRefused
 from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
+from cloister.trust.rego.engine import RegoEngine
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
@@ -55,6 +56,7 @@ class TrustService:
         except BaseException:
             self.store.close()
             raise
+        self.rego = RegoEngine()
         verifier = VerifierService(
             self.store,
             self.keys.token_issuer,
@@ -83,6 +85,9 @@ class TrustService:
                 session_limit=settings.sessions,
                 clock=clock,
                 random=secrets.token_bytes,
+                rego=self.rego,
+                minimum_protocol=settings.minimum_protocol,
+                insecure_rsa1_5=settings.insecure_rsa1_5,
                 plugins={PLUGIN: self.identity} if self.identity is not None else {},
             )
         )
@@ -118,3 +123,4 @@ class TrustService:
         """Close the store and let go of the keys."""
         self.store.close()
         self.keys.close()
+        self.rego.close()

@@ -25,7 +25,7 @@ from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.reappraisal import Candidate, Outcome, newest_of_each, reappraise
 from cloister.trust.verifier.survey import Survey, Surveyed, Wanted
 from evidence_world import GPUs, Site, snp_machine, tdx_machine
-from trust_world import Factory, World, quick_directory
+from trust_world import Factory, World, quick_directory, rule
 
 
 @pytest.fixture
@@ -302,6 +302,16 @@ def test_a_thousand_results_take_bounded_time_and_report_each(site: Site) -> Non
     # Copies have a key of their own, which the evidence does not bind: all of them are verified and refused.
     assert [item.result.after for item in found].count(Outcome.ACCEPTED) == 1
     assert took < 20, took
+
+
+def test_a_lease_that_runs_is_shown_with_its_end(new_world: Factory) -> None:
+    world = new_world()
+    world.admin.add_release_rule(rule(world.data, lease_seconds=60))
+    guest = world.guest().handshake()
+    guest.open(guest.resource())
+    wanted = Wanted(source=CollateralSource(world.state), at=world.clock.now)
+    [item] = world.admin.survey().run(wanted)
+    assert item.lease_until == world.clock.now + timedelta(seconds=60)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ from cloister.trust.identity.template import AttestedFacts, attested_facts, fill
 from cloister.trust.roles import AttestedGuest, PluginDenied
 from cloister.trust.store.database import Store
 from cloister.trust.store.policies import APPRAISAL, IDENTITY, PolicyStore
-from cloister.trust.store.records import RELEASED, AuditRow, insert_audit
+from cloister.trust.store.records import RELEASED, AuditRow, store_audit
 from cloister.wire.base64 import decode_b64, decode_b64url, encode_b64
 
 PLUGIN: Final = "spiffe"
@@ -287,7 +287,7 @@ class IdentityService:
         event = LogEvent(kind="release", at=granted.at, tenant=self._parts.tenant, fields=fields)
 
         def work(connection: Connection) -> None:
-            insert_audit(connection, self._parts.tenant, row)
+            store_audit(connection, self._parts.tenant, row)
             self._parts.events.append(connection, event)
 
         self._parts.store.write(work)

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import func, select
 
-from cloister.protocol.kbs import RuntimeData
+from cloister.protocol.kbs import VERSION, RuntimeData
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
@@ -31,12 +31,14 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         additional_evidence: text of the map for further devices, as received.
         init_data: `algorithm:digest`, empty when the guest sent none.
         session_secret: what credential activation must have recovered.
+        version: of the protocol, which says how all of it enters the evidence.
     """
 
     runtime_data: RuntimeData
     additional_evidence: str
     init_data: str
     session_secret: bytes
+    version: str = VERSION
 
     def __repr__(self) -> str:
         return "BindingRecord()"

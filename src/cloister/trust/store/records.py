@@ -7,7 +7,7 @@ anybody who reaches the port, so the oldest go when there are too many; likewise
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -27,6 +27,7 @@ DENIALS_KEPT: Final = 20_000
 EVIDENCE_KEPT: Final = 2_000
 LISTED: Final = 1_000
 RELEASED: Final = "released"
+RENEWED: Final = "renewed"
 DENIED: Final = "denied"
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
 _ID_CHARS: Final = 10
@@ -47,8 +48,8 @@ class AuditRow:
 
     Attributes:
         at: aware UTC.
-        decision: `released` or `denied`.
-        code: dotted code; `trust.released` for a release.
+        decision: `released`, `renewed` or `denied`.
+        code: dotted code; `trust.released` for a release, `trust.renewed` for one within a lease.
         resource: path, empty when the handshake did not come so far.
         resource_version: version released, else 0.
         tee: technology.
@@ -190,16 +191,10 @@ class RecordStore:
         self._store = store
         self._tenant = tenant
 
-    def record_release(self, row: AuditRow, *, seconds: float) -> None:
-        """Make the audit row of a release durable. Returns only then; a caller releases nothing when this raises.
-
-        Raises:
-            Unavailable: the store failed or did not answer within `seconds`.
-        """
-        self._store.write(lambda connection: insert_audit(connection, self._tenant, row), seconds=seconds)
-
-    def record_denial(self, record: DenialRecord, row: AuditRow) -> None:
-        """Store a denial and its audit row.
+    def record_denial(
+        self, record: DenialRecord, row: AuditRow, besides: Callable[[Connection], object] | None = None
+    ) -> None:
+        """Store a denial and its audit row, and do what `besides` does in the same transaction.
 
         Raises:
             Unavailable: the store failed.
@@ -210,7 +205,9 @@ class RecordStore:
             values |= {"resource": record.resource, "attestation": record.attestation}
             whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
             newest = int(connection.execute(_INSERT_DENIAL, whole).scalar_one())
-            insert_audit(connection, self._tenant, row)
+            store_audit(connection, self._tenant, row)
+            if besides is not None:
+                besides(connection)
             _prune_denials(connection, self._tenant, newest)
 
         self._store.write(work)
@@ -260,7 +257,11 @@ class RecordStore:
         """
         columns = audit.c
         holder = columns.guest_key if by_guest else columns.attestation
-        theirs = (columns.tenant == self._tenant, columns.decision == RELEASED, holder.in_(holders[:LISTED]))
+        theirs = (
+            columns.tenant == self._tenant,
+            columns.decision.in_((RELEASED, RENEWED)),
+            holder.in_(holders[:LISTED]),
+        )
         newest = (func.max(columns.resource_version).label("version"), func.max(columns.at).label("at"))
         grouped = select(holder.label("holder"), columns.resource, *newest).where(*theirs)
         statement = grouped.group_by(holder, columns.resource).order_by(holder, columns.resource)
@@ -330,8 +331,8 @@ def _random_text() -> str:
     return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
 
 
-def insert_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
-    """Add an audit row, within the caller's transaction."""
+def store_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
+    """Keep an audit row, within the caller's transaction: what it is about happens only once that is durable."""
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
     connection.execute(_INSERT_AUDIT, _storable(tenant, {**values, "at": to_micros(row.at)}))
 

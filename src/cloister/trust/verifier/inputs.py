@@ -16,6 +16,7 @@ from cloister.rats.endorsement import Endorsements
 from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
 from cloister.tee.advisories import shipped_advisories
+from cloister.tee.builtinpolicy import BUILTIN_ID, builtin_policy
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
@@ -48,7 +49,8 @@ class AppraisalInputSource:
         """Return the inputs in force.
 
         Raises:
-            AppraisalRefused: there is no appraisal policy (`trust.verifier.no_policy`).
+            AppraisalRefused: no appraisal policy of that id is stored, and it is not the built-in one's
+                (`trust.verifier.no_policy`).
             Unavailable: the store failed.
         """
         configuration = self._store.configuration()
@@ -63,7 +65,7 @@ class AppraisalInputSource:
 
     def _read(self) -> AppraisalInputs:
         stored = self._policies.current(APPRAISAL, self._policy_id)
-        if stored is None:
+        if stored is None and self._policy_id != BUILTIN_ID:
             raise AppraisalRefused(
                 "trust.verifier.no_policy",
                 "no appraisal policy is stored, so nothing is acceptable",
@@ -72,7 +74,7 @@ class AppraisalInputSource:
                 hint="store one with the trust service; `cloister run` does on first use",
             )
         return AppraisalInputs(
-            policy=parse_appraisal_policy(stored.text),
+            policy=parse_appraisal_policy(stored.text) if stored is not None else builtin_policy(),
             endorsements=Endorsements(roots=self._roots.list()),
             references=self._references.list(),
             advisories=shipped_advisories(),

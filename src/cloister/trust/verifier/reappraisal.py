@@ -182,11 +182,15 @@ def _request(kept: StoredEvidence, at: datetime) -> AppraisalRequest:
         runtime_data=kept.binding.runtime_data,
         init_data=_digest_of(kept.binding),
         session_secret=kept.binding.session_secret,
+        version=kept.binding.version,
         at=at,
     )
 
 
-def _digest_of(binding: BindingRecord) -> _KeptDigest:
+def _digest_of(binding: BindingRecord) -> _KeptDigest | None:
+    """Return the digest of the init data that the guest sent, None when it sent none."""
+    if not binding.init_data:
+        return None
     algorithm, _, digits = binding.init_data.partition(":")
     try:
         digest = bytes.fromhex(digits)

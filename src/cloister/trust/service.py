@@ -19,7 +19,7 @@ from cloister.trust.keys import ServiceKeys
 from cloister.trust.rego.engine import RegoEngine
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
-from cloister.trust.store.database import Store
+from cloister.trust.statestore import open_store
 from cloister.trust.verifier import CollateralSource, VerifierService
 
 DEFAULT_TENANT: Final = "default"
@@ -45,11 +45,11 @@ class TrustService:
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
         self.state = StateDirectory(settings.state)
-        self.store = Store(
-            settings.database or self.state.database,
-            self.state.write_lock,
-            seconds=settings.store_seconds,
+        self.store = open_store(
+            self.state,
+            database=settings.database,
             password_file=settings.database_password_file,
+            seconds=settings.store_seconds,
         )
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)

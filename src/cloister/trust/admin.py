@@ -33,7 +33,7 @@ from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.refvalues import ReferenceValueService
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
-from cloister.trust.store.database import Store
+from cloister.trust.statestore import open_store
 from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.policies import APPRAISAL, IDENTITY, RELEASE, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
@@ -53,7 +53,7 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
-        database: address of the database; empty for the one in the directory.
+        database: address of the database; empty for the one the directory names.
         password_file: file with the password of the database's user, or None.
         key_store: address of the key store; empty for the one the directory names.
 
@@ -73,7 +73,7 @@ class TrustAdmin:
     ) -> None:
         self._clock = clock
         self._state = StateDirectory(state_dir)
-        self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
+        self._store = open_store(self._state, database=database, password_file=password_file)
         try:
             self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
         except BaseException:

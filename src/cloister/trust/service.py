@@ -18,7 +18,7 @@ from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
-from cloister.trust.store.database import Store
+from cloister.trust.statestore import open_store
 from cloister.trust.verifier import CollateralSource, VerifierService
 
 DEFAULT_TENANT: Final = "default"
@@ -44,11 +44,11 @@ class TrustService:
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
         self.state = StateDirectory(settings.state)
-        self.store = Store(
-            settings.database or self.state.database,
-            self.state.write_lock,
-            seconds=settings.store_seconds,
+        self.store = open_store(
+            self.state,
+            database=settings.database,
             password_file=settings.database_password_file,
+            seconds=settings.store_seconds,
         )
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
@@ -61,18 +61,11 @@ class TrustService:
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
-        self.identity: IdentityService | None = None
-        if settings.trust_domain:
-            self.identity = IdentityService(
-                IdentityParts(
-                    store=self.store,
-                    authorities=StoredAuthorities(self.store, self.keys.ring, settings.trust_domain),
-                    trust_domain=settings.trust_domain,
-                    tenant="default",
-                    issuer=settings.identity_issuer,
-                    clock=clock,
-                )
-            )
+        self._clock = clock
+        self._authorities = (
+            StoredAuthorities(self.store, self.keys.ring, settings.trust_domain) if settings.trust_domain else None
+        )
+        self.identity = self.identity_of(DEFAULT_TENANT)
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,
@@ -105,6 +98,21 @@ class TrustService:
         if tenant != DEFAULT_TENANT:
             raise RequestRefused("trust.request.path", "no such address")
         return self.broker
+
+    def identity_of(self, tenant: str) -> IdentityService | None:
+        """Return the SPIFFE identities of a tenant, None without a trust domain; all tenants share its keys."""
+        if self._authorities is None:
+            return None
+        return IdentityService(
+            IdentityParts(
+                store=self.store,
+                authorities=self._authorities,
+                trust_domain=self.settings.trust_domain,
+                tenant=tenant,
+                issuer=self.settings.identity_issuer,
+                clock=self._clock,
+            )
+        )
 
     def __enter__(self) -> TrustService:
         return self

@@ -52,6 +52,7 @@ class TrustService:
         )
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            self.keys.take_shares()
         except BaseException:
             self.store.close()
             raise

@@ -21,6 +21,7 @@ from cloister.cli import (
     explain,
     identity,
     image,
+    key,
     podvm,
     reappraise,
     refs,
@@ -75,6 +76,7 @@ app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(refs.app, name="refs")
+app.add_typer(key.app, name="key")
 app.add_typer(reappraise.app, name="audit")
 
 

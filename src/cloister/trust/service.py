@@ -53,6 +53,7 @@ class TrustService:
         )
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            self.keys.take_shares()
         except BaseException:
             self.store.close()
             raise
@@ -63,18 +64,11 @@ class TrustService:
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
-        self.identity: IdentityService | None = None
-        if settings.trust_domain:
-            self.identity = IdentityService(
-                IdentityParts(
-                    store=self.store,
-                    authorities=StoredAuthorities(self.store, self.keys.ring, settings.trust_domain),
-                    trust_domain=settings.trust_domain,
-                    tenant="default",
-                    issuer=settings.identity_issuer,
-                    clock=clock,
-                )
-            )
+        self._clock = clock
+        self._authorities = (
+            StoredAuthorities(self.store, self.keys.ring, settings.trust_domain) if settings.trust_domain else None
+        )
+        self.identity = self.identity_of(DEFAULT_TENANT)
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,
@@ -110,6 +104,21 @@ class TrustService:
         if tenant != DEFAULT_TENANT:
             raise RequestRefused("trust.request.path", "no such address")
         return self.broker
+
+    def identity_of(self, tenant: str) -> IdentityService | None:
+        """Return the SPIFFE identities of a tenant, None without a trust domain; all tenants share its keys."""
+        if self._authorities is None:
+            return None
+        return IdentityService(
+            IdentityParts(
+                store=self.store,
+                authorities=self._authorities,
+                trust_domain=self.settings.trust_domain,
+                tenant=tenant,
+                issuer=self.settings.identity_issuer,
+                clock=self._clock,
+            )
+        )
 
     def __enter__(self) -> TrustService:
         return self

@@ -212,6 +212,11 @@ class StateDirectory:
             for file in (certificate, key):
                 file.unlink(missing_ok=True)
 
+    @property
+    def has_kept_tls(self) -> bool:
+        """Whether a service that starts sealed has a certificate to answer with."""
+        return self._place("tls-kept.pem").exists() and self._place("tls-kept.key").exists()
+
     def _kept_tls(self) -> tuple[Path, Path]:
         certificate, key = (self._place(f"tls-kept.{kind}") for kind in ("pem", "key"))
         if not certificate.exists() or not key.exists():

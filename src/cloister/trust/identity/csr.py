@@ -11,10 +11,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cloister.crypto.signer import ECDSA_P256_SIGNATURE_BYTES
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.spiffe import CSR_BYTES, SPIFFEID
 
 _CODE = "trust.identity.csr"
+_BIT_STRING = 0x03
 
 
 def parse_csr(data: bytes) -> x509.CertificateSigningRequest:
@@ -36,8 +38,12 @@ def parse_csr(data: bytes) -> x509.CertificateSigningRequest:
         raise FormatRefused(_CODE, "not a certificate request", expected="PKCS #10, DER") from err
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _weak_key()
-    if not isinstance(algorithm, hashes.SHA256):
+    if not isinstance(algorithm, hashes.SHA256) or len(request.signature) > ECDSA_P256_SIGNATURE_BYTES:
         raise _weak_key()
+    # A BIT STRING that declares unused bits would be a second request with the same signature (X.690, section 11.2).
+    signature = request.signature
+    if not data.endswith(bytes((_BIT_STRING, len(signature) + 1, 0)) + signature):
+        raise FormatRefused(_CODE, "certificate request is not in its one encoding")
     if not proven:
         raise Refused("trust.identity.csr.proof", "the request is not signed with the key it asks a certificate for")
     return request

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final
 
 from cloister.errors import RequestRefused
+from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.rego.engine import RegoEngine
@@ -63,6 +64,11 @@ class TrustService:
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
+        self._clock = clock
+        self._authorities = (
+            StoredAuthorities(self.store, self.keys.ring, settings.trust_domain) if settings.trust_domain else None
+        )
+        self.identity = self.identity_of(DEFAULT_TENANT)
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,
@@ -76,6 +82,7 @@ class TrustService:
                 rego=self.rego,
                 minimum_protocol=settings.minimum_protocol,
                 insecure_rsa1_5=settings.insecure_rsa1_5,
+                plugins={PLUGIN: self.identity} if self.identity is not None else {},
             )
         )
 
@@ -97,6 +104,21 @@ class TrustService:
         if tenant != DEFAULT_TENANT:
             raise RequestRefused("trust.request.path", "no such address")
         return self.broker
+
+    def identity_of(self, tenant: str) -> IdentityService | None:
+        """Return the SPIFFE identities of a tenant, None without a trust domain; all tenants share its keys."""
+        if self._authorities is None:
+            return None
+        return IdentityService(
+            IdentityParts(
+                store=self.store,
+                authorities=self._authorities,
+                trust_domain=self.settings.trust_domain,
+                tenant=tenant,
+                issuer=self.settings.identity_issuer,
+                clock=self._clock,
+            )
+        )
 
     def __enter__(self) -> TrustService:
         return self

@@ -188,7 +188,9 @@ class Environment:
     def broker_at(self, host: str) -> BrokerAddress:
         """The owner's key broker under another of its addresses."""
         with self.owner.admin() as admin:
-            return BrokerAddress(url=f"https://{host}:{self.trust.port}", ca_pem=admin.ca_pem())
+            return BrokerAddress(
+                url=f"https://{host}:{self.trust.port}", ca_pem=admin.ca_pem(), release_log=admin.release_log_pins()
+            )
 
     @property
     def registry_url(self) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from cloister.crypto.jwt import key_id, public_jwk
 from cloister.errors import Refused
+from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
@@ -29,6 +30,7 @@ from cloister.trust.keybroker.policy import (
     parse_release_policy,
 )
 from cloister.trust.refvalues import ReferenceValueService
+from cloister.trust.releaselog import open_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
@@ -58,7 +60,13 @@ class TrustAdmin:
     def __init__(self, state_dir: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._clock = clock
         self._state = StateDirectory(state_dir, at=clock())
-        self._store = Store(self._state.database, self._state.write_lock)
+        self._announced = read_announced(state_dir)
+        opened = open_release_log(
+            state_dir,
+            lambda hook: Store(self._state.database, self._state.write_lock, batch_hook=hook),
+            witnesses=parse_witnesses(self._announced.witnesses),
+        )
+        self._store, self._log = opened.store, opened.log
         self._resources = ResourceStore(self._store, self._state.root_key)
         self._policies = PolicyStore(self._store)
         self._references = ReferenceValueService(self._store)
@@ -74,8 +82,9 @@ class TrustAdmin:
         self.close()
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store and the log in it."""
         self._store.close()
+        self._log.close()
 
     # Resources
 
@@ -300,6 +309,11 @@ class TrustAdmin:
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""
         return self._state.authority.certificate_pem.decode("ascii")
+
+    def release_log_pins(self) -> ReleaseLogPins:
+        """Return what guests pin of the release log: its key, and the witnesses the service was last started with."""
+        keys = tuple(str(witness.key) for witness in parse_witnesses(self._announced.witnesses))
+        return ReleaseLogPins(key=str(self._log.key), witnesses=keys, cosignatures=self._announced.cosignatures)
 
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""

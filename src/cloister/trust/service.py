@@ -15,6 +15,7 @@ from typing import Final
 from cloister.crypto.jwt import key_id
 from cloister.errors import RequestRefused
 from cloister.trust.keybroker import BrokerParts, KeyBroker
+from cloister.trust.releaselog import Announced, PublicLog, announce, open_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
@@ -43,7 +44,17 @@ class TrustService:
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
         self.state = StateDirectory(settings.state, at=clock())
-        self.store = Store(self.state.database, self.state.write_lock, seconds=settings.store_seconds)
+        announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
+        opened = open_release_log(
+            settings.state,
+            lambda hook: Store(
+                self.state.database, self.state.write_lock, seconds=settings.store_seconds, batch_hook=hook
+            ),
+            witnesses=parse_witnesses(settings.log_witnesses),
+            origin=settings.log_origin,
+        )
+        self.store, self.log = opened.store, opened.log
+        self.public_log = PublicLog(self.log, self.store)
         signer = self.state.token_signer
         authority = self.state.authority
         leaf = authority.certify_signer("cloister verifier", signer.public_key.spki, at=clock())
@@ -64,6 +75,8 @@ class TrustService:
                 session_limit=settings.sessions,
                 clock=clock,
                 random=secrets.token_bytes,
+                log=self.log,
+                cosignatures=settings.log_cosignatures,
             )
         )
 
@@ -86,5 +99,6 @@ class TrustService:
         self.close()
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store and the log in it."""
         self.store.close()
+        self.log.close()

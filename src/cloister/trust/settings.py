@@ -39,6 +39,9 @@ class TrustSettings:
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
         client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
+        log_origin: name of the release log when it is made; a random one when empty.
+        log_witnesses: who is asked for cosignatures, `KEY@URL` each.
+        log_cosignatures: how many of them must have cosigned a release before the resource goes out.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
     """
@@ -58,6 +61,9 @@ class TrustSettings:
     queue: int = 128
     sessions: int = 20_000
     client_rate: float = 0.0
+    log_origin: str = ""
+    log_witnesses: tuple[str, ...] = ()
+    log_cosignatures: int = 0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
 
@@ -200,6 +206,27 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_rate,
         help="requests per second of one client address; 0 for no limit",
         controls="availability only; behind a proxy all clients have one address",
+    ),
+    Setting(
+        field="log_origin",
+        flag="--log-origin",
+        parse=str,
+        help="name of the release log when it is made, such as example.com/log; a random one when absent",
+        controls="nothing: guests and witnesses pin name and key together",
+    ),
+    Setting(
+        field="log_witnesses",
+        flag="--log-witnesses",
+        parse=_names,
+        help="comma-separated witnesses of the release log, KEY@URL each",
+        controls="who can stop the log, and whose word is taken that a restored database is the newest",
+    ),
+    Setting(
+        field="log_cosignatures",
+        flag="--log-cosignatures",
+        parse=_count,
+        help="how many witnesses must have cosigned a release before the resource goes out",
+        controls="how much later a fork is noticed; guests demand what their measured init data says regardless",
     ),
     Setting(
         field="shutdown_seconds",

@@ -33,6 +33,8 @@ from cloister.protocol.kbs import (
 )
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.rats.result import Tier
+from cloister.tlog.receipt import HEADER as RECEIPT_HEADER
+from cloister.trust.events import NO_EVENTS, Receipts
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
 from cloister.trust.keybroker.denials import DenialBook, RequestContext
 from cloister.trust.keybroker.inputs import ReleaseInputs
@@ -78,6 +80,8 @@ class BrokerParts:
         session_limit: most live sessions.
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
+        log: the release log.
+        cosignatures: how many witnesses must have cosigned a release before the resource goes out.
     """
 
     store: Store
@@ -88,6 +92,8 @@ class BrokerParts:
     session_limit: int
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
+    log: Receipts = NO_EVENTS
+    cosignatures: int = 0
 
 
 class KeyBroker:
@@ -97,7 +103,7 @@ class KeyBroker:
         self._parts = parts
         self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit)
         self._resources = ResourceStore(parts.store, parts.root_key)
-        self._records = RecordStore(parts.store)
+        self._records = RecordStore(parts.store, events=parts.log)
         self._inputs = ReleaseInputs(parts.store)
         self._denials = DenialBook(self._records)
 
@@ -201,7 +207,7 @@ class KeyBroker:
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
         """Steps: 1 the path; 2 a token; 3 verified; 4 the key-release policy; 5 the resource, sealed to the guest's
-        key; 6 the audit row, durable before the deadline; 7 the release.
+        key; 6 the audit row and the log's entry, durable and cosigned before the deadline; 7 the release.
         """
         # 1
         wanted = parse_resource_path(path)
@@ -217,9 +223,10 @@ class KeyBroker:
         resource = self._resources.get(wanted)
         sealed = encode_message(seal_for(token.guest_key, resource.content))
         # 6
-        self._record(resource, context, deadline)
+        receipt = self._record(resource, context, deadline)
         # 7
-        return Answer(status=200, body=sealed)
+        headers = ((RECEIPT_HEADER.lower().encode(), receipt.encode()),) if receipt else ()
+        return Answer(status=200, body=sealed, headers=headers)
 
     def _token(self, credentials: Credentials, at: datetime) -> str:
         if credentials.cookie:
@@ -242,12 +249,13 @@ class KeyBroker:
             self._resources.require(wanted)
         raise _denied(decision, token, wanted)
 
-    def _record(self, resource: Resource, context: RequestContext, deadline: float) -> None:
+    def _record(self, resource: Resource, context: RequestContext, deadline: float) -> str:
         left = deadline - time.monotonic()
         if left <= 0:
             raise Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
         row = context.audit_row(decision=RELEASED, code=RELEASED_CODE, resource_version=resource.version)
-        self._records.record_release(row, seconds=left)
+        appended = self._records.record_release(row, seconds=left)
+        return self._parts.log.receipt(appended, cosignatures=self._parts.cosignatures, deadline=deadline)
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
         def work(connection: Connection) -> None:

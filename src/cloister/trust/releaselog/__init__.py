@@ -3,6 +3,7 @@
 The format is spec/release-log.md.
 ."""
 
+from cloister.trust.releaselog.announced import Announced, announce, read_announced
 from cloister.trust.releaselog.cosigning import Cosigner, Witness, parse_witnesses
 from cloister.trust.releaselog.keyfile import load_log_key
 from cloister.trust.releaselog.log import Appended, ReleaseLog
@@ -10,6 +11,7 @@ from cloister.trust.releaselog.opened import OpenedLog, open_release_log
 from cloister.trust.releaselog.serving import PublicFile, PublicLog
 
 __all__ = [
+    "Announced",
     "Appended",
     "Cosigner",
     "OpenedLog",
@@ -17,7 +19,9 @@ __all__ = [
     "PublicLog",
     "ReleaseLog",
     "Witness",
+    "announce",
     "load_log_key",
     "open_release_log",
     "parse_witnesses",
+    "read_announced",
 ]

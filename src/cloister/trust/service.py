@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final
 
-from cloister.crypto.jwt import key_id
 from cloister.errors import RequestRefused
 from cloister.trust.keybroker import BrokerParts, KeyBroker
-from cloister.trust.releaselog import Announced, PublicLog, announce, open_release_log, parse_witnesses
+from cloister.trust.keys import ServiceKeys
+from cloister.trust.keys.signing import LOG
+from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
@@ -43,34 +44,40 @@ class TrustService:
 
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
-        self.state = StateDirectory(settings.state, at=clock())
+        self.state = StateDirectory(settings.state)
         announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
-        opened = open_release_log(
-            settings.state,
-            lambda hook: Store(
-                self.state.database, self.state.write_lock, seconds=settings.store_seconds, batch_hook=hook
-            ),
-            witnesses=parse_witnesses(settings.log_witnesses),
-            origin=settings.log_origin,
-        )
-        self.store, self.log = opened.store, opened.log
+        self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
+        try:
+            self.store = Store(
+                settings.database or self.state.database,
+                self.state.write_lock,
+                seconds=settings.store_seconds,
+                batch_hook=self.log,
+                password_file=settings.database_password_file,
+            )
+        except BaseException:
+            self.log.close()
+            raise
+        try:
+            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            self._open_log()
+        except BaseException:
+            self.store.close()
+            self.log.close()
+            raise
         self.public_log = PublicLog(self.log, self.store)
-        signer = self.state.token_signer
-        authority = self.state.authority
-        leaf = authority.certify_signer("cloister verifier", signer.public_key.spki, at=clock())
         verifier = VerifierService(
             self.store,
-            signer,
-            chain=(leaf, authority.certificate_der),
+            self.keys.token_issuer,
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,
-                root_key=self.state.root_key,
+                root_key=self.keys.ring,
                 verifier=verifier,
-                token_keys={key_id(signer.public_key): signer.public_key},
+                token_keys=self.keys.signing.token_keys(),
                 session_lifetime=timedelta(seconds=settings.session_seconds),
                 session_limit=settings.sessions,
                 clock=clock,
@@ -88,6 +95,7 @@ class TrustService:
         """
         if tenant != DEFAULT_TENANT:
             raise RequestRefused("trust.request.path", "no such address")
+        self._open_log()
         return self.broker
 
     def __enter__(self) -> TrustService:
@@ -99,6 +107,12 @@ class TrustService:
         self.close()
 
     def close(self) -> None:
-        """Close the store and the log in it."""
+        """Close the store and the log in it, and let go of the keys."""
         self.store.close()
         self.log.close()
+        self.keys.close()
+
+    def _open_log(self) -> None:
+        """Begin with the log, unless its key is sealed still: then the first request after that does."""
+        if not self.log.opened and not self.keys.sealed:
+            self.log.open(self.store, self.keys.signing.signing_key(LOG).private)

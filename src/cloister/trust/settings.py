@@ -24,12 +24,15 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.
         names: subjectAltNames of the TLS certificate.
         ready_file: where to write the ready report (JSON), or None.
         ready_fd: inherited file descriptor to write the ready report to, or None.
         appraisal_policy: id of the appraisal policy that evidence is judged under.
+        key_store: address of the key store that holds the root key; empty for `root.key` in the state directory.
         collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
             there; None for the state directory. Only read.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
@@ -39,7 +42,6 @@ class TrustSettings:
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
         client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
-        log_origin: name of the release log when it is made; a random one when empty.
         log_witnesses: who is asked for cosignatures, `KEY@URL` each.
         log_cosignatures: how many of them must have cosigned a release before the resource goes out.
         shutdown_seconds: time given to requests in flight on SIGTERM.
@@ -47,12 +49,15 @@ class TrustSettings:
     """
 
     state: Path
+    database: str = ""
+    database_password_file: Path | None = None
     host: str = LOOPBACK
     port: int = 0
     names: tuple[str, ...] = ("localhost", LOOPBACK, SLIRP_HOST)
     ready_file: Path | None = None
     ready_fd: int | None = None
     appraisal_policy: str = "default"
+    key_store: str = ""
     collateral: Path | None = None
     session_seconds: float = 300.0
     store_seconds: float = 4.0
@@ -61,7 +66,6 @@ class TrustSettings:
     queue: int = 128
     sessions: int = 20_000
     client_rate: float = 0.0
-    log_origin: str = ""
     log_witnesses: tuple[str, ...] = ()
     log_cosignatures: int = 0
     shutdown_seconds: float = 5.0
@@ -124,6 +128,20 @@ TABLE: Final[Sequence[Setting]] = (
         controls="everything: root key, policies and resources live there",
     ),
     Setting(
+        field="database",
+        flag="--database",
+        parse=str,
+        help="postgresql://USER@HOST/DATABASE, for replicas; SQLite in the state directory when absent",
+        controls="what is released to whom: policies are read from there; not the resources, which are sealed",
+    ),
+    Setting(
+        field="database_password_file",
+        flag="--database-password-file",
+        parse=Path,
+        help="file with the password of the database's user; otherwise PGPASSFILE",
+        controls="nothing without the database's address; a wrong password stops the service",
+    ),
+    Setting(
         field="names",
         flag="--names",
         parse=_names,
@@ -150,6 +168,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=str,
         help="id of the stored appraisal policy to judge by",
         controls="which of the owner's own policies applies; release rules name the id they accept",
+    ),
+    Setting(
+        field="key_store",
+        flag="--key-store",
+        parse=str,
+        help="address of the key store of the root key, remembered; root.key in the state directory when absent",
+        controls="nothing without the old root key: the service refuses data keys that another root key wraps",
     ),
     Setting(
         field="collateral",
@@ -206,13 +231,6 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_rate,
         help="requests per second of one client address; 0 for no limit",
         controls="availability only; behind a proxy all clients have one address",
-    ),
-    Setting(
-        field="log_origin",
-        flag="--log-origin",
-        parse=str,
-        help="name of the release log when it is made, such as example.com/log; a random one when absent",
-        controls="nothing: guests and witnesses pin name and key together",
     ),
     Setting(
         field="log_witnesses",

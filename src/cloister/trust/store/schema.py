@@ -1,7 +1,7 @@
 """Tables of the trust service, as SQLAlchemy Core metadata.
 
-Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`, `sessions.secret`) are sealed under the
-root key before they come here. A session cookie and a nonce are kept as SHA-256 only: whoever reads the database
+Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`, `sessions.secret`) are sealed under a
+data key before they come here. A session cookie and a nonce are kept as SHA-256 only: whoever reads the database
 cannot continue a session with it.
 
 Every table of what belongs to a tenant begins with the column `tenant`, which is the first of its primary key.
@@ -213,7 +213,7 @@ evidence: Final = Table(
 log_entries: Final = Table(
     "log_entries",
     metadata,
-    Column("position", INT64, nullable=False),
+    Column("position", INT64, nullable=False, autoincrement=False),
     Column("leaf", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
     Column("salt", LargeBinary, nullable=False),
@@ -235,7 +235,43 @@ log_nodes: Final = Table(
 log_checkpoints: Final = Table(
     "log_checkpoints",
     metadata,
-    Column("size", INT64, nullable=False),
+    Column("size", INT64, nullable=False, autoincrement=False),
     Column("note", TEXT, nullable=False),
     PrimaryKeyConstraint("size"),
+)
+
+# The keys that seal rows of all tenants, each wrapped by the root key in the key store; and, one row, what is signed
+# about them all.
+data_keys: Final = Table(
+    "data_keys",
+    metadata,
+    Column("id", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("retired_at", INT64),
+    PrimaryKeyConstraint("id"),
+)
+
+key_ring: Final = Table(
+    "key_ring",
+    metadata,
+    Column("name", TEXT, nullable=False),
+    Column("generation", INT64, nullable=False),
+    Column("root", TEXT, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("name"),
+)
+
+# `sealed` holds the private key and says all that the other columns say; they are there to be listed.
+signing_keys: Final = Table(
+    "signing_keys",
+    metadata,
+    Column("purpose", TEXT, nullable=False),
+    Column("kid", TEXT, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("not_before", INT64, nullable=False),
+    Column("not_after", INT64),
+    PrimaryKeyConstraint("purpose", "kid"),
 )

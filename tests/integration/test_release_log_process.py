@@ -1,4 +1,4 @@
-"""The release log between processes: service, two witnesses, a guest that asks for both, a monitor, and a restored backup."""
+"""The release log between processes: a service, two witnesses, a guest that asks for both, a monitor, an old backup."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ def log_key(owner: Owner) -> str:
         return admin.release_log_pins().key
 
 
+def fetched(service: Running, owner: Owner) -> bytes:
+    """What a guest gets."""
+    client = service.client(owner)
+    try:
+        return client.get_resource(MODEL)
+    finally:
+        client.wipe()
+
+
 def monitor(service: Running, owner: Owner, state: Path, *words: str) -> BaseException | None:
     command = ["log", "monitor", f"{service.report['url']}/log", "--vkey", log_key(owner), "--once"]
     command += ["--ca", service.report["ca_file"], "--state", str(state), *words]
@@ -60,7 +69,7 @@ def test_a_release_is_witnessed_watched_and_not_undone(owner: Owner, tmp_path: P
         flags = ["--log-witnesses", f"{one},{two}", "--log-cosignatures", "2"]
         backup = tmp_path / "backup"
         with running(owner.state, *flags) as service:
-            assert service.client(owner).get_resource(MODEL) == CANARY
+            assert fetched(service, owner) == CANARY
             pins = service.log_pins
             assert (len(pins.witnesses), pins.cosignatures) == (2, 2)
             status, headers, body = service.request("GET", "/log/checkpoint")
@@ -76,13 +85,13 @@ def test_a_release_is_witnessed_watched_and_not_undone(owner: Owner, tmp_path: P
             assert monitor(service, owner, tmp_path / "state") is None
         shutil.copytree(owner.state, backup)
         with running(owner.state, *flags) as service:
-            assert service.client(owner).get_resource(MODEL) == CANARY
+            assert fetched(service, owner) == CANARY
             assert monitor(service, owner, tmp_path / "state") is None
         shutil.rmtree(owner.state)
         shutil.copytree(backup, owner.state)
         with running(owner.state, *flags) as service:
             with pytest.raises(Unavailable) as caught:
-                service.client(owner).get_resource(MODEL)
+                fetched(service, owner)
             assert caught.value.code == "trust.releaselog.rolled_back"
             error = monitor(service, owner, tmp_path / "state")
             assert isinstance(error, Refused)
@@ -95,7 +104,7 @@ def test_without_its_witnesses_nothing_is_released(tmp_path: Path) -> None:
         pass
     with running(owner.state, "--log-witnesses", one, "--log-cosignatures", "1") as service:
         with pytest.raises(Unavailable) as caught:
-            service.client(owner).get_resource(MODEL)
+            fetched(service, owner)
         assert caught.value.code == "trust.releaselog.unconfirmed"
 
 

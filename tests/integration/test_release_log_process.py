@@ -95,7 +95,7 @@ def test_a_release_is_witnessed_watched_and_not_undone(owner: Owner, tmp_path: P
             assert caught.value.code == "trust.releaselog.rolled_back"
             error = monitor(service, owner, tmp_path / "state")
             assert isinstance(error, Refused)
-            assert error.code == "sdk.log.rolled_back"
+            assert error.code == "sdk.releaselog.rolled_back"
 
 
 def test_without_its_witnesses_nothing_is_released(tmp_path: Path) -> None:

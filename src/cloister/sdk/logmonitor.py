@@ -1,7 +1,7 @@
 """Watching a release log from outside: is it still the log it was, and does it hold only what is expected?
 
 Reads checkpoint and tiles (C2SP tlog-tiles) like anybody, and keeps a state of its own: the newest checkpoint it
-verified, with the tree behind it. Every alarm is a refusal (`sdk.log.*`) and leaves the state as it was, so that it
+verified, with the tree behind it. Every alarm is a refusal (`sdk.releaselog.*`) and leaves the state as it was, so that it
 goes on until somebody has looked; the older checkpoint in the state and the newer one in the alarm are the proof.
 
 Steps of a look: 1 the checkpoint is the pinned log's; 2 it is not smaller, and not another of the same size; 3 entries
@@ -85,17 +85,20 @@ def parse_expectations(data: bytes) -> Expectations:
     """Parse a file of expectations, TOML.
 
     Raises:
-        FormatRefused: unknown members or kinds (`sdk.log.expectations`).
+        FormatRefused: unknown members or kinds (`sdk.releaselog.expectations`).
     """
-    document = parse_toml(data, ceiling=_EXPECT_BYTES, code="sdk.log.expectations", path="")
+    document = parse_toml(data, ceiling=_EXPECT_BYTES, code="sdk.releaselog.expectations", path="")
     try:
         expected = msgspec.convert(document, Expectations)
     except msgspec.ValidationError as err:
-        raise FormatRefused("sdk.log.expectations", f"not expectations: {err}") from err
+        raise FormatRefused("sdk.releaselog.expectations", f"not expectations: {err}") from err
     unknown = {*expected.kinds, *expected.most} - set(KINDS)
     if unknown:
         raise FormatRefused(
-            "sdk.log.expectations", "unknown kind", expected=" ".join(KINDS), actual=" ".join(sorted(unknown))[:80]
+            "sdk.releaselog.expectations",
+            "unknown kind",
+            expected=" ".join(KINDS),
+            actual=" ".join(sorted(unknown))[:80],
         )
     return expected
 
@@ -104,7 +107,7 @@ def load_known(place: Path, key: VerifierKey) -> Known:
     """Return what was verified before; nothing when there is no file.
 
     Raises:
-        FormatRefused: damaged, or of another log (`sdk.log.monitor_state`).
+        FormatRefused: damaged, or of another log (`sdk.releaselog.monitor_state`).
         Unavailable: it cannot be read.
     """
     try:
@@ -112,13 +115,13 @@ def load_known(place: Path, key: VerifierKey) -> Known:
     except FileNotFoundError:
         return Known(key=str(key))
     except OSError as err:
-        raise Unavailable("sdk.log.monitor_state", f"cannot be read: {err.strerror}", path=str(place)) from err
+        raise Unavailable("sdk.releaselog.monitor_state", f"cannot be read: {err.strerror}", path=str(place)) from err
     try:
         known = msgspec.json.decode(data, type=Known)
     except (msgspec.MsgspecError, UnicodeDecodeError) as err:
-        raise FormatRefused("sdk.log.monitor_state", "the monitor's state is damaged", path=str(place)) from err
+        raise FormatRefused("sdk.releaselog.monitor_state", "the monitor's state is damaged", path=str(place)) from err
     if known.key != str(key) or len(known.hashes) != known.size.bit_count():
-        raise FormatRefused("sdk.log.monitor_state", "the monitor's state is of another log", path=str(place))
+        raise FormatRefused("sdk.releaselog.monitor_state", "the monitor's state is of another log", path=str(place))
     return known
 
 
@@ -126,7 +129,7 @@ def store_known(place: Path, known: Known) -> None:
     """Store what was verified.
 
     Raises:
-        Unavailable: it cannot be written (`sdk.log.monitor_state`).
+        Unavailable: it cannot be written (`sdk.releaselog.monitor_state`).
     """
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,7 +140,9 @@ def store_known(place: Path, known: Known) -> None:
             os.fsync(file.fileno())
         temporary.replace(place)
     except OSError as err:
-        raise Unavailable("sdk.log.monitor_state", f"cannot be written: {err.strerror}", path=str(place)) from err
+        raise Unavailable(
+            "sdk.releaselog.monitor_state", f"cannot be written: {err.strerror}", path=str(place)
+        ) from err
 
 
 def look(
@@ -153,9 +158,9 @@ def look(
         whole: read old entries again, too, to notice that they were edited.
 
     Raises:
-        Refused: `sdk.log.rolled_back`, `sdk.log.forked`, `sdk.log.edited`, `sdk.log.unexpected`, or what is served is
+        Refused: `sdk.releaselog.rolled_back`, `sdk.releaselog.forked`, `sdk.releaselog.edited`, `sdk.releaselog.unexpected`, or what is served is
             no log of this key (`tlog.*`).
-        Unavailable: the log does not answer (`sdk.log.unreachable`).
+        Unavailable: the log does not answer (`sdk.releaselog.unreachable`).
     """
     # 1
     text = fetch("checkpoint").decode("utf-8", "replace")
@@ -163,9 +168,11 @@ def look(
     before = CompactRange(size=known.size, hashes=list(known.hashes))
     # 2
     if checkpoint.size < known.size:
-        raise _alarm("sdk.log.rolled_back", "the log became smaller", known, text, f"at least {known.size}", checkpoint)
+        raise _alarm(
+            "sdk.releaselog.rolled_back", "the log became smaller", known, text, f"at least {known.size}", checkpoint
+        )
     if checkpoint.size == known.size and checkpoint.root != before.root():
-        raise _alarm("sdk.log.forked", "another log of the same size", known, text, str(known.size), checkpoint)
+        raise _alarm("sdk.releaselog.forked", "another log of the same size", known, text, str(known.size), checkpoint)
     # 3
     tree = CompactRange() if whole else before.copy()
     kinds: Counter[str] = Counter()
@@ -181,7 +188,9 @@ def look(
         matching = matching or tree.hashes == before.hashes
     # 4
     if tree.root() != checkpoint.root or (whole and not matching):
-        raise _alarm("sdk.log.forked", "the log does not continue the one known before", known, text, "", checkpoint)
+        raise _alarm(
+            "sdk.releaselog.forked", "the log does not continue the one known before", known, text, "", checkpoint
+        )
     # 5
     _require_expected(kinds, expected, known, text, checkpoint)
     seen = Seen(size=checkpoint.size, new=checkpoint.size - known.size, kinds=dict(kinds))
@@ -196,11 +205,13 @@ def fetcher(url: str, ca_file: Path | None) -> Fetch:
         ca_file: the one CA to accept; the system's when None.
 
     Raises:
-        FormatRefused: not an address (`sdk.log.address`).
+        FormatRefused: not an address (`sdk.releaselog.address`).
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise FormatRefused("sdk.log.address", "not the address of a log", expected="https://host:port/log", actual=url)
+        raise FormatRefused(
+            "sdk.releaselog.address", "not the address of a log", expected="https://host:port/log", actual=url
+        )
     host, base = parts.hostname, parts.path.rstrip("/")
     context = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
 
@@ -215,12 +226,17 @@ def fetcher(url: str, ca_file: Path | None) -> Fetch:
             response = connection.getresponse()
             data = response.read(_TILE_BYTES + 1)
         except (OSError, http.client.HTTPException) as err:
-            raise Unavailable("sdk.log.unreachable", f"the log does not answer: {err}", path=f"{url}/{path}") from err
+            raise Unavailable(
+                "sdk.releaselog.unreachable", f"the log does not answer: {err}", path=f"{url}/{path}"
+            ) from err
         finally:
             connection.close()
         if response.status != 200 or len(data) > _TILE_BYTES:
             raise Unavailable(
-                "sdk.log.unreachable", "the log does not serve this", path=path, actual=f"status {response.status}"
+                "sdk.releaselog.unreachable",
+                "the log does not serve this",
+                path=path,
+                actual=f"status {response.status}",
             )
         return data
 
@@ -244,7 +260,7 @@ def _entries(fetch: Fetch, tile: Tile, first: int) -> list[bytes]:
     ):
         if leaf_hash(entry) != digest:
             raise Refused(
-                "sdk.log.edited",
+                "sdk.releaselog.edited",
                 "an entry is not the one that the tree holds",
                 path=f"entry {place}",
                 hint="keep what was served; ask the owner of the log",
@@ -257,10 +273,14 @@ def _require_expected(
 ) -> None:
     for kind, count in sorted(kinds.items()):
         if expected.kinds and kind not in expected.kinds:
-            raise _alarm("sdk.log.unexpected", f"entries of kind {kind}", known, text, "none", checkpoint, str(count))
+            raise _alarm(
+                "sdk.releaselog.unexpected", f"entries of kind {kind}", known, text, "none", checkpoint, str(count)
+            )
         if count > expected.most.get(kind, count):
             limit = f"at most {expected.most[kind]}"
-            raise _alarm("sdk.log.unexpected", f"entries of kind {kind}", known, text, limit, checkpoint, str(count))
+            raise _alarm(
+                "sdk.releaselog.unexpected", f"entries of kind {kind}", known, text, limit, checkpoint, str(count)
+            )
 
 
 class Alarm(Refused):

@@ -57,7 +57,7 @@ class LogWitness:
     Raises:
         FormatRefused: a file does not parse, or `allow` holds no log's key.
         Refused: two keys for one log (`tlog.witness.unknown_log`).
-        Unavailable: the directory cannot be used, or another process has it (`sdk.log.witness_state`).
+        Unavailable: the directory cannot be used, or another process has it (`sdk.releaselog.witness_state`).
     """
 
     def __init__(self, directory: Path, *, allow: Sequence[str] = (), name: str = "", now: Callable[[], float]) -> None:
@@ -129,7 +129,7 @@ class LogWitness:
         if not place.exists():
             if (self._directory / _STATE).exists():
                 raise Refused(
-                    "sdk.log.witness_key",
+                    "sdk.releaselog.witness_key",
                     "the witness has lost its key",
                     path=str(place),
                     hint="restore it from its backup; a new key is a new witness, in a directory of its own",
@@ -162,9 +162,11 @@ class LogWitness:
         try:
             seen = msgspec.json.decode(_read(place), type=dict[str, Seen])
         except (msgspec.MsgspecError, UnicodeDecodeError) as err:
-            raise FormatRefused("sdk.log.witness_state", "the witness's state is damaged", path=str(place)) from err
+            raise FormatRefused(
+                "sdk.releaselog.witness_state", "the witness's state is damaged", path=str(place)
+            ) from err
         if any(len(item.root) != HASH_BYTES or item.size < 0 for item in seen.values()):
-            raise FormatRefused("sdk.log.witness_state", "the witness's state is damaged", path=str(place))
+            raise FormatRefused("sdk.releaselog.witness_state", "the witness's state is damaged", path=str(place))
         return seen
 
 
@@ -265,5 +267,5 @@ def _unusable(directory: Path, err: OSError) -> Unavailable:
     taken = isinstance(err, BlockingIOError)
     reason = "another process has it" if taken else f"{err.strerror}"
     return Unavailable(
-        "sdk.log.witness_state", f"the witness's directory cannot be used: {reason}", path=str(directory)
+        "sdk.releaselog.witness_state", f"the witness's directory cannot be used: {reason}", path=str(directory)
     )

@@ -59,7 +59,7 @@ class Served:
 
     def __call__(self, path: str) -> bytes:
         if self.down:
-            raise Unavailable("sdk.log.unreachable", "no answer")
+            raise Unavailable("sdk.releaselog.unreachable", "no answer")
         if path == "checkpoint":
             return self.log.checkpoint().encode().encode()
         tile = parse_tile_path(path)
@@ -117,7 +117,7 @@ class TestMonitor:
     def test_a_log_that_became_smaller(self, monitor: Monitor, size: int) -> None:
         monitor.look()
         monitor.served.log = log_of(size)
-        error = monitor.alarm("sdk.log.rolled_back")
+        error = monitor.alarm("sdk.releaselog.rolled_back")
         assert isinstance(error, Alarm)
         assert parse_note(error.before).text.split("\n")[1] == "300"
         assert parse_note(error.after).text.split("\n")[1] == str(size)
@@ -129,29 +129,29 @@ class TestMonitor:
         """The log's key signed both; its tree and its entries fit together."""
         monitor.look()
         monitor.served.log = log_of(size, edited=edited)
-        monitor.alarm("sdk.log.forked", whole=whole)
+        monitor.alarm("sdk.releaselog.forked", whole=whole)
 
     @pytest.mark.parametrize("place", [0, 299])
     def test_an_edited_entry(self, monitor: Monitor, place: int) -> None:
         monitor.served.edit[place] = entry(99)
-        monitor.alarm("sdk.log.edited")
+        monitor.alarm("sdk.releaselog.edited")
 
     def test_an_edited_old_entry_is_found_by_reading_it_again(self, monitor: Monitor) -> None:
         monitor.look()
         monitor.served.edit[3] = entry(99)
         assert monitor.look() == {}
-        monitor.alarm("sdk.log.edited", whole=True)
+        monitor.alarm("sdk.releaselog.edited", whole=True)
 
     def test_an_entry_edited_together_with_its_hash(self, monitor: Monitor) -> None:
         monitor.served.edit[5] = entry(99)
         monitor.served.log.nodes[0, 5] = leaf_hash(entry(99))
-        monitor.alarm("sdk.log.forked")
+        monitor.alarm("sdk.releaselog.forked")
 
     def test_unexpected_kinds_and_counts(self, monitor: Monitor) -> None:
-        monitor.alarm("sdk.log.unexpected", most={"release": 299})
+        monitor.alarm("sdk.releaselog.unexpected", most={"release": 299})
         monitor.look(most={"release": 300}, kinds=("release",))
         monitor.served.log.add(entry(1, "key"))
-        monitor.alarm("sdk.log.unexpected", kinds=("release", "policy"))
+        monitor.alarm("sdk.releaselog.unexpected", kinds=("release", "policy"))
 
     def test_entries_that_are_none(self, monitor: Monitor) -> None:
         monitor.served.log.add(b"{}")
@@ -174,17 +174,17 @@ class TestMonitor:
         assert load_known(place, monitor.key) == monitor.known
         for text in ("", "{}", place.read_text().replace('"size":300', '"size":301')):
             place.write_text(text)
-            with pytest.raises(FormatRefused, match=r"sdk\.log\.monitor_state"):
+            with pytest.raises(FormatRefused, match=r"sdk\.releaselog\.monitor_state"):
                 load_known(place, monitor.key)
 
     @pytest.mark.parametrize("text", ["kinds = 1", 'kinds = ["nonsense"]', "[most]\nx = 1", "other = 1", "= ="])
     def test_what_are_no_expectations(self, text: str) -> None:
-        with pytest.raises(FormatRefused, match=r"sdk\.log\.expectations"):
+        with pytest.raises(FormatRefused, match=r"sdk\.releaselog\.expectations"):
             parse_expectations(text.encode())
 
     @pytest.mark.parametrize("url", ["", "x", "ftp://x", "http://", "https://x/?q=1"])
     def test_what_is_no_address(self, url: str) -> None:
-        with pytest.raises(FormatRefused, match=r"sdk\.log\.address"):
+        with pytest.raises(FormatRefused, match=r"sdk\.releaselog\.address"):
             fetcher(url, None)
 
 
@@ -250,10 +250,10 @@ class TestWitness:
             with pytest.raises(Unavailable, match="another process"):
                 self.open(tmp_path)
         (tmp_path / "state.json").write_text("{")
-        with pytest.raises(FormatRefused, match=r"sdk\.log\.witness_state"):
+        with pytest.raises(FormatRefused, match=r"sdk\.releaselog\.witness_state"):
             self.open(tmp_path)
         (tmp_path / "witness.key").unlink()
-        with pytest.raises(Refused, match=r"sdk\.log\.witness_key"):
+        with pytest.raises(Refused, match=r"sdk\.releaselog\.witness_key"):
             self.open(tmp_path)
 
     def test_one_log_has_one_key(self, tmp_path: Path) -> None:
@@ -366,9 +366,9 @@ class TestCommands:
         log.log = log_of(4)
         error, _ = self.run(*words)
         assert isinstance(error, Refused)
-        assert error.code == "sdk.log.rolled_back"
+        assert error.code == "sdk.releaselog.rolled_back"
         alarm = json.loads(told[0])
-        assert alarm["code"] == "sdk.log.rolled_back"
+        assert alarm["code"] == "sdk.releaselog.rolled_back"
         assert parse_note(alarm["before"]).text != parse_note(alarm["after"]).text
 
     def test_monitor_with_expectations(self, served: tuple[Served, str, list[bytes]], tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ class TestCommands:
         words = ["monitor", f"{url}/log", "--vkey", str(log.log.signer.verifier), "--once"]
         error, _ = self.run(*words, "--state", str(tmp_path / "s"), "--expect", str(tmp_path / "expect.toml"))
         assert isinstance(error, Refused)
-        assert error.code == "sdk.log.unexpected"
+        assert error.code == "sdk.releaselog.unexpected"
 
     def test_a_log_that_is_gone(self, tmp_path: Path) -> None:
         key = str(MemoryLog().signer.verifier)

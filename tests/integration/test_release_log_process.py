@@ -93,6 +93,7 @@ def test_a_release_is_witnessed_watched_and_not_undone(owner: Owner, tmp_path: P
             with pytest.raises(Unavailable) as caught:
                 fetched(service, owner)
             assert caught.value.code == "trust.releaselog.rolled_back"
+            assert service.request("GET", "/healthz")[0] == 503
             error = monitor(service, owner, tmp_path / "state")
             assert isinstance(error, Refused)
             assert error.code == "sdk.releaselog.rolled_back"

@@ -1,8 +1,9 @@
 """Watching a release log from outside: is it still the log it was, and does it hold only what is expected?
 
 Reads checkpoint and tiles (C2SP tlog-tiles) like anybody, and keeps a state of its own: the newest checkpoint it
-verified, with the tree behind it. Every alarm is a refusal (`sdk.releaselog.*`) and leaves the state as it was, so that it
-goes on until somebody has looked; the older checkpoint in the state and the newer one in the alarm are the proof.
+verified, with the tree behind it. Every alarm is a refusal (`sdk.releaselog.*`) and leaves the state as it was, so
+that it goes on until somebody has looked; the older checkpoint in the state and the newer one in the alarm are the
+proof.
 
 Steps of a look: 1 the checkpoint is the pinned log's; 2 it is not smaller, and not another of the same size; 3 entries
 are what the tree says; 4 the tree continues the one that was known; 5 the entries are ones that are expected.
@@ -158,8 +159,8 @@ def look(
         whole: read old entries again, too, to notice that they were edited.
 
     Raises:
-        Refused: `sdk.releaselog.rolled_back`, `sdk.releaselog.forked`, `sdk.releaselog.edited`, `sdk.releaselog.unexpected`, or what is served is
-            no log of this key (`tlog.*`).
+        Refused: an alarm (`sdk.releaselog.rolled_back`, `.forked`, `.edited`, `.unexpected`), or what is served is no
+            log of this key (`tlog.*`).
         Unavailable: the log does not answer (`sdk.releaselog.unreachable`).
     """
     # 1

@@ -87,6 +87,17 @@ class TrustService:
             )
         )
 
+    def check(self) -> None:
+        """Return if guests can be served: the store answers, the key store does, and the log may be written.
+
+        Raises:
+            Unavailable: one does not, or the service is sealed.
+        """
+        self.store.check()
+        self.keys.check()
+        self._open_log()
+        self.log.check()
+
     def broker_of(self, tenant: str) -> KeyBroker:
         """Return the key broker of a tenant.
 

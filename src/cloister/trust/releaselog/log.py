@@ -156,6 +156,16 @@ class ReleaseLog:
                 )
                 self._guard.wait(seconds)
 
+    def check(self) -> None:
+        """Return if the log may be written; for readiness.
+
+        Raises:
+            Unavailable: not open yet, or not known to be the newest (`trust.releaselog.*`).
+        """
+        if not self.opened:
+            raise _closed()
+        self._guard.require_clear()
+
     def append(self, connection: Connection, event: LogEvent) -> Appended:
         """Add an entry in the transaction of `connection`.
 
@@ -271,9 +281,7 @@ class ReleaseLog:
             self._forget_undone(connection, batch)
             return batch
         self._batch = None
-        if not self.opened:
-            raise _closed()
-        self._guard.require_clear()
+        self.check()
         size = rows.count_entries(connection)
         if self._tree is None or self._tree.size != size:
             self._reload(connection, size)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from cloister.trust.releaselog import PublicLog
-from cloister.trust.store.database import Store
 from cloister.trust.web.exchange import Request, Response
 from cloister.trust.web.gate import Limits, Route
 
@@ -16,16 +15,22 @@ _IMMUTABLE: Final = ((b"cache-control", b"public, max-age=31536000, immutable"),
 _CHANGING: Final = ((b"cache-control", b"no-cache"),)
 
 
+class Checked(Protocol):
+    """Something that says by an `Unavailable` that it cannot serve now: the store, or the whole service."""
+
+    def check(self) -> None: ...
+
+
 class PublicRoutes:
     """Routes without credentials.
 
     Args:
-        store: asked for its health.
+        service: asked for its health.
         log: what is public of the release log; None for no such routes.
     """
 
-    def __init__(self, store: Store, log: PublicLog | None = None) -> None:
-        self._store = store
+    def __init__(self, service: Checked, log: PublicLog | None = None) -> None:
+        self._service = service
         self._log = log
         self._tiles = Route(name="log", method="GET", limits=_LIMITS, handle=self._serve, public=True)
         self.exact: Mapping[str, Route] = {
@@ -40,7 +45,7 @@ class PublicRoutes:
         return None if route is None else (route, "")
 
     def _health(self, _request: Request) -> Response:
-        self._store.check()
+        self._service.check()
         return Response(status=200, body=b'{"status":"ok"}')
 
     def _serve(self, request: Request) -> Response:

@@ -16,10 +16,11 @@ from cloister.errors import RequestRefused
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
+from cloister.trust.rego.engine import RegoEngine
 from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
-from cloister.trust.store.database import Store
+from cloister.trust.statestore import open_store
 from cloister.trust.verifier import CollateralSource, VerifierService
 
 DEFAULT_TENANT: Final = "default"
@@ -48,24 +49,26 @@ class TrustService:
         announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
         self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
         try:
-            self.store = Store(
-                settings.database or self.state.database,
-                self.state.write_lock,
+            self.store = open_store(
+                self.state,
+                database=settings.database,
+                password_file=settings.database_password_file,
                 seconds=settings.store_seconds,
                 batch_hook=self.log,
-                password_file=settings.database_password_file,
             )
         except BaseException:
             self.log.close()
             raise
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            self.keys.take_shares()
             self._open_log()
         except BaseException:
             self.store.close()
             self.log.close()
             raise
         self.public_log = PublicLog(self.log, self.store)
+        self.rego = RegoEngine()
         verifier = VerifierService(
             self.store,
             self.keys.token_issuer,
@@ -82,8 +85,13 @@ class TrustService:
                 session_limit=settings.sessions,
                 clock=clock,
                 random=secrets.token_bytes,
-                log=self.log,
+                events=self.log,
+                receipts=self.log,
+                witnesses=len(settings.log_witnesses),
                 cosignatures=settings.log_cosignatures,
+                rego=self.rego,
+                minimum_protocol=settings.minimum_protocol,
+                insecure_rsa1_5=settings.insecure_rsa1_5,
             )
         )
 
@@ -122,6 +130,7 @@ class TrustService:
         self.store.close()
         self.log.close()
         self.keys.close()
+        self.rego.close()
 
     def _open_log(self) -> None:
         """Begin with the log, unless its key is sealed still: then the first request after that does."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloister.errors import FormatRefused
+from cloister.protocol.kbs import VERSIONS
 
 LOOPBACK: Final = "127.0.0.1"
 SLIRP_HOST: Final = "10.0.2.2"  # where a guest with QEMU's user networking finds its host
@@ -24,7 +25,8 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
-        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for the one that the
+            state directory names.
         database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.
@@ -46,6 +48,9 @@ class TrustSettings:
         log_cosignatures: how many of them must have cosigned a release before the resource goes out.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
+        minimum_protocol: oldest version of the key broker protocol that is spoken; nothing is negotiated below it.
+        insecure_rsa1_5: seal to keys for RSA1_5, without which guests of protocol 0.1.1 get nothing.
+        insecure_unsigned_reference_values: take CoCo's unsigned reference value messages.
     """
 
     state: Path
@@ -70,6 +75,9 @@ class TrustSettings:
     log_cosignatures: int = 0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
+    minimum_protocol: str = VERSIONS[0]
+    insecure_rsa1_5: bool = False
+    insecure_unsigned_reference_values: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +118,12 @@ def _rate(text: str) -> float:
     if not 0 <= value <= 1_000_000:
         raise ValueError(text)
     return value
+
+
+def _protocol(text: str) -> str:
+    if text not in VERSIONS:
+        raise ValueError(text)
+    return text
 
 
 def _count(text: str) -> int:
@@ -252,6 +266,27 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_seconds,
         help="time given to requests in flight on SIGTERM",
         controls="availability only",
+    ),
+    Setting(
+        field="minimum_protocol",
+        flag="--minimum-protocol",
+        parse=_protocol,
+        help="oldest version of the key broker protocol that is spoken: 0.1.1, 0.2.0 or 0.4.0",
+        controls="whether guests may speak versions that bind no init data; rules have to allow such guests besides",
+    ),
+    Setting(
+        field="insecure_rsa1_5",
+        flag="--insecure-rsa1-5",
+        parse=None,
+        help="seal to keys for RSA1_5, the only ones that guests of protocol 0.1.1 have",
+        controls="resources of guests with such keys, for who can ask those guests to open many texts (Bleichenbacher)",
+    ),
+    Setting(
+        field="insecure_unsigned_reference_values",
+        flag="--insecure-unsigned-reference-values",
+        parse=None,
+        help="take reference values in CoCo's message, which nobody signs, from who may register reference values",
+        controls="nothing alone; whoever has such a credential then decides which code is acceptable",
     ),
     Setting(
         field="die_with_parent",

@@ -7,6 +7,7 @@ anybody who reaches the port, so the oldest go when there are too many; likewise
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -17,7 +18,6 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, select
 from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
-from cloister.trust.events import NO_EVENTS, Events, LogEvent, loggable
 from cloister.trust.store.database import Store
 from cloister.trust.store.numbering import OF_TENANT, insert_numbered
 from cloister.trust.store.schema import audit, denials, evidence
@@ -27,26 +27,10 @@ DENIALS_KEPT: Final = 20_000
 EVIDENCE_KEPT: Final = 2_000
 LISTED: Final = 1_000
 RELEASED: Final = "released"
+RENEWED: Final = "renewed"
 DENIED: Final = "denied"
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
 _ID_CHARS: Final = 10
-
-# What an entry of the log commits to, of an audit row.
-_LOGGED: Final = (
-    "code",
-    "resource",
-    "resource_version",
-    "tee",
-    "level",
-    "instance",
-    "init_data",
-    "guest_key",
-    "appraisal_policy",
-    "appraisal_policy_digest",
-    "release_policy_digest",
-    "attestation",
-    "denial",
-)
 
 # Made once: building a statement costs more than running it.
 _INSERT_AUDIT: Final = insert_numbered(audit)
@@ -64,8 +48,8 @@ class AuditRow:
 
     Attributes:
         at: aware UTC.
-        decision: `released` or `denied`.
-        code: dotted code; `trust.released` for a release.
+        decision: `released`, `renewed` or `denied`.
+        code: dotted code; `trust.released` for a release, `trust.renewed` for one within a lease.
         resource: path, empty when the handshake did not come so far.
         resource_version: version released, else 0.
         tee: technology.
@@ -184,33 +168,16 @@ class RecordStore:
     Args:
         store: the database.
         tenant: whose.
-        events: the release log.
     """
 
-    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT, events: Events = NO_EVENTS) -> None:
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._tenant = tenant
-        self._events = events
 
-    def record_release(self, row: AuditRow, *, seconds: float) -> object:
-        """Make the audit row of a release, and its entry in the release log, durable.
-
-        Returns only then, with what the log takes to give a receipt; a caller releases nothing when this raises.
-
-        Raises:
-            Unavailable: the store failed or did not answer within `seconds`, or the log must not be written.
-        """
-
-        def work(connection: Connection) -> object:
-            _insert_audit(connection, self._tenant, row)
-            return self._events.append(connection, self._event("release", row))
-
-        return self._store.write(work, seconds=seconds)
-
-    def record_denial(self, record: DenialRecord, row: AuditRow) -> None:
-        """Store a denial and its audit row; in the release log, too, if it was anybody's who had proven anything.
-
-        Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
+    def record_denial(
+        self, record: DenialRecord, row: AuditRow, besides: Callable[[Connection], object] | None = None
+    ) -> None:
+        """Store a denial and its audit row, and do what `besides` does in the same transaction.
 
         Raises:
             Unavailable: the store failed.
@@ -221,17 +188,12 @@ class RecordStore:
             values |= {"resource": record.resource, "attestation": record.attestation}
             whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
             newest = int(connection.execute(_INSERT_DENIAL, whole).scalar_one())
-            _insert_audit(connection, self._tenant, row)
-            if row.attestation or (record.stage == "attest" and row.tee):  # a token; an accepted session
-                self._events.append(connection, self._event("denial", row))
+            store_audit(connection, self._tenant, row)
+            if besides is not None:
+                besides(connection)
             _prune_denials(connection, self._tenant, newest)
 
         self._store.write(work)
-
-    def _event(self, kind: str, row: AuditRow) -> LogEvent:
-        values = {name: getattr(row, name) for name in _LOGGED}
-        logged = {name: loggable(str(value)) for name, value in values.items() if value}
-        return LogEvent(kind=kind, at=row.at, tenant=self._tenant, fields=logged)
 
     def denial(self, identity: str) -> DenialRecord:
         """Return a denial with the findings of its appraisal put before its own.
@@ -315,7 +277,8 @@ def _random_text() -> str:
     return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
 
 
-def _insert_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
+def store_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
+    """Keep an audit row, within the caller's transaction: what it is about happens only once that is durable."""
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
     connection.execute(_INSERT_AUDIT, _storable(tenant, {**values, "at": to_micros(row.at)}))
 

@@ -22,6 +22,7 @@ from cloister.cli import (
     identity,
     image,
     key,
+    log,
     podvm,
     reappraise,
     refs,
@@ -72,6 +73,7 @@ app.command("explain", short_help="Explain a refusal: number, code or denial id.
 app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(collateral.app, name="collateral")
 app.add_typer(identity.app, name="identity")
+app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")

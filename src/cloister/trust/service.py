@@ -136,6 +136,7 @@ class TrustService:
                 tenant=tenant,
                 issuer=self.settings.identity_issuer,
                 clock=self._clock,
+                events=self.log,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cloister.client.keybroker import KeyBrokerClient
+from cloister.crypto.jwe import EphemeralKey
 from cloister.protocol.initdata import BrokerAddress, InitData
 from cloister.testing.tpm import EndorsementCA, FakeTPM
 from cloister.trust.admin import TrustAdmin
-from trust_world import booted_tpm, furnish, init_data, now_utc
+from trust_world import b64, booted_tpm, furnish, init_data, now_utc, report_data
 
 
 @dataclass
@@ -88,8 +90,39 @@ def make_owner(directory: Path) -> Owner:
     return owner
 
 
+def enrolment(tpm: FakeTPM) -> bytes:
+    """Return the body of /auth."""
+    certificate, public = tpm.enrol()
+    extra = {"cloister-tpm": {"ek_certificate": b64(certificate), "ak_public": b64(public)}}
+    return json.dumps({"version": "0.4.0", "tee": "tpm", "extra-params": extra}).encode()
+
+
+def attestation_body(owner: Owner, tpm: FakeTPM, key: EphemeralKey, challenge: dict[str, Any]) -> bytes:
+    """Return the body of /attest for a challenge."""
+    credential = challenge["extra-params"]["cloister-tpm"]
+    secret = tpm.activate(*(base64.b64decode(credential[name]) for name in ("credential_blob", "encrypted_secret")))
+    evidence = tpm.attest(report_data(challenge["nonce"], key.public_jwk()), secret)
+    body = {
+        "init-data": {"format": "toml", "body": owner.data.text.decode()},
+        "runtime-data": {"nonce": challenge["nonce"], "tee-pubkey": key.public_jwk()},
+        "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
+    }
+    return json.dumps(body).encode()
+
+
 def command(state: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "cloister.trust.app", "--state", str(state), *arguments]
+    return [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "cloister.trust.app",
+        "--data",
+        str(state),
+        "--listen",
+        "127.0.0.1:0",
+        *arguments,
+    ]
 
 
 @contextmanager

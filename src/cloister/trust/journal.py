@@ -17,7 +17,7 @@ import structlog
 FIELDS: Final = frozenset(
     {
         "event", "timestamp", "level", "request", "route", "status", "code", "denial", "ms", "kind", "where", "host",
-        "port", "pid", "version", "reason",
+        "port", "pid", "version", "reason", "worker",
     }
 )  # fmt: skip
 
@@ -27,9 +27,10 @@ class Journal:
 
     Args:
         stream: where to; standard error when absent.
+        worker: number to put into every line, 0 for none.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, worker: int = 0) -> None:
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
@@ -38,11 +39,16 @@ class Journal:
                 _only_known_fields,
                 structlog.processors.JSONRenderer(),
             ],
+            **({"worker": worker} if worker else {}),
         )
 
     def note(self, event: str, **values: str | int) -> None:
         """Log one step of the service's life."""
         self._log.info(event, **values)
+
+    def warn(self, event: str, **values: str | int) -> None:
+        """Log what the owner should look at."""
+        self._log.warning(event, **values)
 
     def answered(self, *, request: str, route: str, status: int, code: str, denial: str, ms: float) -> None:
         """Log one answered request."""

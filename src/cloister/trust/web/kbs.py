@@ -39,7 +39,8 @@ class GuestRoutes:
 
     def __init__(self, brokers: Brokers, settings: TrustSettings) -> None:
         self._brokers = brokers
-        life = f"Max-Age={int(settings.session_seconds)}; HttpOnly; Secure; SameSite=Strict"
+        secure = "" if settings.insecure_http else "Secure; "
+        life = f"Max-Age={int(settings.session_seconds)}; HttpOnly; {secure}SameSite=Strict"
         self._cookie_life = life
         begins = Limits(
             body_bytes=KBS_REQUEST_BYTES,

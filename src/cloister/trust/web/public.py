@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cloister.trust.settings import TrustSettings
 from cloister.trust.store.database import Store
 from cloister.trust.web.exchange import Request, Response
 from cloister.trust.web.gate import Limits, Route
@@ -17,14 +18,16 @@ class PublicRoutes:
 
     Args:
         store: asked for its health.
+        settings: of which what gives protection up is told to everybody.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, settings: TrustSettings) -> None:
         self._store = store
+        self._well = b'{"status":"ok","insecure_http":true}' if settings.insecure_http else b'{"status":"ok"}'
         self.exact: Mapping[str, Route] = {
             "/healthz": Route(name="health", method="GET", limits=_LIMITS, handle=self._health, public=True),
         }
 
     def _health(self, _request: Request) -> Response:
         self._store.check()
-        return Response(status=200, body=b'{"status":"ok"}')
+        return Response(status=200, body=self._well)

@@ -181,7 +181,7 @@ def trust_application(
     """
     rate = RateLimit(settings.client_rate, max(1.0, 2 * settings.client_rate))
     gate = Gate(threads=settings.concurrency, admitted=settings.queue, rate=rate)
-    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(store), mounts, gate, journal)
+    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(store, settings), mounts, gate, journal)
 
 
 async def _sent(send: Send, response: Response, identity: str) -> tuple[int, str, str]:

@@ -31,7 +31,7 @@ class Journal:
     """
 
     def __init__(self, stream: TextIO | None = None, *, worker: int = 0) -> None:
-        self._log = structlog.wrap_logger(
+        log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
                 structlog.processors.add_log_level,
@@ -39,8 +39,8 @@ class Journal:
                 _only_known_fields,
                 structlog.processors.JSONRenderer(),
             ],
-            **({"worker": worker} if worker else {}),
         )
+        self._log = log.bind(worker=worker) if worker else log
 
     def note(self, event: str, **values: str | int) -> None:
         """Log one step of the service's life."""

@@ -31,12 +31,13 @@ class Owner:
     state: Path
     ca: EndorsementCA
     data: InitData
+    database: str = ""
 
     def tpm(self, data: InitData | None = None, **options: Any) -> FakeTPM:
         return booted_tpm(self.ca, data or self.data, now=now_utc(), **options)
 
     def admin(self) -> TrustAdmin:
-        return TrustAdmin(self.state)
+        return TrustAdmin(self.state, database=self.database)
 
 
 @dataclass
@@ -83,8 +84,9 @@ class Running:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
-def make_owner(directory: Path) -> Owner:
-    owner = Owner(state=directory / "state", ca=EndorsementCA(now=now_utc()), data=init_data())
+def make_owner(directory: Path, database: str = "") -> Owner:
+    state = directory / "state"
+    owner = Owner(state=state, ca=EndorsementCA(now=now_utc()), data=init_data(), database=database)
     with owner.admin() as admin:
         furnish(admin, owner.ca, owner.data, now=now_utc())
     return owner
@@ -108,6 +110,14 @@ def attestation_body(owner: Owner, tpm: FakeTPM, key: EphemeralKey, challenge: d
         "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
     }
     return json.dumps(body).encode()
+
+
+def prepared_attestation(owner: Owner, service: Running) -> tuple[str, bytes]:
+    """Return a cookie and the attestation that is good for it, once."""
+    tpm = owner.tpm()
+    _, headers, body = service.request("POST", "/kbs/v0/auth", enrolment(tpm))
+    message = attestation_body(owner, tpm, EphemeralKey.generate(), json.loads(body))
+    return headers["set-cookie"].split(";")[0], message
 
 
 def command(state: Path, *arguments: str) -> list[str]:

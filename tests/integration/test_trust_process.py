@@ -32,7 +32,16 @@ from cloister.errors import KeyReleaseDenied, Refused, Unavailable
 from cloister.protocol.kbs import SealedResource
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.trust.store.records import RELEASED
-from trust_process import Owner, Running, attestation_body, command, enrolment, make_owner, running
+from trust_process import (
+    Owner,
+    Running,
+    attestation_body,
+    command,
+    enrolment,
+    make_owner,
+    prepared_attestation,
+    running,
+)
 from trust_world import CANARY, MODEL, all_bytes, b64, init_data, rule
 
 RESOURCE = f"/kbs/v0/resource/{MODEL}"
@@ -47,14 +56,6 @@ def owner(tmp_path: Path) -> Owner:
 def service(owner: Owner) -> Iterator[Running]:
     with running(owner.state, "--store-seconds", "1", "--request-seconds", "3") as made:
         yield made
-
-
-def prepared_attestation(owner: Owner, service: Running) -> tuple[str, bytes]:
-    """Return a cookie and the attestation that is good for it, once."""
-    tpm = owner.tpm()
-    _, headers, body = service.request("POST", "/kbs/v0/auth", enrolment(tpm))
-    message = attestation_body(owner, tpm, EphemeralKey.generate(), json.loads(body))
-    return headers["set-cookie"].split(";")[0], message
 
 
 def code(body: bytes) -> str:

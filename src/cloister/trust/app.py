@@ -109,7 +109,7 @@ def _serve_here(
 def _serve_by_workers(settings: TrustSettings, on_ready: Callable[[Ready], None] | None) -> None:
     journal = Journal()
     # Made before any worker: their refusals would be told once by each.
-    state = StateDirectory(settings.state, at=datetime.now(UTC))
+    state = StateDirectory(settings.state)
     with _reserved(settings) as port, tempfile.TemporaryDirectory(prefix="cloister-metrics-") as metrics:
         os.environ[MULTIPROCESS_VARIABLE] = metrics
 
@@ -220,7 +220,7 @@ def _announce(journal: Journal, settings: TrustSettings, port: int) -> None:
 
 
 def _tls(service: TrustService, settings: TrustSettings) -> AbstractContextManager[tuple[Path | None, Path | None]]:
-    return service.state.issued_tls(settings.names, at=datetime.now(UTC))
+    return service.keys.issued_tls(settings.names, at=datetime.now(UTC))
 
 
 def _report(settings: TrustSettings, state: StateDirectory, port: int) -> Ready:

@@ -26,12 +26,15 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.
         names: subjectAltNames of the TLS certificate.
         ready_file: where to write the ready report (JSON), or None.
         ready_fd: inherited file descriptor to write the ready report to, or None.
         appraisal_policy: id of the appraisal policy that evidence is judged under.
+        key_store: address of the key store that holds the root key; empty for `root.key` in the state directory.
         collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
             there; None for the state directory. Only read.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
@@ -52,12 +55,15 @@ class TrustSettings:
     """
 
     state: Path
+    database: str = ""
+    database_password_file: Path | None = None
     host: str = LOOPBACK
     port: int = PORT
     names: tuple[str, ...] = ("localhost", LOOPBACK, SLIRP_HOST)
     ready_file: Path | None = None
     ready_fd: int | None = None
     appraisal_policy: str = "default"
+    key_store: str = ""
     collateral: Path | None = None
     session_seconds: float = 300.0
     store_seconds: float = 4.0
@@ -159,6 +165,20 @@ TABLE: Final[Sequence[Setting]] = (
         controls="who can reach the service; guests pin its CA, so a stranger there gets no further",
     ),
     Setting(
+        field="database",
+        flag="--database",
+        parse=str,
+        help="postgresql://USER@HOST/DATABASE, for replicas; SQLite in the state directory when absent",
+        controls="what is released to whom: policies are read from there; not the resources, which are sealed",
+    ),
+    Setting(
+        field="database_password_file",
+        flag="--database-password-file",
+        parse=Path,
+        help="file with the password of the database's user; otherwise PGPASSFILE",
+        controls="nothing without the database's address; a wrong password stops the service",
+    ),
+    Setting(
         field="names",
         flag="--names",
         parse=_names,
@@ -185,6 +205,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=str,
         help="id of the stored appraisal policy to judge by",
         controls="which of the owner's own policies applies; release rules name the id they accept",
+    ),
+    Setting(
+        field="key_store",
+        flag="--key-store",
+        parse=str,
+        help="address of the key store of the root key, remembered; root.key in the state directory when absent",
+        controls="nothing without the old root key: the service refuses data keys that another root key wraps",
     ),
     Setting(
         field="collateral",

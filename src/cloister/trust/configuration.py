@@ -111,6 +111,8 @@ def value_text(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int):
+        return f'"{_address(*value)}"'
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{item}"' for item in value) + "]"
     return "" if value is None else f'"{value}"'
@@ -119,8 +121,12 @@ def value_text(value: object) -> str:
 def value_of(settings: TrustSettings, field: str) -> object:
     """Return what a row of the table stands for in `settings`."""
     if field == "listen":
-        return f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
+        return _address(settings.host, settings.port)
     return getattr(settings, _ATTRIBUTES.get(field, (field,))[0])
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _from_flags(flags: Mapping[str, str | bool]) -> tuple[dict[str, Any], dict[str, str]]:  # Any: as above

@@ -47,6 +47,12 @@ class TrustSettings:
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
         workers: processes that share state and port.
+        metrics_listen: address and port for `/metrics` alone; None to serve it with everything else.
+        metrics_tenants: whether metrics tell tenants apart by name.
+        traces_endpoint: address that takes traces (OTLP over HTTP); empty for none.
+        webhook_url: address that is told of denied guests; empty for none.
+        webhook_secret_file: file with the key that signs these calls.
+        collateral_days: age of the newest collateral from which on the service is not ready; 0 to ignore it.
         insecure_http: plain HTTP, for a proxy on the same machine that ends TLS.
         insecure_http_any_address: allow that on an address that others can reach.
 
@@ -75,10 +81,23 @@ class TrustSettings:
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
     workers: int = 1
+    metrics_listen: tuple[str, int] | None = None
+    metrics_tenants: bool = False
+    traces_endpoint: str = ""
+    webhook_url: str = ""
+    webhook_secret_file: Path | None = None
+    collateral_days: int = 7
     insecure_http: bool = False
     insecure_http_any_address: bool = False
 
     def __post_init__(self) -> None:
+        if self.webhook_url and self.webhook_secret_file is None:
+            raise FormatRefused(
+                "trust.settings.webhook_secret",
+                "a webhook needs a secret that signs its calls",
+                path="webhook_secret_file",
+                hint="name a file of mode 0600 in webhook_secret_file",
+            )
         exposed = not ipaddress.ip_address(self.host).is_loopback
         if self.insecure_http and exposed and not self.insecure_http_any_address:
             raise Refused(
@@ -131,6 +150,13 @@ def _seconds(text: str) -> float:
 def _rate(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1_000_000:
+        raise ValueError(text)
+    return value
+
+
+def _days(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 3660:
         raise ValueError(text)
     return value
 
@@ -289,6 +315,48 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_workers,
         help="processes that share state and port",
         controls="availability only",
+    ),
+    Setting(
+        field="metrics_listen",
+        flag="--metrics-listen",
+        parse=_listen,
+        help="address and port for /metrics alone; with everything else when absent",
+        controls="who reads how many guests come and are denied; no name, path or secret is among it",
+    ),
+    Setting(
+        field="metrics_tenants",
+        flag="--metrics-tenants",
+        parse=None,
+        help="tell tenants apart by name in metrics",
+        controls="the names of tenants, for whoever reads metrics",
+    ),
+    Setting(
+        field="traces_endpoint",
+        flag="--traces-endpoint",
+        parse=str,
+        help="address that takes traces, OTLP over HTTP; needs the extra otel",
+        controls="who learns when which technology attested, and how long each step took",
+    ),
+    Setting(
+        field="webhook_url",
+        flag="--webhook-url",
+        parse=str,
+        help="address that is told of denied guests",
+        controls="who learns of denials: code, denial id, tenant; and connections from the service to an address of choice",
+    ),
+    Setting(
+        field="webhook_secret_file",
+        flag="--webhook-secret-file",
+        parse=Path,
+        help="file of mode 0600 with the key that signs calls to the webhook",
+        controls="forged calls to the webhook's receiver",
+    ),
+    Setting(
+        field="collateral_days",
+        flag="--collateral-days",
+        parse=_days,
+        help="age of the newest collateral from which on /readyz says no; 0 to ignore it",
+        controls="how late you notice that nothing is fetched any more; verdicts go by each policy's own grace",
     ),
     Setting(
         field="insecure_http",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloister.errors import CloisterError
 from cloister.tee.registry import TECHNOLOGIES
+from cloister.trust.tracing import Observed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -81,22 +82,18 @@ class Telemetry:
         )
         self._webhooks = Counter("cloister_webhooks", "Calls to the webhook.", ["outcome"], registry=registry)
 
-    def answered(self, *, route: str, status: int, code: str, denial: str, seconds: float, tenant: str = "") -> None:
-        """Count one answered request, and the refusal it was, if any."""
-        route = _of(ROUTES, route)
-        name = tenant if self._tenants else ""
-        self._requests.labels(route, _of(_STATUSES, f"{status // 100}xx"), name).inc()
-        self._seconds.labels(route).observe(seconds)
-        if denial:
-            self._denials.labels(route, family(code)).inc()
-
-    def attested(self, *, tee: str, tier: str) -> None:
-        """Count one attestation that got a token."""
-        self._handshakes.labels(_of(TEES, tee), _of(TIERS, tier)).inc()
-
-    def released(self, *, tee: str) -> None:
-        """Count one resource that left."""
-        self._releases.labels(_of(TEES, tee)).inc()
+    def observed(self, seen: Observed) -> None:
+        """Count one answered request, and what it got: a token, a resource, a refusal."""
+        route, marks = _of(ROUTES, seen.route), seen.correlation
+        name = marks.tenant if self._tenants else ""
+        self._requests.labels(route, _of(_STATUSES, f"{seen.status // 100}xx"), name).inc()
+        self._seconds.labels(route).observe(seen.seconds)
+        if seen.denial:
+            self._denials.labels(route, family(seen.code)).inc()
+        elif seen.status == 200 and route == "attest":
+            self._handshakes.labels(_of(TEES, marks.tee), _of(TIERS, marks.tier)).inc()
+        elif seen.status == 200 and route == "resource":
+            self._releases.labels(_of(TEES, marks.tee)).inc()
 
     def committed(self, *, writes: int, seconds: float) -> None:
         """Count one commit of the store."""

@@ -44,6 +44,7 @@ from cloister.trust.store.database import Store
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
+from cloister.trust.tracing import current, span
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import NONCE_BYTES
 
@@ -200,6 +201,7 @@ class KeyBroker:
         )
         # 7
         self._keep(session, appraised)
+        current().tee, current().tier = session.tee, appraised.record.tier
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
@@ -214,13 +216,17 @@ class KeyBroker:
         # 3
         token = verify_token(text, self._parts.token_keys, at=context.at)
         context.token = token
+        current().tee, current().tier = token.tee, token.tier.value
         # 4
-        self._decide(wanted, token, context)
+        with span("policy"):
+            self._decide(wanted, token, context)
         # 5
         resource = self._resources.get(wanted)
-        sealed = encode_message(seal_for(token.guest_key, resource.content))
+        with span("seal"):
+            sealed = encode_message(seal_for(token.guest_key, resource.content))
         # 6
-        self._record(resource, context, deadline)
+        with span("audit"):
+            self._record(resource, context, deadline)
         # 7
         return Answer(status=200, body=sealed)
 

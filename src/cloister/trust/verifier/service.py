@@ -32,6 +32,7 @@ from cloister.tee.registry import authenticator_for, pins_for
 from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
 from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
 from cloister.trust.store.database import Store
+from cloister.trust.tracing import span
 from cloister.trust.store.records import AppraisalRecord, new_attestation_id, stored_finding
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
@@ -166,8 +167,10 @@ class _Appraisal:
             init_data_digest=request.init_data.digest,
             session_secret=request.session_secret,
         )
-        verified = self._verify(verify_evidence, evidence, binding)
-        return self._appraise(verified, self._inputs.references, request.init_data.digest_text)
+        with span("verify"):
+            verified = self._verify(verify_evidence, evidence, binding)
+        with span("appraise"):
+            return self._appraise(verified, self._inputs.references, request.init_data.digest_text)
 
     def judge_devices(self) -> dict[str, AttestationResult]:
         """Return the result of every further device by submodule name."""

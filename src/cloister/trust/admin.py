@@ -10,35 +10,24 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
-import msgspec
-
-from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
-from cloister.trust.keybroker.inputs import RELEASE_POLICY
-from cloister.trust.keybroker.policy import (
-    ReleasePolicy,
-    ReleaseRule,
-    encode_release_policy,
-    parse_release_policy,
-)
+from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules
+from cloister.trust.keybroker.rulebook import RuleBook
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.refvalues import ReferenceValueService
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore
-from cloister.trust.store.policies import APPRAISAL, RELEASE, PolicyStore, StoredPolicy
+from cloister.trust.store.policies import APPRAISAL, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry, ResourceStore
-
-_ATTEMPTS: Final = 5
-_REVOKED_REMEMBERED: Final = 64
 
 
 class TrustAdmin:
@@ -78,6 +67,7 @@ class TrustAdmin:
         self.keys = KeyAdministration(self._store, self._keys)
         self._resources = ResourceStore(self._store, self._keys.ring)
         self._policies = PolicyStore(self._store)
+        self._rules = RuleBook(self._store)
         self._references = ReferenceValueService(self._store)
         self._roots = RootStore(self._store)
         self._records = RecordStore(self._store)
@@ -140,42 +130,33 @@ class TrustAdmin:
         """Return the version in force, None when there is none."""
         return self._policies.current(APPRAISAL, policy_id)
 
-    def put_release_policy(self, text: bytes) -> StoredPolicy:
-        """Store the next version of the key-release policy, replacing all rules.
+    def put_release_rule(self, prefix: str, text: bytes) -> StoredPolicy:
+        """Store the next version of the release rule of a prefix, given as its file (TOML, JSON or Rego).
 
         Raises:
-            FormatRefused: not a key-release policy.
+            FormatRefused: not a rule, or not a prefix.
         """
-        parse_release_policy(text)
-        return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock())
+        return self._rules.put(prefix, text, at=self._clock())
 
-    def release_policy(self) -> ReleasePolicy | None:
-        """Return the key-release policy in force, None when there is none."""
-        stored = self._policies.current(RELEASE, RELEASE_POLICY)
-        return None if stored is None else parse_release_policy(stored.text)
+    def release_rules(self) -> ReleaseRules:
+        """Return the release rules and revocations in force."""
+        return self._rules.rules()
 
     def add_release_rule(self, rule: ReleaseRule) -> StoredPolicy:
-        """Add a rule, replacing the one of the same path; return the new version of the policy.
+        """Store a rule, replacing the one of the same prefix.
 
         Raises:
             FormatRefused: a malformed rule.
         """
-        return self._change_rules(lambda rules: [*(item for item in rules if item.path != rule.path), rule])
+        return self._rules.add(rule, at=self._clock())
 
-    def remove_release_rule(self, path: str) -> StoredPolicy:
-        """Remove the rule of a path; its resources are not released any more.
+    def remove_release_rule(self, prefix: str) -> StoredPolicy:
+        """Remove the rule of a prefix; the next wider one decides about its resources then, or the default.
 
         Raises:
             Refused: there is none (`trust.release_policy.missing_rule`).
         """
-
-        def without(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            rest = [item for item in rules if item.path != path]
-            if len(rest) == len(rules):
-                raise Refused("trust.release_policy.missing_rule", "no rule has this path", actual=path[:80])
-            return rest
-
-        return self._change_rules(without)
+        return self._rules.remove(prefix, at=self._clock())
 
     def approve(
         self,
@@ -184,69 +165,31 @@ class TrustAdmin:
         *,
         appraisal_policy: str = "default",
         insecure_accept_levels: Sequence[Level] = (),
-    ) -> StoredPolicy:
+    ) -> None:
         """Let pods with this init data have these resources, beside who may have them already, in one step.
 
         Raises:
             FormatRefused: not a digest of init data.
             Refused: another pod is approved for one of them at other levels, which this would change
-                (`trust.release_policy.levels_differ`).
+                (`trust.release_policy.levels_differ`); a rule has no list (`trust.release_policy.not_a_list`).
         """
+        self._rules.approve(
+            init_data, paths, appraisal_policy=appraisal_policy, levels=insecure_accept_levels, at=self._clock()
+        )
 
-        def approved(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            by_path = {rule.path: rule for rule in rules}
-            for path in map(str, paths):
-                rule = by_path.get(path) or ReleaseRule(path=path, init_data=(), appraisal_policy=appraisal_policy)
-                _require_same_levels(rule, init_data, insecure_accept_levels)
-                by_path[path] = msgspec.structs.replace(
-                    rule,
-                    init_data=tuple(dict.fromkeys((*rule.init_data, init_data))),
-                    revoked=tuple(digest for digest in rule.revoked if digest != init_data),
-                    appraisal_policy=appraisal_policy,
-                    insecure_accept_levels=tuple(insecure_accept_levels),
-                )
-            return list(by_path.values())
+    def revoke(self, init_data: str) -> None:
+        """Withdraw every approval of this init data, whatever rule gave it; pods under a lease stop within it."""
+        self._rules.revoke(init_data, at=self._clock())
 
-        return self._change_rules(approved)
-
-    def revoke(self, init_data: str) -> StoredPolicy:
-        """Withdraw every approval of this init data; pods under a lease stop within it.
-
-        The rule remembers the newest revocations, so that the denial can say so; older ones are denied as not named.
-        """
-
-        def revoked(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            return [
-                msgspec.structs.replace(
-                    rule,
-                    init_data=tuple(digest for digest in rule.init_data if digest != init_data),
-                    revoked=(*rule.revoked, init_data)[-_REVOKED_REMEMBERED:],
-                )
-                if init_data in rule.init_data
-                else rule
-                for rule in rules
-            ]
-
-        return self._change_rules(revoked)
-
-    def forget(self, init_data: str) -> StoredPolicy:
+    def forget(self, init_data: str) -> None:
         """Remove this init data from every rule; a rule left without any releases nothing and goes too.
 
         For a pod that ended by itself: what nobody uses needs no approval, and no revocation to remember.
         """
-
-        def without(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            kept = []
-            for rule in rules:
-                rest = tuple(digest for digest in rule.init_data if digest != init_data)
-                if rest or rule.revoked or init_data not in rule.init_data:
-                    kept.append(msgspec.structs.replace(rule, init_data=rest))
-            return kept
-
-        return self._change_rules(without)
+        self._rules.forget(init_data, at=self._clock())
 
     def policy_history(self, kind: str, name: str) -> tuple[StoredPolicy, ...]:
-        """Return all versions of a policy (`appraisal` and its id, or `release` and `release`), newest first."""
+        """Return all versions of a policy (`appraisal` and its id, or `release` and a prefix), newest first."""
         return self._policies.history(kind, name)
 
     # What evidence is judged by
@@ -322,32 +265,3 @@ class TrustAdmin:
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""
         return self._keys.signing.jwks()
-
-    def _change_rules(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
-        for attempt in range(_ATTEMPTS):
-            stored = self._policies.current(RELEASE, RELEASE_POLICY)
-            policy = parse_release_policy(stored.text) if stored is not None else None
-            rules = change(policy.rules if policy is not None else ())
-            text = encode_release_policy(policy.id if policy is not None else RELEASE_POLICY, rules)
-            parse_release_policy(text)
-            version = stored.version if stored is not None else 0
-            try:
-                return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock(), replaces=version)
-            except Refused as err:
-                if err.code != "trust.policy.conflict" or attempt == _ATTEMPTS - 1:
-                    raise
-        raise RuntimeError("unreachable: the last attempt returns or raises")
-
-
-def _require_same_levels(rule: ReleaseRule, init_data: str, levels: Sequence[Level]) -> None:
-    """A rule has one list of levels; changing it would lower (or raise) the bar for the other pods it names."""
-    others = [digest for digest in rule.init_data if digest != init_data]
-    if others and set(levels) != set(rule.insecure_accept_levels):
-        raise Refused(
-            "trust.release_policy.levels_differ",
-            "another pod is approved for this resource at other levels",
-            path=rule.path,
-            expected=", ".join(rule.insecure_accept_levels) or "hardware only",
-            actual=", ".join(levels) or "hardware only",
-            hint="wait until that pod ended, or keep the resource under another path",
-        )

@@ -32,11 +32,12 @@ from cloister import __version__
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.trust.configuration import settings_from_arguments
 from cloister.trust.journal import Journal
+from cloister.trust.observing import add_gauges, called_webhook, exported_traces
 from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings
 from cloister.trust.statedir import StateDirectory, write_whole
-from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, forget_process
-from cloister.trust.web import trust_application
+from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
+from cloister.trust.web import metrics_application, trust_application
 from cloister.trust.workers import Supervisor
 
 _START_SECONDS: Final = 10.0
@@ -159,26 +160,30 @@ async def serve_until(
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     journal = Journal(worker=held.worker if held else 0)
-    with _watched_parent(settings, stop), TrustService(settings) as service:
-        app = trust_application(service.broker_of, service.store, settings, journal)
+    telemetry = Telemetry(tenants=settings.metrics_tenants)
+    with (
+        _watched_parent(settings, stop),
+        exported_traces(settings),
+        called_webhook(settings, telemetry) as webhook,
+        TrustService(settings, committed=telemetry.committed) as service,
+    ):
+        add_gauges(telemetry, service)
+        app = trust_application(
+            service.broker_of,
+            service.store,
+            settings,
+            journal,
+            telemetry=telemetry,
+            readiness=service.readiness(),
+            webhook=webhook,
+        )
         tls = nullcontext((None, None)) if settings.insecure_http else _tls(service, settings)
         with tls as (certificate, key), _reserved(settings) if held is None else nullcontext(held.port) as port:
-            server = Server(
-                app,
-                address=settings.host,
-                port=port,
-                interface=Interfaces.ASGINL,
-                http=HTTPModes.http1,
-                http1_settings=HTTP1Settings(
-                    header_read_timeout=_HEADER_MILLISECONDS, max_buffer_size=_HEADER_BUFFER_BYTES
-                ),
-                websockets=False,
-                backlog=_BACKLOG,
-                log_enabled=False,
-                ssl_cert=certificate,
-                ssl_key=key,
-            )
-            running = asyncio.ensure_future(server.serve())
+            servers = [_server(app, settings.host, port, certificate, key)]
+            if settings.metrics_listen is not None:
+                aside = metrics_application(telemetry)
+                servers.append(_server(aside, *settings.metrics_listen, certificate, key))
+            running = asyncio.ensure_future(_all_of(servers))
             try:
                 await _answering(settings, port, running)
                 ready = _report(settings, service.state, port)
@@ -190,7 +195,8 @@ async def serve_until(
             finally:
                 journal.note("stopping", reason="asked to" if stop.is_set() else "server ended")
                 await app.drain(settings.shutdown_seconds)
-                server.stop()  # type: ignore[no-untyped-call]  # granian leaves this one method untyped
+                for server in servers:
+                    server.stop()  # type: ignore[no-untyped-call]  # granian leaves this one method untyped
                 await running
                 app.close()
     journal.note("stopped")
@@ -211,6 +217,32 @@ def _exit_code(run: Callable[[], None]) -> int:
             sys.stderr.write(f"cloister: hint: {err.hint}\n")
         return 3 if isinstance(err, Unavailable) else 1
     return 0
+
+
+async def _all_of(servers: Sequence[Server]) -> None:
+    await asyncio.gather(*(server.serve() for server in servers))
+
+
+def _server(
+    application: Any,  # Any: an ASGI application, as granian takes it
+    host: str,
+    port: int,
+    certificate: Path | None,
+    key: Path | None,
+) -> Server:
+    return Server(
+        application,
+        address=host,
+        port=port,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS, max_buffer_size=_HEADER_BUFFER_BYTES),
+        websockets=False,
+        backlog=_BACKLOG,
+        log_enabled=False,
+        ssl_cert=certificate,
+        ssl_key=key,
+    )
 
 
 def _announce(journal: Journal, settings: TrustSettings, port: int) -> None:

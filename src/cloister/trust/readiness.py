@@ -88,7 +88,9 @@ def check_collateral(directory: Path, now: datetime, *, most: timedelta) -> None
     age = collateral_age(directory, now)
     if age is not None and age > most:
         raise Unavailable(
-            "trust.ready.collateral", f"no collateral was fetched for {age.days} days: run `cloister collateral prefetch`"
+            "trust.ready.collateral",
+            f"no collateral was fetched for {age.days} days",
+            hint="run `cloister collateral prefetch` from a timer",
         )
 
 

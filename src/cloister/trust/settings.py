@@ -342,7 +342,7 @@ TABLE: Final[Sequence[Setting]] = (
         flag="--webhook-url",
         parse=str,
         help="address that is told of denied guests",
-        controls="who learns of denials: code, denial id, tenant; and connections from the service to an address of choice",
+        controls="who learns of denials (code, denial id, tenant), and one address that the service connects to",
     ),
     Setting(
         field="webhook_secret_file",

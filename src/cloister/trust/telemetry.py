@@ -95,7 +95,7 @@ class Telemetry:
         elif seen.status == 200 and route == "resource":
             self._releases.labels(_of(TEES, marks.tee)).inc()
 
-    def committed(self, *, writes: int, seconds: float) -> None:
+    def committed(self, writes: int, seconds: float) -> None:
         """Count one commit of the store."""
         self._commits.observe(seconds)
         self._batches.observe(writes)
@@ -138,7 +138,7 @@ class _Gauges:
                 value = read()
             except CloisterError:
                 continue
-            yield GaugeMetricFamily(name, text, value=value)
+            yield GaugeMetricFamily(f"cloister_{name}", text, value=value)
 
 
 def family(code: str) -> str:

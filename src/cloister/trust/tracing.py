@@ -170,14 +170,16 @@ def stop_exporting() -> None:
         _providers.pop().shutdown()
 
 
-
 @contextmanager
 def _root_span(correlation: Correlation, name: str) -> Iterator[None]:
     from opentelemetry import trace
 
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED)
     parent = trace.SpanContext(
-        int(correlation.identity, 16), int(correlation.parent or correlation.span, 16), is_remote=True, trace_flags=flags
+        int(correlation.identity, 16),
+        int(correlation.parent or correlation.span, 16),
+        is_remote=True,
+        trace_flags=flags,
     )
     context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
     tracer = _exporting[0]

@@ -24,6 +24,7 @@ import ipaddress
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -119,10 +120,8 @@ class Webhook:
     def close(self) -> None:
         """Send nothing more; a call that is under way gets a moment."""
         self._ending.set()
-        try:
+        with suppress(queue.Full):  # the thread is busy then, and looks at `_ending` next
             self._waiting.put_nowait(None)
-        except queue.Full:
-            pass  # the thread is busy and looks at `_ending` next
         self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
@@ -161,9 +160,9 @@ def parse_webhook_url(text: str) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         parts, host = urlsplit(""), ""
-    if host and not parts.username and not parts.fragment:
-        if parts.scheme == "https" or (parts.scheme == "http" and _here(host)):
-            return text
+    private = parts.scheme == "https" or (parts.scheme == "http" and _here(host))
+    if host and private and not parts.username and not parts.fragment:
+        return text
     raise FormatRefused(
         "trust.settings.webhook",
         "not the address of a webhook",

@@ -14,7 +14,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from cloister.trust.rootkey import RootKey
 from sqlalchemy import Connection, MetaData, inspect, text
 from sqlalchemy.types import Text
 
@@ -24,10 +23,7 @@ from cloister.protocol.resourceuri import parse_resource_path
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.testing.tpm import NOW
-<<<<<<< HEAD
-=======
 from cloister.trust.rowseal import LEGACY, DataKey
->>>>>>> main
 from cloister.trust.store import schema
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore

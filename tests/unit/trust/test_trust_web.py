@@ -109,7 +109,8 @@ def test_auth_sets_a_narrow_cookie(edge: Edge) -> None:
         ("POST", "/kbs/v0/resource/a/b/c", 405, "trust.request.method"),
         ("DELETE", "/kbs/v0/resource/a/b/c", 405, "trust.request.method"),
         ("POST", "/healthz", 405, "trust.request.method"),
-        ("GET", "/metrics", 404, "trust.request.path"),
+        ("POST", "/metrics", 405, "trust.request.method"),
+        ("GET", "/metrics/", 404, "trust.request.path"),
     ],
 )
 def test_the_routes_are_closed(edge: Edge, method: str, path: str, status: int, expected: str) -> None:

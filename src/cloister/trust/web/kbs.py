@@ -78,7 +78,9 @@ class GuestRoutes:
 
     def _release(self, request: Request) -> Response:
         credentials = credentials_of(request.headers)
-        return self._response(request, self._broker(request).resource(request.path, credentials, deadline=request.deadline))
+        return self._response(
+            request, self._broker(request).resource(request.path, credentials, deadline=request.deadline)
+        )
 
     def _broker(self, request: Request) -> KeyBroker:
         broker = self._brokers(request.tenant)

@@ -192,7 +192,7 @@ def trust_application(
     rate = RateLimit(settings.client_rate, max(1.0, 2 * settings.client_rate))
     gate = Gate(threads=settings.concurrency, admitted=settings.queue, rate=rate)
     telemetry = telemetry or Telemetry(tenants=settings.metrics_tenants)
-    telemetry.gauge("cloister_requests_admitted", "Requests of guests that are worked on or wait.", lambda: gate.admitted)
+    telemetry.gauge("requests_admitted", "Requests of guests worked on or waiting.", lambda: gate.admitted)
     metrics = None if settings.metrics_listen else telemetry.render
     public = PublicRoutes(settings, health=store.check, readiness=readiness, metrics=metrics, files=files)
 
@@ -203,6 +203,21 @@ def trust_application(
             webhook.observed(seen)
 
     return TrustApp(GuestRoutes(brokers, settings), public, mounts, gate, observe)
+
+
+def metrics_application(telemetry: Telemetry) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Return an application that serves `/metrics` and nothing else, for an address of its own."""
+
+    async def application(scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        response = Response(status=404, body=b"{}")
+        if scope["path"] == "/metrics" and scope["method"] == "GET":
+            body, content_type = await asyncio.to_thread(telemetry.render)
+            response = Response(status=200, body=body, content_type=content_type)
+        await send_response(send, response, correlate(scope["headers"]))
+
+    return application
 
 
 def _seen(route: str, response: Response, correlation: Correlation, fault: BaseException | None) -> Observed:

@@ -14,7 +14,7 @@ import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ FILE_BYTES: Final = 64 * 1024  # a configuration file is written by hand
 _ROWS: Final = {setting.field: setting for setting in TABLE}
 _ATTRIBUTES: Final = {"data": ("state",), "listen": ("host", "port")}
 _TYPES: Final = typing.get_type_hints(TrustSettings)
+_EMPTY: Final = frozenset(item.name for item in fields(TrustSettings) if item.default == "")
 _SWITCH_WORDS: Final = {"1": True, "true": True, "0": False, "false": False}
 
 Origins = Mapping[str, str]
@@ -199,6 +200,8 @@ def _as_flag(row: Setting, value: object, place: str) -> str | bool:
 def _parsed(row: Setting, given: str | bool, place: str) -> Any:  # Any: the type of the field
     if row.parse is None:
         return bool(given)
+    if not given and row.field in _EMPTY:
+        return ""
     if not given or "\0" in str(given):
         raise _wrong(place, row.help, given)
     try:

@@ -15,18 +15,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from cloister.errors import CloisterError
-from cloister.tee.registry import TECHNOLOGIES
-from cloister.trust.tracing import Observed
+from cloister.trust.tracing import OTHER, TEES, Observed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-OTHER: Final = "other"
 ROUTES: Final = frozenset(
     {"auth", "attest", "resource", "plugin", "health", "ready", "metrics", "jwks", "log", "admin", "unknown"}
 )
-TEES: Final = frozenset({*TECHNOLOGIES, "sample"})
 TIERS: Final = frozenset({"none", "affirming", "warning", "contraindicated"})
 FAMILIES: Final = frozenset(
     {

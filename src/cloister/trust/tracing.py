@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cloister.errors import CloisterError, Unavailable
+from cloister.tee.registry import TECHNOLOGIES
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+OTHER: Final = "other"
+TEES: Final = frozenset({*TECHNOLOGIES, "sample"})
 ATTRIBUTES: Final = frozenset({"route", "status", "code", "tee", "tier"})
 _TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _NOTHING: Final[AbstractContextManager[None]] = nullcontext()
 _EXPORT_SECONDS: Final = 5
+_LENGTH: Final = 55  # of version 00; later ones may be longer
 
 
 @dataclass(slots=True)
@@ -90,7 +94,8 @@ def correlate(headers: Iterable[tuple[bytes, bytes]]) -> Correlation:
     given = [value for name, value in headers if name == b"traceparent"]
     match = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
     own = secrets.token_hex(8)
-    if match is None or given[0][:2] == b"ff" or not match[1].strip(b"0") or not match[2].strip(b"0"):
+    longer = match is not None and given[0][:2] == b"00" and len(given[0]) != _LENGTH
+    if match is None or longer or given[0][:2] == b"ff" or not match[1].strip(b"0") or not match[2].strip(b"0"):
         return Correlation(secrets.token_hex(16), own)
     sampled = bool(int(match[3], 16) & 1)
     return Correlation(match[1].decode(), own, parent=match[2].decode(), sampled=sampled)
@@ -113,6 +118,12 @@ def working(correlation: Correlation, name: str) -> Iterator[None]:
             yield
     finally:
         _CURRENT.reset(token)
+
+
+def mark(*, tee: str, tier: str = "") -> None:
+    """Say what became known of the current request; a technology that is not ours becomes `other`."""
+    request = current()
+    request.tee, request.tier = tee if tee in TEES else OTHER, tier
 
 
 def span(name: str) -> AbstractContextManager[Any]:  # Any: a span, or nothing

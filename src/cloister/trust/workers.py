@@ -81,8 +81,8 @@ class Supervisor:
     def run(self) -> int:
         """Start all, keep all alive, end all; return the exit code. Main thread only."""
         with _wakeups() as wakeup, _watched(self._parent) as parent:
-            for worker in self._workers:
-                self._start(worker, wakeup)
+            for worker in self._workers[1:]:
+                worker.due = float("inf")  # until the first answers: it brings the store up, or says once why it cannot
             try:
                 return self._keep(wakeup, parent)
             finally:
@@ -142,7 +142,9 @@ class Supervisor:
         if not said:
             return  # it died: its pidfd says so
         self._journal.note("worker ready", worker=worker.number, pid=worker.pid)
-        if not self._announced and all(each.ready == -1 for each in self._workers):
+        for each in self._workers:
+            each.due = min(each.due, 0.0) if not each.pid and not self._announced else each.due
+        if not self._announced and all(each.pid and each.ready == -1 for each in self._workers):
             self._announced = True
             self._on_ready()
 

@@ -45,7 +45,7 @@ from cloister.trust.store.database import Store
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
-from cloister.trust.tracing import current, span
+from cloister.trust.tracing import mark, span
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import NONCE_BYTES
 
@@ -205,7 +205,7 @@ class KeyBroker:
         )
         # 7
         self._keep(session, appraised)
-        current().tee, current().tier = session.tee, appraised.record.tier
+        mark(tee=session.tee, tier=appraised.record.tier)
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
@@ -220,7 +220,7 @@ class KeyBroker:
         # 3
         token = verify_token(text, self._parts.token_keys, at=context.at, tenant=self._parts.tenant)
         context.token = token
-        current().tee, current().tier = token.tee, token.tier.value
+        mark(tee=token.tee, tier=token.tier.value)
         # 4
         with span("policy"):
             self._decide(wanted, token, context)

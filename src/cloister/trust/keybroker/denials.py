@@ -12,7 +12,7 @@ from cloister.trust.keybroker.answers import Answer, error_answer
 from cloister.trust.keybroker.token import VerifiedToken
 from cloister.trust.roles import Undecided
 from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
-from cloister.trust.tracing import current
+from cloister.trust.tracing import current, mark
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,7 +83,8 @@ class DenialBook:
             Unavailable: the store failed; nothing was released either way.
         """
         denial = new_denial_id()
-        current().tee = current().tee or context.tee
+        if not current().tee:
+            mark(tee=context.tee)
         findings, hint = context.findings, error.hint
         if isinstance(error, Undecided):
             findings, hint = error.findings, error.remedy

@@ -23,7 +23,7 @@ class Edge:
         self.log = io.StringIO()
         brokers = (lambda _: broker) if broker else world.service.broker_of
         self.app = trust_application(
-            brokers, world.service.store, world.settings, Journal(self.log), mounts=mounts, **options
+            brokers, world.service, world.settings, Journal(self.log), mounts=mounts, **options
         )
 
     async def call(

@@ -170,7 +170,7 @@ async def serve_until(
         add_gauges(telemetry, service)
         app = trust_application(
             service.broker_of,
-            service.store,
+            service,
             settings,
             journal,
             telemetry=telemetry,

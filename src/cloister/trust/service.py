@@ -163,6 +163,15 @@ class TrustService:
             newest=None if newest is None else from_micros(newest),
         )
 
+    def check(self) -> None:
+        """Return if guests can be served: the store answers, and the key store does.
+
+        Raises:
+            Unavailable: one does not, or the service is sealed.
+        """
+        self.store.check()
+        self.keys.check()
+
     def __enter__(self) -> TrustService:
         return self
 

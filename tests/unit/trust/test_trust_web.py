@@ -183,7 +183,7 @@ class TestTenants:
             asked.append(tenant)
             return world.service.broker
 
-        edge.app = trust_application(brokers, world.service.store, world.settings, Journal(edge.log))
+        edge.app = trust_application(brokers, world.service, world.settings, Journal(edge.log))
         status, headers, _ = asyncio.run(edge.call("POST", "/t/shop-1/kbs/v0/auth", AUTH))
         assert (status, asked) == (200, ["shop-1"])
         assert "; Path=/t/shop-1/kbs/v0; " in headers[b"set-cookie"].decode()

@@ -7,7 +7,7 @@ Nothing here tells a guest's name, a path or a secret. `/healthz` says that the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -20,6 +20,12 @@ File = Callable[[str], Response]
 
 NO_FILES: Final[Mapping[str, File]] = {}
 _LIMITS: Final = Limits(body_bytes=0, seconds=10, admitted=32)
+
+
+class Healthy(Protocol):
+    """Something that says by an `Unavailable` that it cannot serve now: the store, or the whole service."""
+
+    def check(self) -> None: ...
 
 
 class PublicRoutes:

@@ -18,13 +18,12 @@ from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.journal import Journal
 from cloister.trust.readiness import Readiness
 from cloister.trust.settings import TrustSettings
-from cloister.trust.store.database import Store
 from cloister.trust.telemetry import Telemetry
 from cloister.trust.tracing import Correlation, Observed, correlate
 from cloister.trust.web.exchange import Receive, Request, Response, Scope, Send, error_response, send_response
 from cloister.trust.web.gate import Gate, Limits, RateLimit, Route, Watched, bounded
 from cloister.trust.web.kbs import Brokers, GuestRoutes
-from cloister.trust.web.public import NO_FILES, File, PublicRoutes
+from cloister.trust.web.public import NO_FILES, File, Healthy, PublicRoutes
 from cloister.trust.webhook import Webhook
 
 _UNKNOWN: Final = "unknown"
@@ -166,7 +165,7 @@ class TrustApp:
 
 def trust_application(
     brokers: Brokers,
-    store: Store,
+    service: Healthy,
     settings: TrustSettings,
     journal: Journal,
     *,
@@ -180,7 +179,7 @@ def trust_application(
 
     Args:
         brokers: the key broker of a tenant.
-        store: asked for its health.
+        service: asked for its health.
         settings: limits.
         journal: log.
         mounts: further applications.
@@ -194,7 +193,7 @@ def trust_application(
     telemetry = telemetry or Telemetry(tenants=settings.metrics_tenants)
     telemetry.gauge("requests_admitted", "Requests of guests worked on or waiting.", lambda: gate.admitted)
     metrics = None if settings.metrics_listen else telemetry.render
-    public = PublicRoutes(settings, health=store.check, readiness=readiness, metrics=metrics, files=files)
+    public = PublicRoutes(settings, health=service.check, readiness=readiness, metrics=metrics, files=files)
 
     def observe(seen: Observed) -> None:
         journal.observed(seen)

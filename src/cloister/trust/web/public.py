@@ -18,6 +18,7 @@ from cloister.trust.web.gate import Limits, Route
 
 File = Callable[[str], Response]
 
+JWKS: Final = "/.well-known/jwks.json"
 NO_FILES: Final[Mapping[str, File]] = {}
 _LIMITS: Final = Limits(body_bytes=0, seconds=10, admitted=32)
 

@@ -172,6 +172,10 @@ def _workers(text: str) -> int:
     return value
 
 
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
 def _count(text: str) -> int:
     value = int(text)
     if not 0 < value <= 1_000_000:
@@ -309,7 +313,7 @@ TABLE: Final[Sequence[Setting]] = (
     Setting(
         field="log_cosignatures",
         flag="--log-cosignatures",
-        parse=_count,
+        parse=_natural,
         help="how many witnesses must have cosigned a release before the resource goes out",
         controls="how much later a fork is noticed; guests demand what their measured init data says regardless",
     ),

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cloister import __version__
-from cloister.cli import collateral, demo, doctor, evidence, explain, image, log, podvm, refs, run, serve
+from cloister.cli import collateral, demo, doctor, evidence, explain, image, key, log, podvm, refs, run, serve
 from cloister.cli.output import exit_code, print_error, stdout
 from cloister.errors import CloisterError
 
@@ -62,6 +62,7 @@ app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(refs.app, name="refs")
+app.add_typer(key.app, name="key")
 
 
 def _end(number: int, _: object) -> None:

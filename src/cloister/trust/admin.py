@@ -26,7 +26,7 @@ from cloister.trust.refvalues import ReferenceValueService
 from cloister.trust.releaselog import make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
-from cloister.trust.store.database import Store
+from cloister.trust.statestore import open_store
 from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.policies import APPRAISAL, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
@@ -41,7 +41,7 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
-        database: address of the database; empty for the one in the directory.
+        database: address of the database; empty for the one the directory names.
         password_file: file with the password of the database's user, or None.
         key_store: address of the key store; empty for the one the directory names.
 
@@ -64,12 +64,7 @@ class TrustAdmin:
         self._announced = read_announced(state_dir)
         self._log = make_release_log(state_dir, parse_witnesses(self._announced.witnesses))
         try:
-            self._store = Store(
-                database or self._state.database,
-                self._state.write_lock,
-                batch_hook=self._log,
-                password_file=password_file,
-            )
+            self._store = open_store(self._state, database=database, password_file=password_file, batch_hook=self._log)
         except BaseException:
             self._log.close()
             raise

@@ -26,8 +26,8 @@ from cloister.trust.readiness import Check, Readiness, check_clock, check_collat
 from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
+from cloister.trust.statestore import open_store
 from cloister.trust.store import schema
-from cloister.trust.store.database import Store
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
@@ -72,12 +72,12 @@ class TrustService:
         announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
         self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
         try:
-            self.store = Store(
-                settings.database or self.state.database,
-                self.state.write_lock,
+            self.store = open_store(
+                self.state,
+                database=settings.database,
+                password_file=settings.database_password_file,
                 seconds=settings.store_seconds,
                 batch_hook=self.log,
-                password_file=settings.database_password_file,
                 committed=committed,
             )
         except BaseException:
@@ -85,6 +85,7 @@ class TrustService:
             raise
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            self.keys.take_shares()
             self._open_log()
         except BaseException:
             self.store.close()

@@ -26,7 +26,8 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
-        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for the one that the
+            state directory names.
         database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.

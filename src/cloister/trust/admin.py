@@ -19,7 +19,7 @@ from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules
-from cloister.trust.keybroker.rulebook import RuleBook
+from cloister.trust.keybroker.rulebook import RuleBook, checked_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.refvalues import ReferenceValueService
@@ -147,9 +147,10 @@ class TrustAdmin:
         """Store the next version of the release rule of a prefix, given as its file (TOML, JSON or Rego).
 
         Raises:
-            FormatRefused: not a rule, or not a prefix.
+            FormatRefused: not a rule, or not a prefix; Rego that does not load.
+            Unavailable: Rego, and this installation cannot run it.
         """
-        return self._rules.put(prefix, text, at=self._clock())
+        return self._rules.put(checked_rule(prefix, text).prefix, text, at=self._clock())
 
     def release_rules(self) -> ReleaseRules:
         """Return the release rules and revocations in force."""

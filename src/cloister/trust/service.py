@@ -23,6 +23,7 @@ from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
+from cloister.trust.rego.engine import RegoEngine
 from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
@@ -91,6 +92,7 @@ class TrustService:
             self.store.close()
             self.log.close()
             raise
+        self.rego = RegoEngine()
         self.public_log = PublicLog(self.log, self.store)
         self._collateral = CollateralSource(settings.collateral or settings.state)
 
@@ -162,8 +164,13 @@ class TrustService:
                 clock=self._clock,
                 random=self._random,
                 tenant=tenant,
-                log=self.log,
+                events=self.log,
+                receipts=self.log,
+                witnesses=len(self.settings.log_witnesses),
                 cosignatures=self.settings.log_cosignatures,
+                rego=self.rego,
+                minimum_protocol=self.settings.minimum_protocol,
+                insecure_rsa1_5=self.settings.insecure_rsa1_5,
             )
         )
 
@@ -213,6 +220,7 @@ class TrustService:
         self.store.close()
         self.log.close()
         self.keys.close()
+        self.rego.close()
 
     def _open_log(self) -> None:
         """Begin with the log, unless its key is sealed still: then the first request after that does."""

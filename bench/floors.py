@@ -99,7 +99,7 @@ def _dcap(quote: Quote, endorsements: Endorsements) -> Floor:
     return Floor((check,), tuple(cold))
 
 
-def tpm_quote(evidence: Evidence, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> Check:
+def quote_signature(evidence: Evidence, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> Check:
     """Return the check of a quote by an AK that no certificate names: it is known by its activation."""
     parsed = parse_tpm(evidence)
     return _tpm_signature(key, parsed.signature.values, parsed.message)

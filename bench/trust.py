@@ -1,4 +1,4 @@
-"""Whole RCAR handshakes (auth, attest, resource) of the real service, beside the bare cryptography they cannot do without.
+"""Whole RCAR handshakes (auth, attest, resource) of the real service, beside the bare cryptography of one.
 
     python bench/trust.py [--tee snp,tpm,sample,cloister-simulated] [--seconds 5] [--clients 8] [--check]
 
@@ -49,7 +49,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
-from floors import floor_of, tpm_quote
+from floors import floor_of, quote_signature
 
 from cloister.client.keybroker import KeyBrokerClient
 from cloister.crypto.jwe import EphemeralKey
@@ -184,7 +184,7 @@ class TPM(Technology):
 
     def signatures(self) -> Sequence[Callable[[], object]]:
         body = self.tpm.attest(bytes(48), bytes(32))
-        quote = tpm_quote(Evidence(tee="tpm", body=body), self.tpm.ak_key.public_key())
+        quote = quote_signature(Evidence(tee="tpm", body=body), self.tpm.ak_key.public_key())
         certificate, public = self.tpm.enrol()
         return (quote, lambda: challenge_for(certificate, public))
 
@@ -387,11 +387,11 @@ def load(site: Site, service: Service, seconds: float, clients: int, rate: float
         warm.wait()
         found, begun = [], time.monotonic()
         pause = clients / rate if rate else 0.0
-        due = begun + random.random() * pause
+        due = begun + random.random() * pause  # noqa: S311  when a guest knocks is no secret
         while time.monotonic() < begun + seconds:
             if pause:
                 time.sleep(max(0.0, due - time.monotonic()))
-                due += pause * random.uniform(0.5, 1.5)
+                due += pause * random.uniform(0.5, 1.5)  # noqa: S311  the same
             wire.waited = 0.0
             handshake(guest, wire)
             found.append(wire.waited)

@@ -552,8 +552,8 @@ def rate_of(once: Callable[[], None], seconds: float, processes: int) -> float:
 def batch_of(site: Site, before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
     """Return the entries and checkpoints of the log since `before`."""
     with closing(sqlite3.connect(site.state / "trust.db")) as database:
-        tables = ("log_entries", "log_checkpoints")
-        entries, checkpoints = (int(database.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name in tables)
+        entries = int(database.execute("SELECT count(*) FROM log_entries").fetchone()[0])
+        checkpoints = int(database.execute("SELECT count(*) FROM log_checkpoints").fetchone()[0])
     return entries - before[0], checkpoints - before[1]
 
 

@@ -153,9 +153,9 @@ class TestTwoTenants:
         RuleBook(service.store, tenant="acme").put("*", LINE, at=NOW)
         kept = service.broker
         bare.key = EphemeralKey.generate()
-        service.broker = KeyBroker(replace(parts, tenant="acme", verifier=verifier))
+        service._brokers["default"] = KeyBroker(replace(parts, tenant="acme", verifier=verifier))
         yield bare
-        service.broker = kept
+        service._brokers["default"] = kept
 
     def test_evidence_and_decisions_are_kept_apart(self, other: Bare) -> None:
         from cloister.trust.store.records import RecordStore

@@ -31,7 +31,7 @@ from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
-from cloister.trust.store.records import AuditRow, RecordStore
+from cloister.trust.store.records import AuditRow, RecordStore, store_audit
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
 from store_places import Place
@@ -214,6 +214,10 @@ def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
         one.log.close()
 
 
+def record_one(connection: Connection) -> None:
+    store_audit(connection, DEFAULT_TENANT, AuditRow(at=NOW, decision="released", code="x"))
+
+
 class TestStateDirectory:
     """Commands on a state directory find the database that its service uses."""
 
@@ -224,7 +228,7 @@ class TestStateDirectory:
     def test_remembers_where_its_database_is(self, state: StateDirectory, place: Place) -> None:
         for address in (place.address, ""):
             store = open_store(state, database=address)
-            RecordStore(store).record_release(AuditRow(at=NOW, decision="released", code="x"), seconds=3)
+            store.write(record_one)
             store.close()
         assert RecordStore(place.open()).last_audit() == 2
         assert not state.database.exists()

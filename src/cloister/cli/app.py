@@ -72,13 +72,8 @@ app.command("doctor", short_help="List what this machine can do, each line with 
 app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)
 app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(collateral.app, name="collateral")
-<<<<<<< HEAD
-app.add_typer(log.app, name="log")
-app.add_typer(identity.app, name="identity")
-=======
 app.add_typer(identity.app, name="identity")
 app.add_typer(log.app, name="log")
->>>>>>> main
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")

@@ -25,7 +25,7 @@ from cloister.trust.keybroker.rulebook import RuleBook, checked_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.refvalues import ReferenceValueService
-from cloister.trust.releaselog import make_release_log, parse_witnesses, read_announced
+from cloister.trust.releaselog import EventsOnceOpen, make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -74,7 +74,8 @@ class TrustAdmin:
             self._log.close()
             raise
         try:
-            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+            events = EventsOnceOpen(self._log)
+            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock, events=events)
             if not self._keys.sealed:
                 self._log.open(self._store, self._keys.signing.signing_key(LOG).private)
         except BaseException:
@@ -83,8 +84,8 @@ class TrustAdmin:
             raise
         self.keys = KeyAdministration(self._store, self._keys)
         self._resources = ResourceStore(self._store, self._keys.ring)
-        self._policies = PolicyStore(self._store)
-        self._rules = RuleBook(self._store)
+        self._policies = PolicyStore(self._store, events=self._log)
+        self._rules = RuleBook(self._store, events=self._log)
         self._references = ReferenceValueService(self._store)
         self._roots = RootStore(self._store)
         self._records = RecordStore(self._store)

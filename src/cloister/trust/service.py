@@ -25,7 +25,7 @@ from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
 from cloister.trust.rego.engine import RegoEngine
-from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
+from cloister.trust.releaselog import Announced, EventsOnceOpen, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -86,7 +86,8 @@ class TrustService:
             self.log.close()
             raise
         try:
-            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            events = EventsOnceOpen(self.log)
+            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock, events=events)
             self.keys.take_shares()
             self._open_log()
         except BaseException:

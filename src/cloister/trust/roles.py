@@ -16,7 +16,19 @@ from cloister.errors import CloisterError, Unavailable
 from cloister.protocol.initdata import InitData
 from cloister.protocol.kbs import RuntimeData
 from cloister.rats.result import Finding
+from cloister.trust.events import NO_EVENTS, Events, LogEvent
 from cloister.trust.store.records import AppraisalRecord
+
+__all__ = [
+    "NO_EVENTS",
+    "AppraisalRequest",
+    "Appraised",
+    "AttestationService",
+    "Events",
+    "IssuedChallenge",
+    "LogEvent",
+    "Undecided",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

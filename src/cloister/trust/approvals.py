@@ -1,0 +1,138 @@
+"""Approval by several people: which prefixes demand it, of whom, and whether what was approved is enough.
+
+    need = 2
+    of = ["alice", "bob", "carol"]
+    release = false    # true: also a release of anything under it, per pod
+
+Changes of the prefix's release rule, and of the demand itself, always need the approvals. A demand belongs to a prefix
+of resources and is kept beside the release rule, not in it, because a rule may be text of
+somebody else's language. Whoever changes something that a demand overlaps needs its approvals: a narrower or wider
+prefix is no way around it.
+
+Pure: values in, findings out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from cloister.errors import FormatRefused
+from cloister.protocol.resourceuri import ResourcePath
+from cloister.wire.stricttoml import parse_toml
+
+APPROVERS_CEILING: Final = 16
+_DEMAND_BYTES: Final = 8192
+_SEGMENTS: Final = 3
+_WILDCARD: Final = "*"
+_CODE: Final = "trust.approval.malformed"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ResourcePrefix:
+    """`repository/type/tag` where tag, type and tag, or all three may be `*`; the last is also written `*`."""
+
+    segments: tuple[str, str, str]
+
+    def __str__(self) -> str:
+        return _WILDCARD if self.segments[0] == _WILDCARD else "/".join(self.segments)
+
+    def covers(self, other: ResourcePrefix | ResourcePath) -> bool:
+        """Return whether everything of `other` is under this prefix."""
+        theirs = other.segments if isinstance(other, ResourcePrefix) else (other.repository, other.type, other.tag)
+        return all(mine in (_WILDCARD, their) for mine, their in zip(self.segments, theirs, strict=True))
+
+    def overlaps(self, other: ResourcePrefix) -> bool:
+        """Return whether one of the two covers the other: prefixes overlap in no other way."""
+        return self.covers(other) or other.covers(self)
+
+
+def parse_prefix(text: str) -> ResourcePrefix:
+    """Parse a prefix.
+
+    Raises:
+        FormatRefused: not one (`trust.approval.prefix`).
+    """
+    segments = [_WILDCARD] * _SEGMENTS if text == _WILDCARD else text.split("/")
+    literal = [segment for segment in segments if segment != _WILDCARD]
+    malformed = FormatRefused(
+        "trust.approval.prefix",
+        "not a prefix of resources",
+        path="prefix",
+        expected="repository/type/tag, repository/type/*, repository/*/* or *",
+        actual=text[:80],
+    )
+    if len(segments) != _SEGMENTS or segments[: len(literal)] != literal:
+        raise malformed
+    try:
+        ResourcePath(*(literal + ["x"] * (_SEGMENTS - len(literal))))
+    except FormatRefused as err:
+        raise malformed from err
+    return ResourcePrefix((segments[0], segments[1], segments[2]))
+
+
+class _DemandWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    need: int
+    of: tuple[str, ...]
+    release: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDemand:
+    """How many of whom must approve under a prefix.
+
+    Attributes:
+        prefix: of resources.
+        need: at least one.
+        of: names of principals, each once.
+        release: whether a release of what lies under the prefix needs it, beside changes of its rule.
+    """
+
+    prefix: ResourcePrefix
+    need: int
+    of: tuple[str, ...]
+    release: bool
+
+    def met_by(self, names: Collection[str]) -> bool:
+        """Return whether enough of its approvers are among `names`."""
+        return len(set(self.of) & set(names)) >= self.need
+
+
+def parse_demand(prefix: ResourcePrefix, text: bytes) -> ApprovalDemand:
+    """Parse the demand of a prefix: JSON when it begins with a brace, else TOML.
+
+    Raises:
+        FormatRefused: another shape, nobody to approve, or more needed than there are (`trust.approval.malformed`).
+    """
+    if len(text) > _DEMAND_BYTES:
+        raise FormatRefused(_CODE, "demand for approvals is too long", expected=f"at most {_DEMAND_BYTES} bytes")
+    try:
+        if text.lstrip()[:1] == b"{":
+            wire = msgspec.json.decode(text, type=_DemandWire)
+        else:
+            wire = msgspec.convert(parse_toml(text, ceiling=_DEMAND_BYTES, code=_CODE), _DemandWire)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+        raise FormatRefused(_CODE, f"not a demand for approvals: {err}") from err
+    if len(set(wire.of)) != len(wire.of) or len(wire.of) > APPROVERS_CEILING or not all(wire.of):
+        raise FormatRefused(_CODE, "not a list of names", path="of", expected=f"1 to {APPROVERS_CEILING}, each once")
+    if not 1 <= wire.need <= len(wire.of):
+        raise FormatRefused(
+            _CODE, "impossible number of approvals", path="need", expected=f"1 to {len(wire.of)}", actual=str(wire.need)
+        )
+    return ApprovalDemand(prefix=prefix, need=wire.need, of=wire.of, release=wire.release)
+
+
+def demands_on_change(demands: Iterable[ApprovalDemand], prefix: ResourcePrefix) -> tuple[ApprovalDemand, ...]:
+    """Return the demands that a change of the rule of `prefix` has to meet."""
+    return tuple(demand for demand in demands if demand.prefix.overlaps(prefix))
+
+
+def demands_on_release(
+    demands: Iterable[ApprovalDemand], wanted: ResourcePrefix | ResourcePath
+) -> tuple[ApprovalDemand, ...]:
+    """Return the demands that a release of `wanted` has to meet."""
+    target = wanted if isinstance(wanted, ResourcePrefix) else parse_prefix(str(wanted))
+    return tuple(demand for demand in demands if demand.release and demand.prefix.overlaps(target))

@@ -10,18 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, func, insert, select, text
 
 from cloister.errors import Refused, Unavailable
-from cloister.rats.claims import Level
-from cloister.rats.endorsement import TrustedRoot
-from cloister.testing.tpm import NOW
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
-from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.schema import nonces
 
 DEADLINE = 0.5
@@ -39,7 +35,7 @@ def put(store: Store, name: str) -> None:
 
 
 def insert_nonce(connection: Connection, name: str) -> None:
-    connection.execute(insert(nonces).values(hash=name, issued_at=0))
+    connection.execute(insert(nonces).values(tenant=DEFAULT_TENANT, hash=name, issued_at=0))
 
 
 def names(store: Store) -> list[str]:
@@ -205,36 +201,6 @@ def test_statement_and_parameters_do_not_enter_errors(store: Store) -> None:
     while chain is not None:
         assert "canary" not in str(chain) and "canary" not in repr(chain)
         chain = chain.__cause__
-
-
-def test_another_schema_is_refused(quick: Path) -> None:
-    Store(quick / "trust.db", quick / "write.lock").close()
-    with sqlite3.connect(quick / "trust.db") as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
-    connection.close()
-    with pytest.raises(Unavailable) as caught:
-        Store(quick / "trust.db", quick / "write.lock")
-    assert caught.value.code == "trust.store.schema"
-
-
-def test_the_first_schema_is_brought_up(quick: Path) -> None:
-    """A root kept before the store knew of devices speaks for any, as it did then."""
-    store = Store(quick / "trust.db", quick / "write.lock")
-    root = TrustedRoot(tee="cca", level=Level.HARDWARE, name="key", der=b"der")
-    identity = RootStore(store).put(root, at=NOW)
-    store.close()
-    with sqlite3.connect(quick / "trust.db") as connection:
-        connection.execute("ALTER TABLE roots DROP COLUMN instance")
-        connection.execute("UPDATE schema_version SET version = 1")
-    connection.close()
-    for _ in range(2):  # the second finds nothing to do
-        store = Store(quick / "trust.db", quick / "write.lock")
-        assert RootStore(store).list() == (root,)
-        store.close()
-    store = Store(quick / "trust.db", quick / "write.lock")
-    assert RootStore(store).put(replace(root, instance="01ab"), at=NOW) == identity
-    assert RootStore(store).list() == (replace(root, instance="01ab"),)
-    store.close()
 
 
 def test_what_is_no_database_is_refused(quick: Path) -> None:

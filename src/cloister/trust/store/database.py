@@ -1,46 +1,100 @@
-"""Connections, durability and failure of the store: one writer, group commit, deadlines instead of hangs.
+"""The store: one writer, group commit, deadlines instead of hangs; on SQLite or on PostgreSQL.
 
-SQLite in WAL mode with synchronous=FULL: a commit that returned survives a power cut. All writes go through one
-thread with one connection, which puts the jobs that wait into one transaction, each in its own savepoint, and tells
-every waiter only after the commit. A waiter has a deadline; when it passes, the job is abandoned if it has not begun,
-and the caller refuses. A job that had begun may still commit: the record then says more than happened, never less.
+All writes of a process go through one thread with one connection, which puts the jobs that wait into one transaction,
+each in its own savepoint, and tells every waiter only after the commit. Processes take turns by transaction: on SQLite
+by a lock file, on PostgreSQL by an advisory lock, so that there is one writer at any instant, wherever it is.
 
-SQLite 3.7.0 to 3.51.2 can corrupt a WAL database when two connections write and checkpoint at the same instant
-(sqlite.org/wal.html, "WAL-reset"). `write.lock` (flock) is held around every transaction, checkpoint and close, by
-the service and by the owner's commands alike, so that instant does not exist here.
+A waiter has a deadline; when it passes, the job is abandoned if it has not begun, and the caller refuses. A job that
+had begun may still commit: the record then says more than happened, never less.
 
-Statement texts and parameters never enter an error: they can hold what is being stored.
+What differs between the databases is in `sqlite`, `postgresql` and `dialects`. Statement texts and parameters never
+enter an error: they can hold what is being stored.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import queue
 import threading
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, select, update
+from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy.engine import RootTransaction
+from sqlalchemy.exc import DataError as ValueRefused
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import NullPool, QueuePool
 
 from cloister.errors import CloisterError, Unavailable
-from cloister.trust.store import schema
+from cloister.trust.store import schema, setup
+from cloister.trust.store.failures import too_late, unavailable
+from cloister.trust.store.migrations import HEAD
+from cloister.trust.store.sqlite import SQLiteDatabase
 
 _T = TypeVar("_T")
 
 _BATCH: Final = 64
 _WAITING: Final = 1024  # jobs in line; beyond, the store is slower than its callers
-_LOCK_POLL_SECONDS: Final = 0.005
-_READERS: Final = 16
-_CONFIGURATION: Final = "configuration"
-_PROBES: Final = "probes"
-_READ_CONFIGURATION: Final = select(schema.counters.c.value).where(schema.counters.c.name == _CONFIGURATION)
+_SETUP_SECONDS: Final = 120.0  # for bringing an old database up, which copies its tables
+_READ_CONFIGURATION: Final = select(
+    schema.counters.c.value, select(schema.alembic_version.c.version_num).scalar_subquery().label("revision")
+).where(schema.counters.c.name == setup.CONFIGURATION)
 _CLOSED: Final = "the store is closed"
+SQLITE: Final = "sqlite:///"
+POSTGRESQL: Final = "postgresql://"
+
+
+class Database(Protocol):
+    """What the store needs of a database.
+
+    Attributes:
+        reader: engine whose connections cannot write and see only what is committed.
+        empty: whether nothing was ever written to it, if that can be told without asking it.
+        hint: what an operator looks at when it fails.
+    """
+
+    reader: Engine
+    empty: bool
+
+    @property
+    def hint(self) -> str: ...
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep other processes of this machine from writing; raises `Unavailable`."""
+        ...
+
+    def limited(self, seconds: float | None = None) -> AbstractContextManager[None]:
+        """End what this thread does with the database after the store's time, or `seconds`, by an `Unavailable`."""
+        ...
+
+    def connect(self) -> Connection:
+        """Return a connection that writes."""
+        ...
+
+    def take_turn(self, connection: Connection, seconds: float | None = None) -> None:
+        """Wait, in a transaction that just began, until it is the only one that writes; then it may take `seconds`."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class BatchHook(Protocol):
+    """What is done once per group of writes, in the writer's thread."""
+
+    def before_commit(self, connection: Connection) -> None:
+        """Work in the transaction of a batch, after its jobs, of which at least one did not refuse.
+
+        What a refusing job wrote was undone before; ask the database, not one's memory, what is there. Raising undoes
+        the whole batch and is what all its waiters get.
+        """
+        ...
+
+    def after_commit(self) -> None:
+        """Called when the batch is durable, before its waiters are told; not called when that is not known."""
+        ...
 
 
 @dataclass(slots=True)
@@ -55,36 +109,46 @@ class _Job(Generic[_T]):
 
 
 class Store:
-    """The database of one state directory.
+    """The database of one trust service.
 
     Args:
-        database: path of the SQLite file; made when absent.
-        write_lock: path of the lock file that writers of all processes share.
+        database: path of a SQLite file, made when absent; or an address: `sqlite:///PATH`, `postgresql://...`
+            (`cloister.trust.store.postgresql`).
+        write_lock: path of the lock file that writers of all processes share; beside the file when absent. SQLite only.
         seconds: how long a caller waits for the store before it refuses.
+        batch_hook: takes part in every transaction.
+        password_file: file with the password of the PostgreSQL user and nothing else.
 
     Raises:
+        Refused: the address cannot be used (`trust.settings.database`).
         Unavailable: cannot be opened (`trust.store.failed`), or has a newer schema (`trust.store.schema`).
     """
 
-    def __init__(self, database: Path, write_lock: Path, *, seconds: float = 4.0) -> None:
+    def __init__(
+        self,
+        database: Path | str,
+        write_lock: Path | None = None,
+        *,
+        seconds: float = 4.0,
+        batch_hook: BatchHook | None = None,
+        password_file: Path | None = None,
+    ) -> None:
         self._seconds = seconds
+        self._hook = batch_hook
         self._state = threading.Lock()
         self._jobs: queue.Queue[_Job[Any] | None] = queue.Queue()  # Any: each job has its own result
         self._closed = False
         self._healthy = True
         self._connection: Connection | None = None
-        # Made before SQLite does, so that it and the -wal and -shm files, which take its mode, are private.
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._lock_descriptor = os.open(write_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._writer = _engine(database, seconds, writer=True)
-        self._reader = _engine(database, seconds, writer=False)
+        self._database = _open(database, write_lock, seconds, password_file)
         self._thread = threading.Thread(target=self._run, name="trust-store-writer", daemon=True)
-        self._thread.start()
         try:
-            self.write(_initialise)
+            self._set_up()
         except BaseException:
-            self.close()
+            self._closed = True
+            self._database.close()
             raise
+        self._thread.start()
 
     @property
     def healthy(self) -> bool:
@@ -116,12 +180,7 @@ class Store:
                 if not job.done.is_set():
                     job.state = "abandoned" if job.state == "waiting" else job.state
                     self._healthy = False
-                    raise Unavailable(
-                        "trust.store.timeout",
-                        "the store did not answer in time",
-                        expected=f"an answer within {wait:g} s",
-                        hint="look for a full or slow disk under the state directory",
-                    )
+                    raise too_late(wait, hint=self._database.hint)
         if job.error is not None:
             raise job.error
         return job.result  # type: ignore[return-value]  # None only when `work` returned None
@@ -129,16 +188,25 @@ class Store:
     def read(self, work: Callable[[Connection], _T]) -> _T:
         """Run `work`, one statement, on a connection that cannot write and sees only what is committed.
 
+        It is run once more when the connection turns out to be gone.
+
         Raises:
-            Unavailable: `trust.store.failed`.
+            Unavailable: `trust.store.failed`, `trust.store.timeout`.
         """
         if self._closed:
             raise Unavailable("trust.store.failed", _CLOSED)
         try:
-            with self._reader.connect() as connection:
-                return work(connection)
+            with self._database.limited():
+                try:
+                    with self._database.reader.connect() as connection:
+                        return work(connection)
+                except DBAPIError as err:
+                    if not err.connection_invalidated:
+                        raise
+                with self._database.reader.connect() as connection:
+                    return work(connection)
         except SQLAlchemyError as err:
-            raise _unavailable(err) from err
+            raise unavailable(err, hint=self._database.hint) from None
 
     def check(self) -> None:
         """Return if the store can be read, and written when the last write failed.
@@ -148,11 +216,21 @@ class Store:
         """
         self.configuration()
         if not self._healthy:
-            self.write(lambda connection: _count(connection, _PROBES))
+            self.write(lambda connection: _count(connection, setup.PROBES))
 
     def configuration(self) -> int:
-        """Return the number that grows with every change of policy, root or reference value."""
-        return self.read(lambda connection: int(connection.execute(_READ_CONFIGURATION).scalar_one()))
+        """Return the number that grows with every change of policy, root or reference value, of any tenant.
+
+        Raises:
+            Unavailable: the store failed, or another version of Cloister changed the schema meanwhile
+                (`trust.store.schema`).
+        """
+        row = self.read(lambda connection: connection.execute(_READ_CONFIGURATION).one_or_none())
+        if row is None:
+            raise Unavailable("trust.store.failed", "a stored record is damaged", hint="restore a backup")
+        if row.revision != HEAD:
+            raise setup.other_schema(row.revision)
+        return int(row.value)
 
     def close(self) -> None:
         """Finish the writes that wait, checkpoint and close."""
@@ -162,14 +240,31 @@ class Store:
             self._closed = True
             self._jobs.put(None)
         self._thread.join(2 * self._seconds)
-        # Without the lock another process is writing: then ours is not the last connection and no checkpoint follows.
-        locked = self._lock()
-        self._reader.dispose()
-        self._writer.dispose()
-        if locked:
-            self._unlock()
-        if not self._thread.is_alive():
-            os.close(self._lock_descriptor)
+        if self._thread.is_alive():
+            self._database.reader.dispose()  # the thread still holds the rest; it ends with the process
+        else:
+            self._database.close()
+
+    def _set_up(self) -> None:
+        """Make or bring up the tables. A database that needs neither is not written to."""
+        try:
+            if not self._database.empty:
+                with self._database.limited(), self._database.reader.connect() as reading:
+                    if setup.stamped(reading) == HEAD:
+                        return
+        except SQLAlchemyError:
+            pass  # nothing there yet, or it will fail below as well, which then says why
+        try:
+            with (
+                self._database.exclusive(),
+                self._database.limited(_SETUP_SECONDS),
+                self._database.connect() as connection,
+                connection.begin(),
+            ):
+                self._database.take_turn(connection, _SETUP_SECONDS)
+                setup.bring_up(connection)
+        except (SQLAlchemyError, OSError) as err:
+            raise unavailable(err, hint=self._database.hint) from None
 
     def _run(self) -> None:
         ending = False
@@ -179,9 +274,8 @@ class Store:
                 error = self._attempt(batch)
                 self._healthy = error is None
                 self._settle(batch, error)
-        if self._lock():
+        with suppress(Unavailable), self._database.exclusive():
             self._drop_connection()
-            self._unlock()
 
     def _take_batch(self) -> tuple[list[_Job[Any]], bool]:  # Any: each job has its own result
         taken = [self._jobs.get()]
@@ -192,27 +286,53 @@ class Store:
                 break
         return [job for job in taken if job is not None], None in taken
 
-    def _attempt(self, batch: list[_Job[Any]]) -> CloisterError | None:
+    def _attempt(self, batch: list[_Job[Any]]) -> BaseException | None:
         """Commit `batch`; return why it could not be, None when it is durable."""
-        if not self._lock():
-            return Unavailable(
-                "trust.store.locked",
-                "another process holds the store's write lock",
-                hint="wait for the other command to end",
-            )
         try:
-            if self._connection is None:
-                self._connection = self._writer.connect()
-            with self._connection.begin():
-                for job in batch:
-                    if self._claim(job):
-                        _run_in_savepoint(self._connection, job)
+            with self._database.exclusive():
+                try:
+                    with self._database.limited():
+                        ran = self._commit(batch)
+                except BaseException:
+                    self._drop_connection()
+                    raise
+            if self._hook is not None and ran:
+                self._hook.after_commit()
         except (SQLAlchemyError, OSError) as err:
-            self._drop_connection()
-            return _unavailable(err)
-        finally:
-            self._unlock()
+            return unavailable(err, hint=self._database.hint)
+        except Exception as err:  # noqa: BLE001  a refusal of the hook, or a fault in it: what its waiters get
+            return err
         return None
+
+    def _commit(self, batch: list[_Job[Any]]) -> bool:
+        """Run the jobs of a batch in a transaction; return whether one did not refuse."""
+        connection, transaction = self._begin()
+        ran = False
+        with transaction:
+            for job in batch:
+                if self._claim(job):
+                    _run_in_savepoint(connection, job, self._database.hint)
+                    ran = ran or job.error is None
+            if self._hook is not None and ran:
+                self._hook.before_commit(connection)
+        return ran
+
+    def _begin(self) -> tuple[Connection, RootTransaction]:
+        """Begin a transaction that is the only writing one, on another connection if the last one is gone."""
+        if self._connection is not None:
+            try:
+                return self._connection, self._take_turn(self._connection)
+            except DBAPIError as err:
+                self._drop_connection()
+                if not err.connection_invalidated:
+                    raise
+        self._connection = self._database.connect()
+        return self._connection, self._take_turn(self._connection)
+
+    def _take_turn(self, connection: Connection) -> RootTransaction:
+        transaction = connection.begin()
+        self._database.take_turn(connection)
+        return transaction
 
     def _claim(self, job: _Job[Any]) -> bool:
         with self._state:
@@ -220,7 +340,7 @@ class Store:
                 job.state = "running"
             return job.state == "running"
 
-    def _settle(self, batch: list[_Job[Any]], error: CloisterError | None) -> None:
+    def _settle(self, batch: list[_Job[Any]], error: BaseException | None) -> None:
         with self._state:
             for job in batch:
                 job.error = error or job.error
@@ -233,25 +353,10 @@ class Store:
             self._connection.close()
             self._connection = None
 
-    def _lock(self) -> bool:
-        until = time.monotonic() + self._seconds
-        while True:
-            try:
-                fcntl.flock(self._lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    return False
-                time.sleep(_LOCK_POLL_SECONDS)
-            else:
-                return True
-
-    def _unlock(self) -> None:
-        fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)
-
 
 def bump_configuration(connection: Connection) -> None:
     """Count a change of policy, root or reference value, so that running services read anew."""
-    _count(connection, _CONFIGURATION)
+    _count(connection, setup.CONFIGURATION)
 
 
 def _count(connection: Connection, name: str) -> None:
@@ -259,13 +364,13 @@ def _count(connection: Connection, name: str) -> None:
     connection.execute(update(counters).where(counters.c.name == name).values(value=counters.c.value + 1))
 
 
-def _run_in_savepoint(connection: Connection, job: _Job[Any]) -> None:
+def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> None:
     connection.exec_driver_sql("SAVEPOINT job")
     try:
         job.result = job.work(connection)
-    except (IntegrityError, CloisterError) as err:
+    except (IntegrityError, ValueRefused, CloisterError) as err:
         connection.exec_driver_sql("ROLLBACK TO job")
-        job.error = _unavailable(err) if isinstance(err, IntegrityError) else err
+        job.error = err if isinstance(err, CloisterError) else unavailable(err, hint=hint)
     except SQLAlchemyError:
         raise  # the transaction cannot be trusted any more: the whole batch fails
     except Exception as err:  # noqa: BLE001  a fault of one job must not end the thread that serves all
@@ -274,77 +379,6 @@ def _run_in_savepoint(connection: Connection, job: _Job[Any]) -> None:
     connection.exec_driver_sql("RELEASE job")
 
 
-def _initialise(connection: Connection) -> None:
-    schema.metadata.create_all(connection)
-    version = connection.execute(select(func.max(schema.schema_version.c.version))).scalar_one()
-    if version is None:
-        connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
-        connection.execute(insert(schema.counters), [{"name": name, "value": 1} for name in (_CONFIGURATION, _PROBES)])
-        return
-    while version in schema.UPGRADES:
-        for statement in schema.UPGRADES[version]:
-            connection.exec_driver_sql(statement)
-        version += 1
-        connection.execute(update(schema.schema_version).values(version=version))
-    if version != schema.SCHEMA_VERSION:
-        raise Unavailable(
-            "trust.store.schema",
-            "the database was written by another version of Cloister",
-            expected=f"schema {schema.SCHEMA_VERSION}",
-            actual=f"schema {version}",
-            hint="use the version that wrote it",
-        )
-
-
-def _engine(database: Path, seconds: float, *, writer: bool) -> Engine:
-    options: dict[str, Any] = {  # Any: as the engine takes them
-        "hide_parameters": True,
-        "connect_args": {"timeout": seconds / 2, "check_same_thread": False},
-    }
-    if writer:
-        options |= {"poolclass": NullPool}
-    else:
-        options |= {
-            "poolclass": QueuePool,
-            "pool_size": _READERS,
-            "max_overflow": 0,
-            "pool_timeout": seconds,
-            "pool_reset_on_return": None,  # nothing to undo: readers hold no transaction
-            "isolation_level": "AUTOCOMMIT",
-        }
-    engine = create_engine(URL.create("sqlite+pysqlite", database=str(database)), **options)
-    pragmas = [
-        "PRAGMA journal_mode=WAL",
-        "PRAGMA synchronous=FULL",
-        "PRAGMA foreign_keys=ON",
-        "PRAGMA mmap_size=0",
-        "PRAGMA trusted_schema=OFF",
-        "PRAGMA wal_autocheckpoint=1000" if writer else "PRAGMA wal_autocheckpoint=0",
-    ]
-    if not writer:
-        pragmas.append("PRAGMA query_only=ON")
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:  # Any: the driver's connection
-        connection.isolation_level = None  # SQLAlchemy's own BEGIN below, not the driver's late one
-        for pragma in pragmas:
-            connection.execute(pragma)
-
-    if writer:
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _unavailable(err: SQLAlchemyError | OSError) -> Unavailable:
-    cause: BaseException = err.orig if isinstance(err, DBAPIError) and err.orig is not None else err
-    name: str = getattr(cause, "sqlite_errorname", type(cause).__name__)
-    code = "trust.store.locked" if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) else "trust.store.failed"
-    return Unavailable(
-        code,
-        f"the store failed: {name}",
-        hint="look for a full, read-only or failing disk under the state directory",
-    )
+def _open(database: Path | str, write_lock: Path | None, seconds: float, password_file: Path | None) -> Database:
+    file = Path(database.removeprefix(SQLITE)) if isinstance(database, str) else database
+    return SQLiteDatabase(file, write_lock or file.with_name("write.lock"), seconds=seconds)

@@ -6,21 +6,28 @@ import hashlib
 from datetime import datetime
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.sqlite import insert
 
 from cloister.errors import Refused
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.trust.store.database import Store, bump_configuration
+from cloister.trust.store.dialects import upsert
 from cloister.trust.store.schema import roots
 from cloister.trust.store.times import to_micros
 
 
 class RootStore:
-    """Trusted roots of one database."""
+    """Trusted roots of one tenant.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the database.
+        tenant: whose.
+    """
+
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
+        self._tenant = tenant
 
     def put(self, root: TrustedRoot, *, at: datetime) -> str:
         """Trust a root; return its id. The same root again changes level, name and instance.
@@ -32,8 +39,8 @@ class RootStore:
         row = {"level": root.level.value, "name": root.name, "instance": root.instance}
 
         def work(connection: Connection) -> str:
-            statement = insert(roots).values(id=identity, tee=root.tee, der=root.der, created_at=to_micros(at), **row)
-            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
+            key = {"tenant": self._tenant, "id": identity}
+            upsert(connection, roots, key, row, tee=root.tee, der=root.der, created_at=to_micros(at))
             bump_configuration(connection)
             return identity
 
@@ -41,7 +48,8 @@ class RootStore:
 
     def list(self) -> tuple[TrustedRoot, ...]:
         """Return all roots in a stable order."""
-        rows = self._store.read(lambda connection: connection.execute(select(roots).order_by(roots.c.id)).all())
+        statement = select(roots).where(roots.c.tenant == self._tenant).order_by(roots.c.id)
+        rows = self._store.read(lambda connection: connection.execute(statement).all())
         return tuple(
             TrustedRoot(tee=row.tee, level=Level(row.level), name=row.name, der=row.der, instance=row.instance)
             for row in rows
@@ -56,7 +64,8 @@ class RootStore:
         """
 
         def work(connection: Connection) -> None:
-            if connection.execute(delete(roots).where(roots.c.id == identity)).rowcount != 1:
+            statement = delete(roots).where(roots.c.tenant == self._tenant, roots.c.id == identity)
+            if connection.execute(statement).rowcount != 1:
                 raise Refused("trust.root.missing", "no such root", actual=identity[:80])
             bump_configuration(connection)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, insert, select
 
 from cloister.errors import Refused
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store, bump_configuration
 from cloister.trust.store.schema import policies
 from cloister.trust.store.times import from_micros, to_micros
@@ -40,10 +41,16 @@ class StoredPolicy:
 
 
 class PolicyStore:
-    """Policies of one database."""
+    """Policies of one tenant.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the database.
+        tenant: whose.
+    """
+
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
+        self._tenant = tenant
 
     def put(self, kind: str, name: str, text: bytes, *, at: datetime, replaces: int | None = None) -> StoredPolicy:
         """Store the next version; the text in force again is no new version.
@@ -62,14 +69,16 @@ class PolicyStore:
         digest = "sha256:" + hashlib.sha256(text).hexdigest()
 
         def work(connection: Connection) -> StoredPolicy:
-            row = connection.execute(_history(kind, name).limit(1)).one_or_none()
+            row = connection.execute(self._history(kind, name).limit(1)).one_or_none()
             version = row.version if row is not None else 0
             if replaces is not None and replaces != version:
                 raise _conflict(kind, name, replaces, version)
             if row is not None and row.digest == digest:
                 return _stored(row)
             values = {"digest": digest, "text": text, "created_at": to_micros(at)}
-            connection.execute(insert(policies).values(kind=kind, name=name, version=version + 1, **values))
+            connection.execute(
+                insert(policies).values(tenant=self._tenant, kind=kind, name=name, version=version + 1, **values)
+            )
             bump_configuration(connection)
             return StoredPolicy(kind=kind, name=name, version=version + 1, digest=digest, text=text, created_at=at)
 
@@ -77,18 +86,18 @@ class PolicyStore:
 
     def current(self, kind: str, name: str) -> StoredPolicy | None:
         """Return the version in force, None when there is none."""
-        row = self._store.read(lambda connection: connection.execute(_history(kind, name).limit(1)).one_or_none())
+        row = self._store.read(lambda connection: connection.execute(self._history(kind, name).limit(1)).one_or_none())
         return None if row is None else _stored(row)
 
     def history(self, kind: str, name: str) -> tuple[StoredPolicy, ...]:
         """Return all versions, newest first."""
-        rows = self._store.read(lambda connection: connection.execute(_history(kind, name)).all())
+        rows = self._store.read(lambda connection: connection.execute(self._history(kind, name)).all())
         return tuple(_stored(row) for row in rows)
 
-
-def _history(kind: str, name: str) -> Select[Any]:  # Any: the table's row type
-    wanted = select(policies).where(policies.c.kind == kind, policies.c.name == name)
-    return wanted.order_by(policies.c.version.desc())
+    def _history(self, kind: str, name: str) -> Select[Any]:  # Any: the table's row type
+        columns = policies.c
+        wanted = select(policies).where(columns.tenant == self._tenant, columns.kind == kind, columns.name == name)
+        return wanted.order_by(columns.version.desc())
 
 
 def _stored(row: Row[Any]) -> StoredPolicy:  # Any: the table's row type

@@ -12,11 +12,13 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Row, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, delete, func, select
 
 from cloister.errors import Refused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
 from cloister.trust.store.database import Store
+from cloister.trust.store.numbering import OF_TENANT, insert_numbered
 from cloister.trust.store.schema import audit, denials, evidence
 from cloister.trust.store.times import from_micros, to_micros
 
@@ -29,10 +31,13 @@ _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, low
 _ID_CHARS: Final = 10
 
 # Made once: building a statement costs more than running it.
-_INSERT_AUDIT: Final = insert(audit)
-_INSERT_DENIAL: Final = insert(denials)
-_INSERT_EVIDENCE: Final = insert(evidence)
-_FORGET_EVIDENCE: Final = delete(evidence).where(evidence.c.sequence <= bindparam("oldest"))
+_INSERT_AUDIT: Final = insert_numbered(audit)
+_INSERT_DENIAL: Final = insert_numbered(denials)
+_INSERT_EVIDENCE: Final = insert_numbered(evidence)
+_FORGET_EVIDENCE: Final = delete(evidence).where(
+    evidence.c.tenant == bindparam(OF_TENANT), evidence.c.sequence <= bindparam("oldest")
+)
+_ABSENT: Final = "\ufffd"  # U+FFFD: what cannot be stored stays visible as something
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +161,16 @@ class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class RecordStore:
-    """Records of one database."""
+    """Records of one tenant.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the database.
+        tenant: whose.
+    """
+
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
+        self._tenant = tenant
 
     def record_release(self, row: AuditRow, *, seconds: float) -> None:
         """Make the audit row of a release durable. Returns only then; a caller releases nothing when this raises.
@@ -167,7 +178,7 @@ class RecordStore:
         Raises:
             Unavailable: the store failed or did not answer within `seconds`.
         """
-        self._store.write(lambda connection: _insert_audit(connection, row), seconds=seconds)
+        self._store.write(lambda connection: _insert_audit(connection, self._tenant, row), seconds=seconds)
 
     def record_denial(self, record: DenialRecord, row: AuditRow) -> None:
         """Store a denial and its audit row.
@@ -179,9 +190,10 @@ class RecordStore:
         def work(connection: Connection) -> None:
             values = {"id": record.id, "at": to_micros(record.at), "stage": record.stage, "code": record.code}
             values |= {"resource": record.resource, "attestation": record.attestation}
-            stored = connection.execute(_INSERT_DENIAL, {**values, "record": msgspec.json.encode(record)})
-            _insert_audit(connection, row)
-            _prune_denials(connection, _sequence(stored))
+            whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
+            newest = int(connection.execute(_INSERT_DENIAL, whole).scalar_one())
+            _insert_audit(connection, self._tenant, row)
+            _prune_denials(connection, self._tenant, newest)
 
         self._store.write(work)
 
@@ -192,7 +204,7 @@ class RecordStore:
             Refused: there is none (`trust.denial.missing`).
             Unavailable: the store failed.
         """
-        statement = select(denials.c.record).where(denials.c.id == identity)
+        statement = select(denials.c.record).where(denials.c.tenant == self._tenant, denials.c.id == identity)
         row = self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
         if row is None:
             raise Refused(
@@ -209,7 +221,7 @@ class RecordStore:
 
     def appraisal(self, identity: str) -> AppraisalRecord | None:
         """Return an Attestation Result by id, None when it is not kept any more."""
-        statement = select(evidence.c.result).where(evidence.c.id == identity)
+        statement = select(evidence.c.result).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         row = self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
         if row is None:
             return None
@@ -218,28 +230,34 @@ class RecordStore:
 
     def evidence(self, identity: str) -> bytes | None:
         """Return the evidence an Attestation Result was made from, as it was received; None when not kept any more."""
-        statement = select(evidence.c.body).where(evidence.c.id == identity)
+        statement = select(evidence.c.body).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
 
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""
-        statement = select(func.max(audit.c.sequence))
+        statement = select(func.max(audit.c.sequence)).where(audit.c.tenant == self._tenant)
         return int(self._store.read(lambda connection: connection.execute(statement).scalar()) or 0)
 
     def list_audit(self, *, after: int = 0, limit: int = LISTED, init_data: str = "") -> tuple[AuditRow, ...]:
         """Return audit rows in order: those after a sequence number, of one pod's init data if it is given."""
-        statement = select(audit).where(audit.c.sequence > after).order_by(audit.c.sequence).limit(limit)
+        columns = audit.c
+        later = select(audit).where(columns.tenant == self._tenant, columns.sequence > after)
+        statement = later.order_by(columns.sequence).limit(limit)
         if init_data:
             statement = statement.where(audit.c.init_data == init_data)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
         return tuple(_audit_row(row) for row in rows)
 
 
-def store_appraisal(connection: Connection, record: AppraisalRecord, body: bytes) -> None:
+def store_appraisal(
+    connection: Connection, record: AppraisalRecord, body: bytes, *, tenant: str = DEFAULT_TENANT
+) -> None:
     """Keep evidence and result, within the caller's transaction."""
-    values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee, "body": body}
-    stored = connection.execute(_INSERT_EVIDENCE, {**values, "result": msgspec.json.encode(record)})
-    connection.execute(_FORGET_EVIDENCE, {"oldest": _sequence(stored) - EVIDENCE_KEPT})
+    values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
+    whole = {**_storable(tenant, values), "body": body, "result": msgspec.json.encode(record)}
+    newest = int(connection.execute(_INSERT_EVIDENCE, whole).scalar_one())
+    if newest > EVIDENCE_KEPT:
+        connection.execute(_FORGET_EVIDENCE, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})
 
 
 def stored_finding(finding: Finding) -> StoredFinding:
@@ -261,17 +279,28 @@ def _random_text() -> str:
     return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
 
 
-def _insert_audit(connection: Connection, row: AuditRow) -> None:
+def _insert_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
-    connection.execute(_INSERT_AUDIT, {**values, "at": to_micros(row.at)})
+    connection.execute(_INSERT_AUDIT, _storable(tenant, {**values, "at": to_micros(row.at)}))
 
 
-def _prune_denials(connection: Connection, newest: int) -> None:
+def _storable(tenant: str, values: dict[str, Any]) -> dict[str, Any]:  # Any: as the columns take them
+    """Return the parameters of a numbered row; guests chose some of the words, and PostgreSQL keeps no NUL."""
+    words = {name: item.replace("\0", _ABSENT) if isinstance(item, str) else item for name, item in values.items()}
+    return {**words, "tenant": tenant, OF_TENANT: tenant}
+
+
+def _prune_denials(connection: Connection, tenant: str, newest: int) -> None:
     if newest <= DENIALS_KEPT:
         return
-    old = select(denials.c.id).where(denials.c.sequence <= newest - DENIALS_KEPT)
-    connection.execute(delete(audit).where(audit.c.denial.in_(old), audit.c.decision == DENIED))
-    connection.execute(delete(denials).where(denials.c.sequence <= newest - DENIALS_KEPT))
+    old = (denials.c.tenant == tenant, denials.c.sequence <= newest - DENIALS_KEPT)
+    theirs = (
+        audit.c.tenant == tenant,
+        audit.c.decision == DENIED,
+        audit.c.denial.in_(select(denials.c.id).where(*old)),
+    )
+    connection.execute(delete(audit).where(*theirs))
+    connection.execute(delete(denials).where(*old))
 
 
 def _audit_row(row: Row[Any]) -> AuditRow:  # Any: the table's row type
@@ -284,9 +313,3 @@ def _decode(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and 
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as err:
         raise Unavailable("trust.store.failed", "a stored record is damaged", hint="restore a backup") from err
-
-
-def _sequence(stored: CursorResult[Any]) -> int:  # Any: the table's row type
-    if stored.inserted_primary_key is None:
-        raise RuntimeError("the insert returned no key")
-    return int(stored.inserted_primary_key[0])

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, Row, bindparam, delete, select
 
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.rootkey import RootKey
 from cloister.trust.store.database import Store
+from cloister.trust.store.dialects import upsert
 from cloister.trust.store.schema import resources
+from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.times import from_micros, to_micros
 from cloister.wire.limits import RESOURCE_BYTES
 
 _PURPOSE: Final = "resource"
-_RESOURCE: Final = select(resources).where(resources.c.path == bindparam("wanted"))  # made once
+# Made once: building a statement costs more than running it.
+_RESOURCE: Final = select(resources).where(
+    resources.c.tenant == bindparam("of_tenant"), resources.c.path == bindparam("wanted")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -40,11 +45,18 @@ class ResourceEntry:
 
 
 class ResourceStore:
-    """Resources of one database."""
+    """Resources of one tenant.
 
-    def __init__(self, store: Store, root_key: RootKey) -> None:
+    Args:
+        store: the database.
+        root_key: seals their content.
+        tenant: whose.
+    """
+
+    def __init__(self, store: Store, root_key: RootKey, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._root_key = root_key
+        self._tenant = tenant
 
     def put(self, path: ResourcePath, content: bytes, *, at: datetime) -> int:
         """Store a resource, replacing an older one; return its version.
@@ -63,12 +75,11 @@ class ResourceStore:
             )
 
         def work(connection: Connection) -> int:
-            newest = select(func.max(resources.c.version)).where(resources.c.path == str(path))
-            version = int(connection.execute(newest).scalar() or 0) + 1
-            sealed = self._root_key.seal(_PURPOSE, _row(path, version), content)
+            present = connection.execute(_RESOURCE, self._key(path)).one_or_none()
+            version = 1 if present is None else present.version + 1
+            sealed = self._root_key.seal(_PURPOSE, self._name(path, version), content)
             row = {"version": version, "sealed": sealed, "updated_at": to_micros(at)}
-            statement = insert(resources).values(path=str(path), **row)
-            connection.execute(statement.on_conflict_do_update(index_elements=["path"], set_=row))
+            upsert(connection, resources, {"tenant": self._tenant, "path": str(path)}, row)
             return version
 
         return self._store.write(work)
@@ -80,10 +91,10 @@ class ResourceStore:
             Refused: there is none (`trust.resource.missing`).
             Unavailable: the store failed, or the row was altered.
         """
-        row = self._store.read(lambda connection: connection.execute(_RESOURCE, {"wanted": str(path)}).one_or_none())
+        row = self._row(path)
         if row is None:
             raise _missing(path)
-        content = self._root_key.open(_PURPOSE, _row(path, row.version), row.sealed)
+        content = self._root_key.open(_PURPOSE, self._name(path, row.version), row.sealed)
         return Resource(path=path, version=row.version, content=content)
 
     def require(self, path: ResourcePath) -> None:
@@ -93,13 +104,14 @@ class ResourceStore:
             Refused: there is none (`trust.resource.missing`).
             Unavailable: the store failed.
         """
-        statement = select(resources.c.version).where(resources.c.path == str(path))
-        if self._store.read(lambda connection: connection.execute(statement).one_or_none()) is None:
+        if self._row(path) is None:
             raise _missing(path)
 
     def list(self) -> tuple[ResourceEntry, ...]:
         """Return all resources, without content, by path."""
-        statement = select(resources.c.path, resources.c.version, resources.c.updated_at).order_by(resources.c.path)
+        columns = resources.c
+        listed = select(columns.path, columns.version, columns.updated_at)
+        statement = listed.where(columns.tenant == self._tenant).order_by(columns.path)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
         return tuple(
             ResourceEntry(
@@ -117,14 +129,21 @@ class ResourceStore:
         """
 
         def work(connection: Connection) -> None:
-            if connection.execute(delete(resources).where(resources.c.path == str(path))).rowcount != 1:
+            columns = resources.c
+            statement = delete(resources).where(columns.tenant == self._tenant, columns.path == str(path))
+            if connection.execute(statement).rowcount != 1:
                 raise _missing(path)
 
         self._store.write(work)
 
+    def _row(self, path: ResourcePath) -> Row[Any] | None:  # Any: the table's row type
+        return self._store.read(lambda connection: connection.execute(_RESOURCE, self._key(path)).one_or_none())
 
-def _row(path: ResourcePath, version: int) -> str:
-    return f"{path}#{version}"
+    def _key(self, path: ResourcePath) -> dict[str, str]:
+        return {"of_tenant": self._tenant, "wanted": str(path)}
+
+    def _name(self, path: ResourcePath, version: int) -> str:
+        return sealed_name(self._tenant, f"{path}#{version}")
 
 
 def _missing(path: ResourcePath) -> Refused:

@@ -3,137 +3,207 @@
 Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`, `sessions.secret`) are sealed under the
 root key before they come here. A session cookie and a nonce are kept as SHA-256 only: whoever reads the database
 cannot continue a session with it.
+
+Every table of what belongs to a tenant begins with the column `tenant`, which is the first of its primary key.
+Sequence numbers count per tenant (`cloister.trust.store.numbering`), so that one tenant cannot count what another does.
+
+Both databases know these tables, so columns are of these types only: `TEXT`, which compares by code point everywhere,
+`INT64`, and `LargeBinary`. Whoever changes a table adds a revision in `migrations/versions`.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Column, ForeignKey, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
-SCHEMA_VERSION: Final = 2
-# What makes the database of an older version one of the next, by the version it has.
-UPGRADES: Final = {1: ("ALTER TABLE roots ADD COLUMN instance TEXT NOT NULL DEFAULT ''",)}
+INT64: Final = BigInteger()
+TEXT: Final = Text().with_variant(Text(collation="C"), "postgresql")
 
-metadata: Final = MetaData()
+metadata: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
 
-schema_version: Final = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
-# One row per counter. `configuration` grows with each change of policy, root or reference value.
+def tenant_column() -> Column[str]:
+    """Return the first column of a table that holds what belongs to tenants."""
+    return Column("tenant", TEXT, nullable=False)
+
+
+# The revision of this database; the table is Alembic's, as it makes it.
+alembic_version: Final = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+
+# One row per counter, of the whole service. `configuration` grows with each change of policy, root or reference value.
 counters: Final = Table(
-    "counters", metadata, Column("name", Text, primary_key=True), Column("value", Integer, nullable=False)
+    "counters",
+    metadata,
+    Column("name", TEXT, nullable=False),
+    Column("value", INT64, nullable=False),
+    PrimaryKeyConstraint("name"),
 )
 
 sessions: Final = Table(
     "sessions",
     metadata,
-    Column("key", Text, primary_key=True),
-    Column("tee", Text, nullable=False),
-    Column("nonce", Text, ForeignKey("nonces.hash"), nullable=False),
+    tenant_column(),
+    Column("key", TEXT, nullable=False),
+    Column("tee", TEXT, nullable=False),
+    Column("nonce", TEXT, nullable=False),
     Column("secret", LargeBinary),
-    Column("issued_at", Integer, nullable=False),
-    Column("expires_at", Integer, nullable=False, index=True),
-    Column("token", Text),
+    Column("issued_at", INT64, nullable=False),
+    Column("expires_at", INT64, nullable=False),
+    Column("token", TEXT),
+    PrimaryKeyConstraint("tenant", "key"),
+    ForeignKeyConstraint(["tenant", "nonce"], ["nonces.tenant", "nonces.hash"]),
+    Index(None, "tenant", "expires_at"),
+    Index(None, "tenant", "nonce"),
 )
 
 # A nonce outlives its session: `used_at` is set once, by the transaction that accepts it.
 nonces: Final = Table(
     "nonces",
     metadata,
-    Column("hash", Text, primary_key=True),
-    Column("issued_at", Integer, nullable=False, index=True),
-    Column("used_at", Integer),
+    tenant_column(),
+    Column("hash", TEXT, nullable=False),
+    Column("issued_at", INT64, nullable=False),
+    Column("used_at", INT64),
+    PrimaryKeyConstraint("tenant", "hash"),
+    Index(None, "tenant", "issued_at"),
+)
+
+# How many sessions a tenant has open, kept by the transactions that open and prune them: one number for all replicas.
+session_gauges: Final = Table(
+    "session_gauges",
+    metadata,
+    tenant_column(),
+    Column("live", INT64, nullable=False),
+    Column("pruned_at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant"),
 )
 
 resources: Final = Table(
     "resources",
     metadata,
-    Column("path", Text, primary_key=True),
-    Column("version", Integer, nullable=False),
+    tenant_column(),
+    Column("path", TEXT, nullable=False),
+    Column("version", INT64, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
-    Column("updated_at", Integer, nullable=False),
+    Column("updated_at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "path"),
 )
 
 # Every version of every policy is kept; the highest is in force.
 policies: Final = Table(
     "policies",
     metadata,
-    Column("kind", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("digest", Text, nullable=False),
+    tenant_column(),
+    Column("kind", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("version", INT64, nullable=False),
+    Column("digest", TEXT, nullable=False),
     Column("text", LargeBinary, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    PrimaryKeyConstraint("kind", "name", "version"),
+    Column("created_at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "kind", "name", "version"),
 )
 
 reference_entries: Final = Table(
     "reference_entries",
     metadata,
-    Column("id", Text, primary_key=True),
-    Column("tee", Text, nullable=False),
+    tenant_column(),
+    Column("id", TEXT, nullable=False),
+    Column("tee", TEXT, nullable=False),
     Column("entry", LargeBinary, nullable=False),
-    Column("created_at", Integer, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
 )
 
 roots: Final = Table(
     "roots",
     metadata,
-    Column("id", Text, primary_key=True),
-    Column("tee", Text, nullable=False),
-    Column("level", Text, nullable=False),
-    Column("name", Text, nullable=False),
+    tenant_column(),
+    Column("id", TEXT, nullable=False),
+    Column("tee", TEXT, nullable=False),
+    Column("level", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
     Column("der", LargeBinary, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    Column("instance", Text, nullable=False, server_default=""),
+    Column("created_at", INT64, nullable=False),
+    Column("instance", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
 )
 
 audit: Final = Table(
     "audit",
     metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=True),
-    Column("at", Integer, nullable=False),
-    Column("decision", Text, nullable=False),
-    Column("code", Text, nullable=False),
-    Column("resource", Text, nullable=False),
-    Column("resource_version", Integer, nullable=False),
-    Column("tee", Text, nullable=False),
-    Column("level", Text, nullable=False),
-    Column("instance", Text, nullable=False),
-    Column("init_data", Text, nullable=False),
-    Column("pcr00", Text, nullable=False),
-    Column("guest_key", Text, nullable=False),
-    Column("appraisal_policy", Text, nullable=False),
-    Column("appraisal_policy_digest", Text, nullable=False),
-    Column("release_policy_digest", Text, nullable=False),
-    Column("attestation", Text, nullable=False),
-    Column("denial", Text, nullable=False),
-    Index("audit_denial", "denial"),
-    sqlite_autoincrement=True,
+    tenant_column(),
+    Column("sequence", INT64, nullable=False),
+    Column("at", INT64, nullable=False),
+    Column("decision", TEXT, nullable=False),
+    Column("code", TEXT, nullable=False),
+    Column("resource", TEXT, nullable=False),
+    Column("resource_version", INT64, nullable=False),
+    Column("tee", TEXT, nullable=False),
+    Column("level", TEXT, nullable=False),
+    Column("instance", TEXT, nullable=False),
+    Column("init_data", TEXT, nullable=False),
+    Column("pcr00", TEXT, nullable=False),
+    Column("guest_key", TEXT, nullable=False),
+    Column("appraisal_policy", TEXT, nullable=False),
+    Column("appraisal_policy_digest", TEXT, nullable=False),
+    Column("release_policy_digest", TEXT, nullable=False),
+    Column("attestation", TEXT, nullable=False),
+    Column("denial", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "sequence"),
+    Index(None, "tenant", "denial"),
 )
 
 denials: Final = Table(
     "denials",
     metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=True),
-    Column("id", Text, nullable=False, unique=True),
-    Column("at", Integer, nullable=False),
-    Column("stage", Text, nullable=False),
-    Column("code", Text, nullable=False),
-    Column("resource", Text, nullable=False),
-    Column("attestation", Text, nullable=False),
+    tenant_column(),
+    Column("sequence", INT64, nullable=False),
+    Column("id", TEXT, nullable=False),
+    Column("at", INT64, nullable=False),
+    Column("stage", TEXT, nullable=False),
+    Column("code", TEXT, nullable=False),
+    Column("resource", TEXT, nullable=False),
+    Column("attestation", TEXT, nullable=False),
     Column("record", LargeBinary, nullable=False),
-    sqlite_autoincrement=True,
+    PrimaryKeyConstraint("tenant", "sequence"),
+    UniqueConstraint("tenant", "id"),
 )
 
 evidence: Final = Table(
     "evidence",
     metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=True),
-    Column("id", Text, nullable=False, unique=True),
-    Column("at", Integer, nullable=False),
-    Column("tee", Text, nullable=False),
+    tenant_column(),
+    Column("sequence", INT64, nullable=False),
+    Column("id", TEXT, nullable=False),
+    Column("at", INT64, nullable=False),
+    Column("tee", TEXT, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("result", LargeBinary, nullable=False),
-    sqlite_autoincrement=True,
+    PrimaryKeyConstraint("tenant", "sequence"),
+    UniqueConstraint("tenant", "id"),
 )

@@ -1,7 +1,8 @@
 """The owner's own hands on a trust service: administration of its state directory on the same machine.
 
 Needs no running service; a running one sees every change with its next request. Whoever can open the state directory
-is the owner: there is no second authentication here. Administration over the network comes with its own roles later.
+is the owner: there is no second authentication here. The functions are those of `cloister.trust.administration`, which
+the network's interface uses as well; changes leave the same records, made by `local`.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ import msgspec
 from cloister.crypto.jwt import key_id, public_jwk
 from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
-from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
+from cloister.trust.access import LOCAL_OWNER, AccessControl
+from cloister.trust.administration import Administration, AdministrationParts
+from cloister.trust.events import NO_EVENTS
 from cloister.trust.keybroker.inputs import RELEASE_POLICY
 from cloister.trust.keybroker.policy import (
     ReleasePolicy,
     ReleaseRule,
-    encode_release_policy,
     parse_release_policy,
 )
-from cloister.trust.refvalues import ReferenceValueService
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
-from cloister.trust.store.endorsers import RootStore
-from cloister.trust.store.policies import APPRAISAL, RELEASE, PolicyStore, StoredPolicy
+from cloister.trust.store.policies import RELEASE, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
-from cloister.trust.store.resources import ResourceEntry, ResourceStore
+from cloister.trust.store.resources import ResourceEntry
 
 _ATTEMPTS: Final = 5
 _REVOKED_REMEMBERED: Final = 64
@@ -59,10 +60,12 @@ class TrustAdmin:
         self._clock = clock
         self._state = StateDirectory(state_dir, at=clock())
         self._store = Store(self._state.database, self._state.write_lock)
-        self._resources = ResourceStore(self._store, self._state.root_key)
+        self.administration = Administration(
+            parts=AdministrationParts(store=self._store, root_key=self._state.root_key, clock=clock, events=NO_EVENTS),
+            access=AccessControl(self._store, clock),
+        )
+        self._office = self.administration.office(LOCAL_OWNER, DEFAULT_TENANT, None, record_reading=False)
         self._policies = PolicyStore(self._store)
-        self._references = ReferenceValueService(self._store)
-        self._roots = RootStore(self._store)
         self._records = RecordStore(self._store)
 
     def __enter__(self) -> TrustAdmin:
@@ -85,7 +88,7 @@ class TrustAdmin:
         Raises:
             FormatRefused: empty or too long.
         """
-        return self._resources.put(path, content, at=self._clock())
+        return self._office.resources.put(path, content).version
 
     def get_resource(self, path: ResourcePath) -> bytes:
         """Return the content of a resource.
@@ -93,11 +96,11 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.resource.missing`).
         """
-        return self._resources.get(path).content
+        return self._office.resources.content(path)
 
     def list_resources(self) -> tuple[ResourceEntry, ...]:
         """Return path, version and time of each resource."""
-        return self._resources.list()
+        return self._office.resources.list()
 
     def delete_resource(self, path: ResourcePath) -> None:
         """Delete a resource.
@@ -105,7 +108,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.resource.missing`).
         """
-        self._resources.delete(path)
+        self._office.resources.delete(path)
 
     # Policies
 
@@ -115,12 +118,11 @@ class TrustAdmin:
         Raises:
             FormatRefused: not an appraisal policy.
         """
-        policy = parse_appraisal_policy(text)
-        return self._policies.put(APPRAISAL, policy.id, text, at=self._clock())
+        return self._office.appraisal.put(text)
 
     def appraisal_policy(self, policy_id: str = "default") -> StoredPolicy | None:
         """Return the version in force, None when there is none."""
-        return self._policies.current(APPRAISAL, policy_id)
+        return self._office.appraisal.current(policy_id)
 
     def put_release_policy(self, text: bytes) -> StoredPolicy:
         """Store the next version of the key-release policy, replacing all rules.
@@ -239,11 +241,11 @@ class TrustAdmin:
         Raises:
             FormatRefused: none given, or two of one id.
         """
-        self._references.register(entries, at=self._clock())
+        self._office.references.add_unsigned(entries)
 
     def list_reference_entries(self) -> tuple[ReferenceEntry, ...]:
         """Return all reference values, expired ones too."""
-        return self._references.entries()
+        return tuple(value.entry for value in self._office.references.list())
 
     def remove_reference_entry(self, identity: str) -> None:
         """Delete a reference value entry.
@@ -251,15 +253,15 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.reference.missing`).
         """
-        self._references.withdraw(identity)
+        self._office.references.delete(identity)
 
     def add_root(self, root: TrustedRoot) -> str:
         """Trust a root for its technology and level; return its id."""
-        return self._roots.put(root, at=self._clock())
+        return self._office.roots.add(root)
 
     def list_roots(self) -> tuple[TrustedRoot, ...]:
         """Return all trusted roots."""
-        return self._roots.list()
+        return self._office.roots.list()
 
     def remove_root(self, identity: str) -> None:
         """Stop trusting a root.
@@ -267,7 +269,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.root.missing`).
         """
-        self._roots.delete(identity)
+        self._office.roots.remove(identity)
 
     # What happened
 
@@ -277,7 +279,7 @@ class TrustAdmin:
 
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""
-        return self._records.last_audit()
+        return self._office.records.last_audit()
 
     def get_denial(self, identity: str) -> DenialRecord:
         """Return the whole record of a denial, with every finding.
@@ -285,7 +287,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.denial.missing`).
         """
-        return self._records.denial(identity)
+        return self._office.records.denial(identity)
 
     def get_appraisal(self, identity: str) -> AppraisalRecord | None:
         """Return an Attestation Result by the id that audit rows and tokens carry, None when not kept any more."""
@@ -307,19 +309,7 @@ class TrustAdmin:
         return {"keys": [{**public_jwk(key), "use": "sig", "kid": key_id(key)}]}
 
     def _change_rules(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
-        for attempt in range(_ATTEMPTS):
-            stored = self._policies.current(RELEASE, RELEASE_POLICY)
-            policy = parse_release_policy(stored.text) if stored is not None else None
-            rules = change(policy.rules if policy is not None else ())
-            text = encode_release_policy(policy.id if policy is not None else RELEASE_POLICY, rules)
-            parse_release_policy(text)
-            version = stored.version if stored is not None else 0
-            try:
-                return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock(), replaces=version)
-            except Refused as err:
-                if err.code != "trust.policy.conflict" or attempt == _ATTEMPTS - 1:
-                    raise
-        raise RuntimeError("unreachable: the last attempt returns or raises")
+        return self._office.rules.change(change)
 
 
 def _require_same_levels(rule: ReleaseRule, init_data: str, levels: Sequence[Level]) -> None:

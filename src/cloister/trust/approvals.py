@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from cloister.errors import FormatRefused
+from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.wire.stricttoml import parse_toml
 
@@ -136,3 +136,20 @@ def demands_on_release(
     """Return the demands that a release of `wanted` has to meet."""
     target = wanted if isinstance(wanted, ResourcePrefix) else parse_prefix(str(wanted))
     return tuple(demand for demand in demands if demand.release and demand.prefix.overlaps(target))
+
+
+def require_no_demand(demands: Iterable[ApprovalDemand], prefix: ResourcePrefix) -> None:
+    """Return if the rule of `prefix` may be changed by one person.
+
+    Raises:
+        Refused: it may not (`trust.approval.needed`).
+    """
+    for demand in demands_on_change(demands, prefix):
+        raise Refused(
+            "trust.approval.needed",
+            "several people must approve a change of this rule",
+            path=str(prefix),
+            expected=f"{demand.need} of {', '.join(demand.of)}"[:200],
+            actual="nobody was asked",
+            hint="change it by `cloister policy release set`, which proposes it to them",
+        )

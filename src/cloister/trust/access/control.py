@@ -22,7 +22,7 @@ from cloister.trust.store.access import StoredToken, TokenStore
 from cloister.trust.store.database import Store
 from cloister.trust.store.records import random_id
 
-TOKEN_FILE: Final = "admin-token"
+TOKEN_FILE: Final = "admin-token"  # noqa: S105  a file's name
 FIRST_NAME: Final = "first"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _PRIVATE_FILE: Final = 0o600
@@ -109,7 +109,10 @@ class AccessControl:
             )
         if expires_at is not None and expires_at <= at:
             raise FormatRefused(
-                "trust.access.expiry", "the token would have expired already", path="expires_at", expected="a later time"
+                "trust.access.expiry",
+                "the token would have expired already",
+                path="expires_at",
+                expected="a later time",
             )
         return StoredToken(
             id=random_id("t"),
@@ -135,9 +138,7 @@ def read_token_file(file: Path) -> str:
         with file.open("rb") as stream:
             text = stream.read(_FILE_BYTES).decode("ascii", "replace").strip()
     except OSError as err:
-        raise Unavailable(
-            "trust.access.token_file", f"cannot read the token: {err.strerror}", path=str(file)
-        ) from err
+        raise Unavailable("trust.access.token_file", f"cannot read the token: {err.strerror}", path=str(file)) from err
     if not is_token(text):
         raise Refused("trust.access.token_file", "the file holds no access token", path=str(file), expected="cat_..")
     return text
@@ -165,4 +166,3 @@ def _first_token(file: Path) -> tuple[str, bool]:
         stream.flush()
         os.fsync(stream.fileno())
     return text, True
-

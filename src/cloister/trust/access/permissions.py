@@ -17,7 +17,7 @@ class Permission(enum.StrEnum):
     RESOURCE_LIST = "resource:list"
     RESOURCE_WRITE = "resource:write"
     RESOURCE_DELETE = "resource:delete"
-    SECRET_READ = "secret:read"
+    SECRET_READ = "secret:read"  # noqa: S105  a permission's name
     POLICY_READ = "policy:read"
     POLICY_WRITE = "policy:write"
     REFERENCE_READ = "reference:read"
@@ -31,8 +31,8 @@ class Permission(enum.StrEnum):
     EVIDENCE_READ = "evidence:read"
     PROPOSAL_READ = "proposal:read"
     PROPOSAL_APPROVE = "proposal:approve"
-    TOKEN_READ = "token:read"
-    TOKEN_WRITE = "token:write"
+    TOKEN_READ = "token:read"  # noqa: S105  a permission's name
+    TOKEN_WRITE = "token:write"  # noqa: S105  a permission's name
     TENANT_READ = "tenant:read"
     TENANT_WRITE = "tenant:write"
     KEY_READ = "key:read"

@@ -13,7 +13,7 @@ from typing import Final
 
 from cloister.wire.base64 import encode_b64url
 
-TOKEN_PREFIX: Final = "cat_"
+TOKEN_PREFIX: Final = "cat_"  # noqa: S105  what every token begins with
 _RANDOM_BYTES: Final = 32
 _TOKEN: Final = re.compile(r"cat_[A-Za-z0-9_-]{43}")
 

@@ -18,6 +18,7 @@ import msgspec
 
 from cloister.errors import Refused
 from cloister.trust.access import Permission
+from cloister.trust.administration.demands import DEMAND, live_demands, stored_demands
 from cloister.trust.administration.desk import OK, Desk, TenantStores
 from cloister.trust.administration.policies import missing_policy
 from cloister.trust.administration.rules import check_rule, put_rule
@@ -33,7 +34,6 @@ from cloister.trust.store.policies import StoredPolicy
 from cloister.trust.store.proposals import APPLIED, OPEN, REJECTED, StoredProposal
 from cloister.trust.store.records import random_id
 
-DEMAND: Final = "approvals"  # kind of stored policy
 RULE: Final = "rule"
 RELEASE: Final = "release"
 EXPIRED: Final = "expired"
@@ -297,14 +297,3 @@ class Approvals:
             demands=chosen(live_demands(stores), prefix),
             state=EXPIRED if expired else proposal.state,
         )
-
-
-def stored_demands(stores: TenantStores) -> tuple[StoredPolicy, ...]:
-    """Return every demand in force, by prefix."""
-    found = (stores.policies.current(DEMAND, name) for name in stores.queries.policy_names(DEMAND))
-    return tuple(item for item in found if item is not None and item.text)
-
-
-def live_demands(stores: TenantStores) -> tuple[ApprovalDemand, ...]:
-    """Return every demand in force, parsed."""
-    return tuple(parse_demand(parse_prefix(item.name), item.text) for item in stored_demands(stores))

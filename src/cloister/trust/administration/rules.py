@@ -5,15 +5,17 @@ A rule's version is that of the policy in which it last changed, so versions of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from cloister.errors import FormatRefused, Refused
 from cloister.trust.access import Permission
+from cloister.trust.administration.demands import live_demands
 from cloister.trust.administration.desk import Desk, TenantStores
 from cloister.trust.administration.policies import missing_policy
-from cloister.trust.approvals import ResourcePrefix
+from cloister.trust.approvals import ResourcePrefix, require_no_demand
 from cloister.trust.keybroker.inputs import RELEASE_POLICY
 from cloister.trust.keybroker.policy import (
     ReleaseRule,
@@ -51,6 +53,29 @@ class ReleaseRules:
 
         return self.desk.look(Permission.POLICY_READ, "release", work)
 
+    def change(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
+        """Change several rules in one step; return the new version of the policy that holds them.
+
+        Raises:
+            FormatRefused: a malformed rule.
+            Refused: several people must approve a change of one of them (`trust.approval.needed`), or what `change`
+                raises.
+        """
+
+        def work(stores: TenantStores) -> StoredPolicy:
+            stored = stores.policies.current(RELEASE, RELEASE_POLICY)
+            policy = parse_release_policy(stored.text) if stored is not None else None
+            before = policy.rules if policy is not None else ()
+            after = change(before)
+            changed = {rule.path for rule in set(before) ^ set(after)}
+            for path in sorted(changed):
+                require_no_demand(live_demands(stores), ResourcePrefix(_segments(path)))
+            text = encode_release_policy(policy.id if policy is not None else RELEASE_POLICY, after)
+            parse_release_policy(text)
+            return stores.policies.put(RELEASE, RELEASE_POLICY, text, at=self.desk.now())
+
+        return self.desk.change(Permission.POLICY_WRITE, "release", work)
+
     def history(self, prefix: ResourcePrefix) -> tuple[StoredPolicy, ...]:
         """Return all versions, newest first; one with an empty text removed the rule.
 
@@ -72,7 +97,9 @@ def check_rule(prefix: ResourcePrefix, text: bytes) -> None:
     _parse(prefix, text)
 
 
-def put_rule(stores: TenantStores, prefix: ResourcePrefix, text: bytes, desk: Desk, replaces: int | None) -> StoredPolicy:
+def put_rule(
+    stores: TenantStores, prefix: ResourcePrefix, text: bytes, desk: Desk, replaces: int | None
+) -> StoredPolicy:
     """Store the next version of a rule, within a transaction; an empty text removes it.
 
     Raises:

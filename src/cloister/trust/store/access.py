@@ -1,4 +1,4 @@
-"""Access tokens at rest: who may administer which tenant until when. A token's own text is never here, only its hash."""
+"""Access tokens at rest: who may administer which tenant until when. Of a token's text only the hash is here."""
 
 from __future__ import annotations
 

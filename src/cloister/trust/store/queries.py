@@ -69,9 +69,7 @@ class RecordQueries:
         statement = select(audit).where(*self._conditions(audit, wanted, after)).order_by(audit.c.sequence).limit(limit)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
         names = [item.name for item in fields(AuditRow) if item.name != "at"]
-        return tuple(
-            AuditRow(at=from_micros(row.at), **{name: getattr(row, name) for name in names}) for row in rows
-        )
+        return tuple(AuditRow(at=from_micros(row.at), **{name: getattr(row, name) for name in names}) for row in rows)
 
     def denials(self, wanted: RecordFilter, *, after: int, limit: int) -> tuple[DenialRow, ...]:
         """Return denials in order, after a sequence number, without their findings."""

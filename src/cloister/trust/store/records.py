@@ -267,16 +267,18 @@ def stored_finding(finding: Finding) -> StoredFinding:
 
 def new_denial_id() -> str:
     """Return `d-` and ten base32 characters: 50 random bits, so that ids cannot be guessed or counted."""
-    return "d-" + _random_text()
+    return random_id("d")
 
 
 def new_attestation_id() -> str:
     """Return `a-` and ten base32 characters."""
-    return "a-" + _random_text()
+    return random_id("a")
 
 
-def _random_text() -> str:
-    return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
+def random_id(kind: str) -> str:
+    """Return a letter, a dash and ten base32 characters: 50 random bits."""
+    text = "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
+    return f"{kind}-{text}"
 
 
 def _insert_audit(connection: Connection, tenant: str, row: AuditRow) -> None:

@@ -115,5 +115,8 @@ def _stored(row: Row[Any]) -> StoredTenant:  # Any: the table's row type
 
 def _missing(identity: str) -> Refused:
     return Refused(
-        "trust.tenant.missing", "no such tenant", actual=identity[:63], hint="`cloister tenant list` shows which there are"
+        "trust.tenant.missing",
+        "no such tenant",
+        actual=identity[:63],
+        hint="`cloister tenant list` shows which there are",
     )

@@ -2,12 +2,11 @@
 
     need = 2
     of = ["alice", "bob", "carol"]
-    release = false    # true: also a release of anything under it, per pod
 
-Changes of the prefix's release rule, and of the demand itself, always need the approvals. A demand belongs to a prefix
-of resources and is kept beside the release rule, not in it, because a rule may be text of
-somebody else's language. Whoever changes something that a demand overlaps needs its approvals: a narrower or wider
-prefix is no way around it.
+A demand on a prefix is about changes: of its release rule, and of the demand itself. It is kept beside the rule, not
+in it, because a rule may be text of somebody else's language. A rule's own `approvals` are about releases, per pod, and
+demand the same for changes of the rule, or one could loosen them alone. Whoever changes something that a demand
+overlaps needs its approvals: a narrower or wider prefix is no way around it.
 
 Pure: values in, findings out.
 """
@@ -77,24 +76,21 @@ def parse_prefix(text: str) -> ResourcePrefix:
 class _DemandWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     need: int
     of: tuple[str, ...]
-    release: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovalDemand:
-    """How many of whom must approve under a prefix.
+    """How many of whom must approve what happens to a prefix.
 
     Attributes:
         prefix: of resources.
         need: at least one.
         of: names of principals, each once.
-        release: whether a release of what lies under the prefix needs it, beside changes of its rule.
     """
 
     prefix: ResourcePrefix
     need: int
     of: tuple[str, ...]
-    release: bool
 
     def met_by(self, names: Collection[str]) -> bool:
         """Return whether enough of its approvers are among `names`."""
@@ -122,20 +118,12 @@ def parse_demand(prefix: ResourcePrefix, text: bytes) -> ApprovalDemand:
         raise FormatRefused(
             _CODE, "impossible number of approvals", path="need", expected=f"1 to {len(wire.of)}", actual=str(wire.need)
         )
-    return ApprovalDemand(prefix=prefix, need=wire.need, of=wire.of, release=wire.release)
+    return ApprovalDemand(prefix=prefix, need=wire.need, of=wire.of)
 
 
 def demands_on_change(demands: Iterable[ApprovalDemand], prefix: ResourcePrefix) -> tuple[ApprovalDemand, ...]:
     """Return the demands that a change of the rule of `prefix` has to meet."""
     return tuple(demand for demand in demands if demand.prefix.overlaps(prefix))
-
-
-def demands_on_release(
-    demands: Iterable[ApprovalDemand], wanted: ResourcePrefix | ResourcePath
-) -> tuple[ApprovalDemand, ...]:
-    """Return the demands that a release of `wanted` has to meet."""
-    target = wanted if isinstance(wanted, ResourcePrefix) else parse_prefix(str(wanted))
-    return tuple(demand for demand in demands if demand.release and demand.prefix.overlaps(target))
 
 
 def require_no_demand(demands: Iterable[ApprovalDemand], prefix: ResourcePrefix) -> None:

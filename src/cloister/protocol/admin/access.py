@@ -89,10 +89,10 @@ class TokenList(Answer, frozen=True):
 
 
 class ReleaseProposal(Body, frozen=True):
-    """Ask the approvers of a prefix to let one pod have what lies under it.
+    """Ask the approvers of a rule to let one pod have what lies under a prefix.
 
     Attributes:
-        prefix: of a rule that demands approvals for a release.
+        prefix: of resources; the rule that decides about it demands approvals.
         init_data: digest of the pod's init data.
         days: for how long the release shall be allowed.
     """
@@ -119,13 +119,11 @@ class Demand(Answer, frozen=True):
         prefix: of resources.
         need: how many.
         of: names of principals.
-        release: whether releases need it, beside changes of the rule.
     """
 
     prefix: str
     need: int
     of: list[str]
-    release: bool
 
 
 class Proposal(Answer, frozen=True):

@@ -74,5 +74,5 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
     Role.OPERATOR: _READ | {Permission.REFERENCE_ADD, Permission.REFERENCE_DELETE},
     Role.AUDITOR: _READ | {Permission.TOKEN_READ},
     Role.APPROVER: _READ | {Permission.PROPOSAL_APPROVE},
-    Role.PUBLISHER: frozenset({Permission.REFERENCE_READ, Permission.REFERENCE_ADD}),
+    Role.PUBLISHER: frozenset({Permission.REFERENCE_READ, Permission.REFERENCE_ADD, Permission.STATUS_READ}),
 }

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cloister.errors import Refused
 from cloister.trust.access import AccessControl, Permission, Principal
 from cloister.trust.administration.approvals import Approvals
-from cloister.trust.administration.desk import AdministrationParts, Desk
+from cloister.trust.administration.desk import AdministrationParts, Desk, TenantStores
 from cloister.trust.administration.policies import AppraisalPolicies
 from cloister.trust.administration.records import Records
 from cloister.trust.administration.references import References
@@ -39,6 +40,30 @@ class Office:
         self.approvals = Approvals(desk)
         self.tenants = Tenants(desk)
         self.tokens = Tokens(desk, access)
+
+    def status(self) -> dict[str, Any]:  # Any: texts, numbers, and the settings
+        """Return what the service runs with, and how much is kept for the tenant.
+
+        Raises:
+            Refused: not permitted (`trust.access.forbidden`).
+        """
+        at = self.desk.now()
+
+        def work(stores: TenantStores) -> dict[str, Any]:  # Any: as above
+            entries = stores.references.list()
+            return {
+                "tenant": self.desk.tenant,
+                "principal": self.desk.principal.name,
+                "role": self.desk.principal.role.value,
+                "configuration": self.desk.configuration(),
+                "audit": stores.records.last_audit(),
+                "resources": len(stores.resources.list()),
+                "reference_values": len(entries),
+                "expired_reference_values": sum(1 for entry in entries if entry.not_after <= at),
+                "settings": dict(self.settings),
+            }
+
+        return self.desk.look(Permission.STATUS_READ, "", work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

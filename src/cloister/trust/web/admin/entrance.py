@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final
 
 from litestar import Request, delete, get, post, put
 from litestar.connection import ASGIConnection
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from cloister.errors import Refused
 from cloister.protocol.admin.base import PREFIX, PROBLEM_TYPE, Problem, TenantName
@@ -46,6 +46,7 @@ _ERRORS: Final = {
     )
     for status, text in _EXPLAINED.items()
 }
+Admitted = NamedDependency[Office]
 # Any: connections without user and session
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -79,8 +80,8 @@ def office_of(
     request: Request[Any, Any, Any],  # Any: without user and session
     tenant: Annotated[
         TenantName | None,
-        Parameter(query="tenant", default=None, description="Whose; by default the token's own, else `default`."),
-    ],
+        QueryParameter(name="tenant", description="Whose; by default the token's own, else `default`."),
+    ] = None,
 ) -> Office:
     """Return what the guard found. It has read `tenant`, which stands here for the description of the interface."""
     del tenant

@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Annotated
 
 from cloister.errors import FormatRefused, Refused
+from cloister.protocol.admin.base import PAGE
 from cloister.protocol.admin.records import AuditEntry, AuditPage, CallPage, Denial, DenialPage, Evidence
 from cloister.trust.access import Permission
-from cloister.trust.administration import Office
 from cloister.trust.store.queries import RecordFilter
 from cloister.trust.web.admin import wire
-from cloister.trust.web.admin.entrance import reading
-from cloister.trust.web.admin.parameters import After, Limit, Since, Until, word
+from cloister.trust.web.admin.entrance import Admitted, reading
+from cloister.trust.web.admin.parameters import After, Limit, PathNumber, PathWord, Since, Until, word
 
 Code = Annotated[str, word("code", "Dotted code.")]
 ResourceWord = Annotated[str, word("resource", "Path; with a trailing `*`, what begins like that.")]
@@ -21,17 +21,17 @@ Attestation = Annotated[str, word("attestation", "Id of evidence.")]
 
 @reading("/audit", Permission.AUDIT_READ, "Who got or was denied what, when, under which code")
 def list_audit(
-    office: Office,
-    after: After,
-    limit: Limit,
-    since: Since,
-    until: Until,
-    decision: Annotated[str, word("decision", "released or denied.")],
-    code: Code,
-    resource: ResourceWord,
-    init_data: Annotated[str, word("init_data", "Digest of a pod's init data.")],
-    attestation: Attestation,
-    level: Annotated[str, word("level", "hardware, measured or simulated.")],
+    office: Admitted,
+    after: After = 0,
+    limit: Limit = PAGE,
+    since: Since = None,
+    until: Until = None,
+    decision: Annotated[str, word("decision", "released or denied.")] = "",
+    code: Code = "",
+    resource: ResourceWord = "",
+    init_data: Annotated[str, word("init_data", "Digest of a pod's init data.")] = "",
+    attestation: Attestation = "",
+    level: Annotated[str, word("level", "hardware, measured or simulated.")] = "",
 ) -> AuditPage:
     """Return audit rows in order."""
     wanted = RecordFilter(
@@ -49,26 +49,25 @@ def list_audit(
 
 
 @reading("/audit/{sequence:int}", Permission.AUDIT_READ, "One audit row")
-def get_audit(office: Office, sequence: int) -> AuditEntry:
+def get_audit(office: Admitted, sequence: PathNumber) -> AuditEntry:
     """Return one audit row."""
-    if 0 < sequence < 2**53:
-        for row in office.records.audit(RecordFilter(), after=sequence - 1, limit=1):
-            if row.sequence == sequence:
-                return wire.audit_entry(row)
+    for row in office.records.audit(RecordFilter(), after=sequence - 1, limit=1):
+        if row.sequence == sequence:
+            return wire.audit_entry(row)
     raise Refused("trust.audit.missing", "no such audit row", actual=str(sequence)[:20])
 
 
 @reading("/denials", Permission.AUDIT_READ, "What was denied")
 def list_denials(
-    office: Office,
-    after: After,
-    limit: Limit,
-    since: Since,
-    until: Until,
-    code: Code,
-    resource: ResourceWord,
-    attestation: Attestation,
-    stage: Annotated[str, word("stage", "auth, attest, resource or admin.")],
+    office: Admitted,
+    after: After = 0,
+    limit: Limit = PAGE,
+    since: Since = None,
+    until: Until = None,
+    code: Code = "",
+    resource: ResourceWord = "",
+    attestation: Attestation = "",
+    stage: Annotated[str, word("stage", "auth, attest, resource or admin.")] = "",
 ) -> DenialPage:
     """Return denials in order, without findings."""
     wanted = RecordFilter(
@@ -84,20 +83,20 @@ def list_denials(
 
 
 @reading("/denials/{denial:str}", Permission.AUDIT_READ, "The whole record of a denial")
-def get_denial(office: Office, denial: str) -> Denial:
+def get_denial(office: Admitted, denial: PathWord) -> Denial:
     """Return a denial with every finding."""
     return wire.denial(office.records.denial(denial))
 
 
 @reading("/calls", Permission.AUDIT_READ, "Administrative calls: who did what")
-def list_calls(office: Office, after: After, limit: Limit) -> CallPage:
+def list_calls(office: Admitted, after: After = 0, limit: Limit = PAGE) -> CallPage:
     """Return administrative calls in order."""
     rows = office.records.calls(after=after, limit=limit)
     return CallPage(calls=[wire.call(row) for row in rows], next=rows[-1].sequence if rows else after)
 
 
 @reading("/evidence/{attestation:str}", Permission.EVIDENCE_READ, "An Attestation Result and its evidence")
-def get_evidence(office: Office, attestation: str) -> Evidence:
+def get_evidence(office: Admitted, attestation: PathWord) -> Evidence:
     """Return a result with the evidence it was made from."""
     record, body = office.records.evidence(attestation)
     return wire.evidence(record, body)

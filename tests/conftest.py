@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from postgres_process import PostgreSQLServer
     from swtpm_process import SoftwareTPM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,16 @@ def manufacture(
     setup, swtpm = require_tool("swtpm_setup"), require_tool("swtpm")
     require_tool("swtpm_localca")
     return lambda: SoftwareTPM(tmp_path_factory.mktemp("swtpm"), setup, swtpm)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQLServer]:
+    """A running PostgreSQL server, which tests share and do not disturb; each makes a database of its own."""
+    import postgres_process  # as above
+
+    with postgres_process.running() as server:
+        yield server
+    postgres_process.discard_template()
 
 
 @pytest.fixture(scope="session")

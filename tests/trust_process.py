@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cloister.client.keybroker import KeyBrokerClient
+from cloister.crypto.jwe import EphemeralKey
 from cloister.protocol.initdata import BrokerAddress, InitData
 from cloister.testing.tpm import EndorsementCA, FakeTPM
 from cloister.trust.admin import TrustAdmin
-from trust_world import booted_tpm, furnish, init_data, now_utc
+from trust_world import b64, booted_tpm, furnish, init_data, now_utc, report_data
 
 
 @dataclass
@@ -29,12 +31,13 @@ class Owner:
     state: Path
     ca: EndorsementCA
     data: InitData
+    database: str = ""
 
     def tpm(self, data: InitData | None = None, **options: Any) -> FakeTPM:
         return booted_tpm(self.ca, data or self.data, now=now_utc(), **options)
 
     def admin(self) -> TrustAdmin:
-        return TrustAdmin(self.state)
+        return TrustAdmin(self.state, database=self.database)
 
 
 @dataclass
@@ -81,11 +84,40 @@ class Running:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
-def make_owner(directory: Path) -> Owner:
-    owner = Owner(state=directory / "state", ca=EndorsementCA(now=now_utc()), data=init_data())
+def make_owner(directory: Path, database: str = "") -> Owner:
+    state = directory / "state"
+    owner = Owner(state=state, ca=EndorsementCA(now=now_utc()), data=init_data(), database=database)
     with owner.admin() as admin:
         furnish(admin, owner.ca, owner.data, now=now_utc())
     return owner
+
+
+def enrolment(tpm: FakeTPM) -> bytes:
+    """Return the body of /auth."""
+    certificate, public = tpm.enrol()
+    extra = {"cloister-tpm": {"ek_certificate": b64(certificate), "ak_public": b64(public)}}
+    return json.dumps({"version": "0.4.0", "tee": "tpm", "extra-params": extra}).encode()
+
+
+def attestation_body(owner: Owner, tpm: FakeTPM, key: EphemeralKey, challenge: dict[str, Any]) -> bytes:
+    """Return the body of /attest for a challenge."""
+    credential = challenge["extra-params"]["cloister-tpm"]
+    secret = tpm.activate(*(base64.b64decode(credential[name]) for name in ("credential_blob", "encrypted_secret")))
+    evidence = tpm.attest(report_data(challenge["nonce"], key.public_jwk()), secret)
+    body = {
+        "init-data": {"format": "toml", "body": owner.data.text.decode()},
+        "runtime-data": {"nonce": challenge["nonce"], "tee-pubkey": key.public_jwk()},
+        "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
+    }
+    return json.dumps(body).encode()
+
+
+def prepared_attestation(owner: Owner, service: Running) -> tuple[str, bytes]:
+    """Return a cookie and the attestation that is good for it, once."""
+    tpm = owner.tpm()
+    _, headers, body = service.request("POST", "/kbs/v0/auth", enrolment(tpm))
+    message = attestation_body(owner, tpm, EphemeralKey.generate(), json.loads(body))
+    return headers["set-cookie"].split(";")[0], message
 
 
 def command(state: Path, *arguments: str) -> list[str]:

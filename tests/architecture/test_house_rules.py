@@ -87,7 +87,7 @@ EDGES = {  # the outermost loop of a process or of a thread that serves many: lo
     "guest/lifecycle.py",
     "guest/secrets.py",
     "guest/server.py",
-    "trust/asgi.py",
+    "trust/web/router.py",
     "trust/store/database.py",
 }
 

@@ -30,7 +30,7 @@ LETTERS = {
     "P": ("podpolicy",),
     "I": ("oci", "imagetool", "crypto.signer"),
     "G": ("guest", "guestapi", "crypto.streamseal"),
-    "K": ("trust", "client", "protocol.kbs", "protocol.resource", "protocol.tenant", "crypto"),
+    "K": ("trust", "client", "protocol.kbs", "protocol.resource", "protocol.tenant", "crypto", "tlog"),
     "H": ("host", "cli", "sdk"),
     "F": ("wire", "protocol"),
 }  # fmt: skip

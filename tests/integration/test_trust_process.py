@@ -31,10 +31,18 @@ from cloister.crypto.jwe import EphemeralKey
 from cloister.errors import KeyReleaseDenied, Refused, Unavailable
 from cloister.protocol.kbs import SealedResource
 from cloister.protocol.resourceuri import parse_resource_path
-from cloister.testing.tpm import FakeTPM
 from cloister.trust.store.records import RELEASED
-from trust_process import Owner, Running, command, make_owner, running
-from trust_world import CANARY, MODEL, all_bytes, b64, init_data, report_data, rule
+from trust_process import (
+    Owner,
+    Running,
+    attestation_body,
+    command,
+    enrolment,
+    make_owner,
+    prepared_attestation,
+    running,
+)
+from trust_world import CANARY, MODEL, all_bytes, b64, init_data, rule
 
 RESOURCE = f"/kbs/v0/resource/{MODEL}"
 
@@ -48,34 +56,6 @@ def owner(tmp_path: Path) -> Owner:
 def service(owner: Owner) -> Iterator[Running]:
     with running(owner.state, "--store-seconds", "1", "--request-seconds", "3") as made:
         yield made
-
-
-def enrolment(tpm: FakeTPM) -> bytes:
-    """Return the body of /auth."""
-    certificate, public = tpm.enrol()
-    extra = {"cloister-tpm": {"ek_certificate": b64(certificate), "ak_public": b64(public)}}
-    return json.dumps({"version": "0.4.0", "tee": "tpm", "extra-params": extra}).encode()
-
-
-def attestation_body(owner: Owner, tpm: FakeTPM, key: EphemeralKey, challenge: dict[str, Any]) -> bytes:
-    """Return the body of /attest for a challenge."""
-    credential = challenge["extra-params"]["cloister-tpm"]
-    secret = tpm.activate(*(base64.b64decode(credential[name]) for name in ("credential_blob", "encrypted_secret")))
-    evidence = tpm.attest(report_data(challenge["nonce"], key.public_jwk()), secret)
-    body = {
-        "init-data": {"format": "toml", "body": owner.data.text.decode()},
-        "runtime-data": {"nonce": challenge["nonce"], "tee-pubkey": key.public_jwk()},
-        "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
-    }
-    return json.dumps(body).encode()
-
-
-def prepared_attestation(owner: Owner, service: Running) -> tuple[str, bytes]:
-    """Return a cookie and the attestation that is good for it, once."""
-    tpm = owner.tpm()
-    _, headers, body = service.request("POST", "/kbs/v0/auth", enrolment(tpm))
-    message = attestation_body(owner, tpm, EphemeralKey.generate(), json.loads(body))
-    return headers["set-cookie"].split(";")[0], message
 
 
 def code(body: bytes) -> str:

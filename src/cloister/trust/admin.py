@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import msgspec
 
-from cloister.crypto.jwt import key_id, public_jwk
 from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.protocol.tenants import DEFAULT_TENANT
@@ -31,6 +30,7 @@ from cloister.trust.keybroker.policy import (
     ReleaseRule,
     parse_release_policy,
 )
+from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
@@ -50,18 +50,35 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
+        database: address of the database; empty for the one in the directory.
+        password_file: file with the password of the database's user, or None.
+        key_store: address of the key store; empty for the one the directory names.
 
     Raises:
         Refused: the directory is not private.
         Unavailable: it cannot be used.
     """
 
-    def __init__(self, state_dir: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        database: str = "",
+        password_file: Path | None = None,
+        key_store: str = "",
+    ) -> None:
         self._clock = clock
-        self._state = StateDirectory(state_dir, at=clock())
-        self._store = Store(self._state.database, self._state.write_lock)
+        self._state = StateDirectory(state_dir)
+        self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
+        try:
+            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+        except BaseException:
+            self._store.close()
+            raise
+        self.keys = KeyAdministration(self._store, self._keys)
         self.administration = Administration(
-            parts=AdministrationParts(store=self._store, root_key=self._state.root_key, clock=clock, events=NO_EVENTS),
+            parts=AdministrationParts(store=self._store, keys=self._keys.ring, clock=clock, events=NO_EVENTS),
             access=AccessControl(self._store, clock),
         )
         self._office = self.administration.office(LOCAL_OWNER, DEFAULT_TENANT, None, record_reading=False)
@@ -77,8 +94,9 @@ class TrustAdmin:
         self.close()
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store and let go of the keys."""
         self._store.close()
+        self._keys.close()
 
     # Resources
 
@@ -301,12 +319,11 @@ class TrustAdmin:
 
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""
-        return self._state.authority.certificate_pem.decode("ascii")
+        return self._keys.authority().certificate_pem.decode("ascii")
 
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""
-        key = self._state.token_signer.public_key
-        return {"keys": [{**public_jwk(key), "use": "sig", "kid": key_id(key)}]}
+        return self._keys.signing.jwks()
 
     def _change_rules(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
         return self._office.rules.change(change)

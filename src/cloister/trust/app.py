@@ -28,11 +28,11 @@ from granian.server.embed import Server
 
 from cloister import __version__
 from cloister.errors import CloisterError, Refused, Unavailable
-from cloister.trust.asgi import TrustApp
 from cloister.trust.journal import Journal
 from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings, settings_from_arguments
 from cloister.trust.statedir import write_whole
+from cloister.trust.web import trust_application
 
 _START_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.002
@@ -90,8 +90,8 @@ async def serve_until(
     sys.setswitchinterval(_SWITCH_SECONDS)
     journal = Journal()
     with _watched_parent(settings, stop), TrustService(settings) as service:
-        app = TrustApp(service.broker, service.store, settings, journal)
-        tls = service.state.issued_tls(settings.names, at=datetime.now(UTC))
+        app = trust_application(service.broker_of, service.store, settings, journal)
+        tls = service.keys.issued_tls(settings.names, at=datetime.now(UTC))
         with tls as (certificate, key), _reserved(settings) as port:
             server = Server(
                 app,

@@ -10,13 +10,17 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
+from typing import Final
 
-from cloister.crypto.jwt import key_id
+from cloister.errors import RequestRefused
 from cloister.trust.keybroker import BrokerParts, KeyBroker
+from cloister.trust.keys import ServiceKeys
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
 from cloister.trust.verifier import CollateralSource, VerifierService
+
+DEFAULT_TENANT: Final = "default"
 
 
 def utc_now() -> datetime:
@@ -38,30 +42,46 @@ class TrustService:
 
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
-        self.state = StateDirectory(settings.state, at=clock())
-        self.store = Store(self.state.database, self.state.write_lock, seconds=settings.store_seconds)
-        signer = self.state.token_signer
-        authority = self.state.authority
-        leaf = authority.certify_signer("cloister verifier", signer.public_key.spki, at=clock())
+        self.state = StateDirectory(settings.state)
+        self.store = Store(
+            settings.database or self.state.database,
+            self.state.write_lock,
+            seconds=settings.store_seconds,
+            password_file=settings.database_password_file,
+        )
+        try:
+            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+        except BaseException:
+            self.store.close()
+            raise
         verifier = VerifierService(
             self.store,
-            signer,
-            chain=(leaf, authority.certificate_der),
+            self.keys.token_issuer,
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,
-                root_key=self.state.root_key,
+                root_key=self.keys.ring,
                 verifier=verifier,
-                token_keys={key_id(signer.public_key): signer.public_key},
+                token_keys=self.keys.signing.token_keys(),
                 session_lifetime=timedelta(seconds=settings.session_seconds),
                 session_limit=settings.sessions,
                 clock=clock,
                 random=secrets.token_bytes,
             )
         )
+
+    def broker_of(self, tenant: str) -> KeyBroker:
+        """Return the key broker of a tenant.
+
+        Raises:
+            Refused: no such tenant (`trust.request.path`).
+        """
+        if tenant != DEFAULT_TENANT:
+            raise RequestRefused("trust.request.path", "no such address")
+        return self.broker
 
     def __enter__(self) -> TrustService:
         return self
@@ -72,5 +92,6 @@ class TrustService:
         self.close()
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store and let go of the keys."""
         self.store.close()
+        self.keys.close()

@@ -24,12 +24,15 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.
         names: subjectAltNames of the TLS certificate.
         ready_file: where to write the ready report (JSON), or None.
         ready_fd: inherited file descriptor to write the ready report to, or None.
         appraisal_policy: id of the appraisal policy that evidence is judged under.
+        key_store: address of the key store that holds the root key; empty for `root.key` in the state directory.
         collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
             there; None for the state directory. Only read.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
@@ -38,17 +41,21 @@ class TrustSettings:
         concurrency: requests worked on at once.
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
+        client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
     """
 
     state: Path
+    database: str = ""
+    database_password_file: Path | None = None
     host: str = LOOPBACK
     port: int = 0
     names: tuple[str, ...] = ("localhost", LOOPBACK, SLIRP_HOST)
     ready_file: Path | None = None
     ready_fd: int | None = None
     appraisal_policy: str = "default"
+    key_store: str = ""
     collateral: Path | None = None
     session_seconds: float = 300.0
     store_seconds: float = 4.0
@@ -56,6 +63,7 @@ class TrustSettings:
     concurrency: int = 8
     queue: int = 128
     sessions: int = 20_000
+    client_rate: float = 0.0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
 
@@ -93,6 +101,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1_000_000:
+        raise ValueError(text)
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if not 0 < value <= 1_000_000:
@@ -107,6 +122,20 @@ TABLE: Final[Sequence[Setting]] = (
         parse=Path,
         help="state directory",
         controls="everything: root key, policies and resources live there",
+    ),
+    Setting(
+        field="database",
+        flag="--database",
+        parse=str,
+        help="postgresql://USER@HOST/DATABASE, for replicas; SQLite in the state directory when absent",
+        controls="what is released to whom: policies are read from there; not the resources, which are sealed",
+    ),
+    Setting(
+        field="database_password_file",
+        flag="--database-password-file",
+        parse=Path,
+        help="file with the password of the database's user; otherwise PGPASSFILE",
+        controls="nothing without the database's address; a wrong password stops the service",
     ),
     Setting(
         field="names",
@@ -135,6 +164,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=str,
         help="id of the stored appraisal policy to judge by",
         controls="which of the owner's own policies applies; release rules name the id they accept",
+    ),
+    Setting(
+        field="key_store",
+        flag="--key-store",
+        parse=str,
+        help="address of the key store of the root key, remembered; root.key in the state directory when absent",
+        controls="nothing without the old root key: the service refuses data keys that another root key wraps",
     ),
     Setting(
         field="collateral",
@@ -184,6 +220,13 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_count,
         help="live sessions",
         controls="availability only",
+    ),
+    Setting(
+        field="client_rate",
+        flag="--client-rate",
+        parse=_rate,
+        help="requests per second of one client address; 0 for no limit",
+        controls="availability only; behind a proxy all clients have one address",
     ),
     Setting(
         field="shutdown_seconds",

@@ -1,14 +1,19 @@
-"""The state directory of one trust service: private files, made once, never replaced.
+"""The state directory of one trust service: private files, made once.
 
-    root.key          32 bytes, seals resources in the database          0600
-    ca.key, ca.pem    the service's own certificate authority            0600, 0644
-    token.key         signs Attestation Results                          0600
+    root.key          the root key, when it is kept in a file            0600
+    key-store         address of the key store, when it is elsewhere     0600
+    keys.seen         highest generation of the data keys ever seen      0600
+    ca.pem            CA certificate for clients, written at each start  0644
     tls-N.key, .pem   server certificate of process N while it runs      0600, 0644
+    tls-kept.key, ..  the same, for a service that starts sealed         0600, 0644
     trust.db          SQLite database, with -wal and -shm
     write.lock        held by whoever writes the database
 
 A file that others than its owner may read is a refusal, not a warning. Files are written whole or not at all: to a
-temporary name, synced, then linked or renamed.
+temporary name, synced, then renamed.
+
+Older directories hold `token.key` and `ca.key`, and rows that `root.key` sealed directly: `legacy` gives them to
+whoever takes them over, `taken_over` removes the files.
 """
 
 from __future__ import annotations
@@ -17,16 +22,17 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from cloister.crypto.signer import ECDSAP256Signer
+from cloister.crypto.keystore.file import file_uri
+from cloister.crypto.keystore.interface import ROOT_KEY_BYTES
 from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import Refused, Unavailable
-from cloister.trust.rootkey import ROOT_KEY_BYTES, RootKey
 
 _PRIVATE_FILE: Final = 0o600
 _PUBLIC_FILE: Final = 0o644
@@ -34,42 +40,108 @@ _PRIVATE_DIRECTORY: Final = 0o700
 _FILE_BYTES: Final = 64 * 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class LegacyKeys:
+    """Keys of a directory that an older version made; None where there is none.
+
+    Attributes:
+        root: sealed rows directly; also the root key of a file key store from now on.
+        token_pem: signed tokens.
+        authority: the service's own CA.
+    """
+
+    root: bytes | None
+    token_pem: bytes | None
+    authority: CertificateAuthority | None
+
+
 class StateDirectory:
-    """Opens a state directory, making what is absent.
+    """Opens a state directory, making it when absent.
 
     Args:
         path: the directory; made private when absent.
-        at: time for certificates that have to be made, aware UTC.
 
     Raises:
-        Refused: others may read it (`trust.state.permissions`), or its content does not fit together.
+        Refused: others may read it (`trust.state.permissions`).
         Unavailable: it cannot be read or written (`trust.state.io`).
     """
 
-    def __init__(self, path: Path, *, at: datetime) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with self.files():
             path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
             _require_private(path)
-            with _locked(path / "init.lock"):
-                self._open(at)
+
+    @property
+    def root_key_file(self) -> Path:
+        """Where the root key is unless the key store is elsewhere."""
+        return self._place("root.key")
+
+    @property
+    def seen_file(self) -> Path:
+        """Remembers the highest generation of the data keys."""
+        return self._place("keys.seen")
+
+    def key_store(self, wanted: str = "") -> str:
+        """Return the address of the key store: the wanted one, which is remembered, the remembered, or `root.key`.
+
+        Raises:
+            Unavailable: the directory cannot be written (`trust.state.io`).
+        """
+        place = self._place("key-store")
+        with self.files():
+            if wanted:
+                if not place.exists() or _read_private(place) != wanted.encode():
+                    _write(place, wanted.encode(), _PRIVATE_FILE)
+                return wanted
+            return _read_private(place).decode() if place.exists() else file_uri(self.root_key_file)
+
+    def legacy(self) -> LegacyKeys:
+        """Return the keys that an older version kept in files.
+
+        Raises:
+            Refused: others can read them, or they do not fit together.
+            Unavailable: they cannot be read, or one of two is missing (`trust.state.io`).
+        """
+        with self.files():
+            root = self._optional("root.key")
+            token, ca = self._optional("token.key"), self._place("ca.key")
+            authority = None
+            if ca.exists() or (self._place("ca.pem").exists() and token is not None):
+                authority = CertificateAuthority.from_pem(_read(self._place("ca.pem")), _read_private(ca))
+            return LegacyKeys(
+                root=root if root is not None and len(root) == ROOT_KEY_BYTES else None,
+                token_pem=token,
+                authority=authority,
+            )
+
+    def taken_over(self, names: Sequence[str]) -> None:
+        """Remove files whose keys are in the database now."""
+        with self.files():
+            for name in names:
+                self._place(name).unlink(missing_ok=True)
+
+    def publish_ca(self, pem: bytes) -> None:
+        """Write the CA certificate for clients."""
+        with self.files():
+            if not self.ca_file.exists() or _read(self.ca_file) != pem:
+                _write(self.ca_file, pem, _PUBLIC_FILE)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes of this directory from making or taking over keys."""
+        with self.files(), _locked(self._place("init.lock")):
+            yield
+
+    @contextmanager
+    def files(self) -> Iterator[None]:
+        """Turn failures of the disk into `trust.state.io`."""
+        try:
+            yield
         except OSError as err:
             raise Unavailable(
-                "trust.state.io", f"the state directory cannot be used: {err.strerror}", path=str(path)
+                "trust.state.io", f"the state directory cannot be used: {err.strerror}", path=str(self.path)
             ) from err
-
-    def _open(self, at: datetime) -> None:
-        self.root_key = RootKey(self._file("root.key", lambda: secrets.token_bytes(ROOT_KEY_BYTES)))
-        self.token_signer = ECDSAP256Signer.from_pem(
-            self._file("token.key", lambda: ECDSAP256Signer.generate().private_pem())
-        )
-        if not self._place("ca.pem").exists():
-            fresh = CertificateAuthority.create("cloister trust service CA", at=at)
-            _write(self._place("ca.key"), fresh.key_pem(), _PRIVATE_FILE)
-            _write(self._place("ca.pem"), fresh.certificate_pem, _PUBLIC_FILE)
-        self.authority = CertificateAuthority.from_pem(
-            _read(self._place("ca.pem")), _read_private(self._place("ca.key"))
-        )
 
     @property
     def database(self) -> Path:
@@ -87,30 +159,51 @@ class StateDirectory:
         return self._place("ca.pem")
 
     @contextmanager
-    def issued_tls(self, names: tuple[str, ...], *, at: datetime) -> Iterator[tuple[Path, Path]]:
-        """Give a fresh server certificate and key as files (certificate, key) for as long as the block runs.
+    def issued_tls(
+        self, authority: CertificateAuthority | None, names: tuple[str, ...], *, at: datetime, keep: bool = False
+    ) -> Iterator[tuple[Path, Path]]:
+        """Give a server certificate and key as files (certificate, key) for as long as the block runs.
 
         Several services may run on one directory: each has its own pair, named after its process. What a killed
         service left is removed by the next one that starts.
 
+        Args:
+            authority: issues a fresh pair; None while the service is sealed: then the kept one is given.
+            names: subjectAltNames.
+            at: aware UTC.
+            keep: keep a copy for a start that is sealed.
+
         Raises:
-            Unavailable: the directory cannot be written (`trust.state.io`).
+            Unavailable: the directory cannot be written (`trust.state.io`), or nothing was kept (`trust.keys.sealed`).
         """
-        issued = self.authority.issue_server(names, at=at)
+        if authority is None:
+            yield self._kept_tls()
+            return
+        issued = authority.issue_server(names, at=at)
         certificate, key = (self._place(f"tls-{os.getpid()}.{kind}") for kind in ("pem", "key"))
-        try:
+        with self.files():
             self._sweep_tls()
-            _write(key, issued.key_pem, _PRIVATE_FILE)
-            _write(certificate, issued.certificate_pem, _PUBLIC_FILE)
-        except OSError as err:
-            raise Unavailable(
-                "trust.state.io", f"the state directory cannot be used: {err.strerror}", path=str(self.path)
-            ) from err
+            for base in (certificate, *((self._place("tls-kept.pem"),) if keep else ())):
+                _write(base.with_suffix(".key"), issued.key_pem, _PRIVATE_FILE)
+                _write(base, issued.certificate_pem, _PUBLIC_FILE)
         try:
             yield certificate, key
         finally:
             for file in (certificate, key):
                 file.unlink(missing_ok=True)
+
+    def _kept_tls(self) -> tuple[Path, Path]:
+        certificate, key = (self._place(f"tls-kept.{kind}") for kind in ("pem", "key"))
+        if not certificate.exists() or not key.exists():
+            raise Unavailable(
+                "trust.keys.sealed",
+                "the service is sealed and has no certificate to answer with yet",
+                path=str(certificate),
+                hint="start it once with the passphrase in a file or the root key unsealed",
+            )
+        with self.files():
+            _require_private(key)
+        return certificate, key
 
     def _sweep_tls(self) -> None:
         for file in self.path.glob("tls-*.*"):
@@ -121,11 +214,9 @@ class StateDirectory:
     def _place(self, name: str) -> Path:
         return self.path / name
 
-    def _file(self, name: str, make: Callable[[], bytes]) -> bytes:
+    def _optional(self, name: str) -> bytes | None:
         place = self._place(name)
-        if not place.exists():
-            _write(place, make(), _PRIVATE_FILE)
-        return _read_private(place)
+        return _read_private(place) if place.exists() else None
 
 
 def write_whole(place: Path, data: bytes, *, mode: int) -> None:

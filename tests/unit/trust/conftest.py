@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from store_places import Place
 from trust_world import Factory, World, make_world, quick_directory
 
 
@@ -15,6 +16,14 @@ def quick() -> Iterator[Path]:
     """A directory on no slow disk."""
     with quick_directory() as directory:
         yield directory
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, quick: Path) -> Iterator[Place]:
+    """An empty database of each kind in turn."""
+    server = request.getfixturevalue("postgresql") if request.param == "postgresql" else None
+    with Place(quick, server) as made:
+        yield made
 
 
 @pytest.fixture

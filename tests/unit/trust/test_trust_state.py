@@ -12,8 +12,7 @@ from cloister.errors import FormatRefused, Refused, Unavailable
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.testing.tpm import NOW
 from cloister.trust.admin import TrustAdmin
-from cloister.trust.rootkey import RootKey
-from cloister.trust.statedir import StateDirectory
+from cloister.trust.rowseal import DataKey
 from cloister.wire.limits import RESOURCE_BYTES
 from trust_world import CANARY, MODEL, World, all_bytes
 
@@ -26,48 +25,42 @@ def test_what_is_secret_is_private(world: World) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == expected, path.name
 
 
-@pytest.mark.parametrize("name", ["root.key", "token.key", "ca.key", "."])
+@pytest.mark.parametrize("name", ["root.key", "."])
 def test_what_others_can_read_is_refused(world: World, name: str) -> None:
     (world.state / name).chmod(0o750 if name == "." else 0o640)
     with pytest.raises(Refused) as caught:
-        StateDirectory(world.state, at=NOW)
-    assert caught.value.code == "trust.state.permissions"
+        TrustAdmin(world.state)
+    assert caught.value.code in ("trust.state.permissions", "crypto.keystore.permissions")
     assert "chmod" in caught.value.hint
 
 
 def test_keys_are_made_once(tmp_path: Path) -> None:
-    first = StateDirectory(tmp_path / "s", at=NOW)
-    second = StateDirectory(tmp_path / "s", at=NOW)
-    assert first.authority.certificate_pem == second.authority.certificate_pem
-    assert first.token_signer.public_key.spki == second.token_signer.public_key.spki
-    sealed = first.root_key.seal("resource", "row", b"x")
-    assert second.root_key.open("resource", "row", sealed) == b"x"
+    with TrustAdmin(tmp_path / "s") as first, TrustAdmin(tmp_path / "s") as second:
+        assert first.ca_pem() == second.ca_pem()
+        assert first.token_verification_keys() == second.token_verification_keys()
+        first.put_resource(MODEL, b"x")
+        assert second.get_resource(MODEL) == b"x"
+    assert {path.name for path in (tmp_path / "s").iterdir()} >= {"root.key", "ca.pem", "keys.seen", "trust.db"}
+    assert not {path.name for path in (tmp_path / "s").iterdir()} & {"token.key", "ca.key"}
 
 
 def test_a_cut_root_key_is_refused(world: World) -> None:
     (world.state / "root.key").write_bytes(b"short")
     with pytest.raises(Refused) as caught:
-        StateDirectory(world.state, at=NOW)
-    assert caught.value.code == "trust.state.root_key"
-
-
-def test_a_lost_ca_key_is_no_reason_to_make_a_new_ca(world: World) -> None:
-    (world.state / "ca.key").unlink()
-    with pytest.raises(Unavailable) as caught:
-        StateDirectory(world.state, at=NOW)
-    assert caught.value.code == "trust.state.io"
+        TrustAdmin(world.state)
+    assert caught.value.code == "crypto.keystore.malformed"
 
 
 def test_tls_keys_live_as_long_as_their_service(world: World) -> None:
-    state = StateDirectory(world.state, at=NOW)
     left = world.state / "tls-999999999.key"
     left.write_bytes(b"of a killed service")
     other = world.state / "tls-1.key"
     other.write_bytes(b"of a living one")
-    with state.issued_tls(("localhost",), at=NOW) as (certificate, key):
+    with world.service.keys.issued_tls(("localhost",), at=NOW) as (certificate, key):
         assert certificate.exists() and key.stat().st_mode & 0o077 == 0
         assert not left.exists() and other.exists()
     assert not certificate.exists() and not key.exists()
+    assert not (world.state / "tls-kept.key").exists(), "only a service that starts sealed needs one"
 
 
 def test_no_plaintext_at_rest(world: World) -> None:
@@ -103,18 +96,19 @@ def test_a_row_with_another_version_does_not_open(world: World) -> None:
 def test_another_root_key_opens_nothing(world: World) -> None:
     world.admin.close()
     (world.state / "root.key").write_bytes(bytes(32))
-    with TrustAdmin(world.state) as admin, pytest.raises(Unavailable):
-        admin.get_resource(MODEL)
+    with pytest.raises(Unavailable) as caught:
+        TrustAdmin(world.state)
+    assert caught.value.code == "crypto.keystore.unknown_root"
 
 
 def test_purposes_do_not_mix() -> None:
-    key = RootKey(bytes(32))
+    key = DataKey("11" * 8, bytes(32))
     sealed = key.seal("resource", "row", b"x")
     for purpose, row in (("session secret", "row"), ("resource", "row2")):
         with pytest.raises(Unavailable):
             key.open(purpose, row, sealed)
     assert key.open("resource", "row", sealed) == b"x"
-    assert repr(key) == "RootKey()"
+    assert repr(key) == "DataKey(1111111111111111)"
 
 
 def test_resources_have_versions_and_a_size(world: World) -> None:

@@ -19,12 +19,19 @@ from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
 from cloister.trust.store.schema import nonces
+from store_places import Place
 
 DEADLINE = 0.5
 
 
 @pytest.fixture
-def store(quick: Path) -> Iterator[Store]:
+def store(place: Place) -> Store:
+    """A store on each kind of database in turn."""
+    return place.open(seconds=DEADLINE)
+
+
+@pytest.fixture
+def sqlite(quick: Path) -> Iterator[Store]:
     opened = Store(quick / "trust.db", quick / "write.lock", seconds=DEADLINE)
     yield opened
     opened.close()
@@ -51,29 +58,27 @@ def refused(store: Store, name: str = "late") -> str:
     return caught.value.code
 
 
-def test_a_write_is_there_after_a_restart(quick: Path) -> None:
-    first = Store(quick / "trust.db", quick / "write.lock")
+def test_a_write_is_there_after_a_restart(place: Place) -> None:
+    first = place.open()
     put(first, "kept")
     first.close()
-    second = Store(quick / "trust.db", quick / "write.lock")
-    assert names(second) == ["kept"]
-    second.close()
+    assert names(place.open()) == ["kept"]
 
 
 @pytest.mark.parametrize(
     ("pragma", "value"),
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("mmap_size", 0), ("trusted_schema", 0)],
 )
-def test_both_connections_are_durable_and_strict(store: Store, pragma: str, value: object) -> None:
+def test_both_connections_are_durable_and_strict(sqlite: Store, pragma: str, value: object) -> None:
     ask = text(f"PRAGMA {pragma}")
-    assert store.write(lambda connection: connection.execute(ask).scalar()) == value
-    assert store.read(lambda connection: connection.execute(ask).scalar()) == value
+    assert sqlite.write(lambda connection: connection.execute(ask).scalar()) == value
+    assert sqlite.read(lambda connection: connection.execute(ask).scalar()) == value
 
 
-def test_only_the_writer_checkpoints(store: Store) -> None:
+def test_only_the_writer_checkpoints(sqlite: Store) -> None:
     ask = text("PRAGMA wal_autocheckpoint")
-    assert store.read(lambda connection: connection.execute(ask).scalar()) == 0
-    assert store.write(lambda connection: connection.execute(ask).scalar()) == 1000
+    assert sqlite.read(lambda connection: connection.execute(ask).scalar()) == 0
+    assert sqlite.write(lambda connection: connection.execute(ask).scalar()) == 1000
 
 
 def test_a_reader_cannot_write(store: Store) -> None:
@@ -82,8 +87,8 @@ def test_a_reader_cannot_write(store: Store) -> None:
     assert names(store) == []
 
 
-def test_all_files_are_private(store: Store, quick: Path) -> None:
-    put(store, "x")
+def test_all_files_are_private(sqlite: Store, quick: Path) -> None:
+    put(sqlite, "x")
     for path in quick.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
 
@@ -133,26 +138,27 @@ def test_waiters_share_commits_and_each_gets_its_result(store: Store) -> None:
 
 
 class TestStalled:
-    def test_by_a_foreign_transaction(self, store: Store, quick: Path) -> None:
+    def test_by_a_foreign_transaction(self, sqlite: Store, quick: Path) -> None:
         """Somebody opened the file with the sqlite3 shell."""
         foreign = sqlite3.connect(quick / "trust.db", isolation_level=None)
         foreign.execute("BEGIN EXCLUSIVE")
-        assert refused(store) in ("trust.store.locked", "trust.store.timeout")
-        assert not store.healthy
+        assert refused(sqlite) in ("trust.store.locked", "trust.store.timeout")
+        assert not sqlite.healthy
         foreign.execute("ROLLBACK")
         foreign.close()
-        put(store, "after")
-        assert store.healthy and "after" in names(store)
+        put(sqlite, "after")
+        assert sqlite.healthy and "after" in names(sqlite)
 
-    def test_by_the_write_lock_of_another_process(self, store: Store, quick: Path) -> None:
+    def test_by_the_write_lock_of_another_process(self, sqlite: Store, quick: Path) -> None:
         descriptor = os.open(quick / "write.lock", os.O_RDWR)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert refused(store) in ("trust.store.locked", "trust.store.timeout")
+        assert refused(sqlite) in ("trust.store.locked", "trust.store.timeout")
         os.close(descriptor)
-        put(store, "after")
-        assert names(store) == ["after"], "what was given up is not written later"
+        put(sqlite, "after")
+        assert names(sqlite) == ["after"], "what was given up is not written later"
 
     def test_by_another_job(self, store: Store) -> None:
+        """On PostgreSQL the server ends the transaction of one who says nothing."""
         gate = threading.Event()
         with ThreadPoolExecutor(1) as threads:
             stuck = threads.submit(store.write, lambda connection: gate.wait(10) and None)
@@ -171,26 +177,26 @@ class TestStalled:
 
 
 class TestFull:
-    def test_a_full_disk_refuses_and_recovers(self, store: Store) -> None:
+    def test_a_full_disk_refuses_and_recovers(self, sqlite: Store) -> None:
         """SQLite's own ceiling stands for ENOSPC: the same SQLITE_FULL comes out of the same place."""
-        pages = store.write(lambda connection: connection.execute(text("PRAGMA page_count")).scalar_one())
-        store.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count={pages}")) and None)
+        pages = sqlite.write(lambda connection: connection.execute(text("PRAGMA page_count")).scalar_one())
+        sqlite.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count={pages}")) and None)
         big = "x" * 4096 * 8
-        assert refused(store, big) == "trust.store.failed"
-        assert not store.healthy
-        put(store, big)  # the next connection has no such ceiling: space was freed
-        assert store.healthy and names(store) == [big]
+        assert refused(sqlite, big) == "trust.store.failed"
+        assert not sqlite.healthy
+        put(sqlite, big)  # the next connection has no such ceiling: space was freed
+        assert sqlite.healthy and names(sqlite) == [big]
 
-    def test_health_is_asked_of_the_disk_not_of_memory(self, store: Store, quick: Path) -> None:
-        store.check()
+    def test_health_is_asked_of_the_disk_not_of_memory(self, sqlite: Store, quick: Path) -> None:
+        sqlite.check()
         descriptor = os.open(quick / "write.lock", os.O_RDWR)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        refused(store)
+        refused(sqlite)
         with pytest.raises(Unavailable):
-            store.check()
+            sqlite.check()
         os.close(descriptor)
-        store.check()
-        assert store.healthy
+        sqlite.check()
+        assert sqlite.healthy
 
 
 def test_statement_and_parameters_do_not_enter_errors(store: Store) -> None:
@@ -210,22 +216,22 @@ def test_what_is_no_database_is_refused(quick: Path) -> None:
     assert caught.value.code == "trust.store.failed"
 
 
-def test_a_closed_store_refuses(quick: Path) -> None:
-    store = Store(quick / "trust.db", quick / "write.lock")
+def test_a_closed_store_refuses(store: Store) -> None:
     store.close()
     store.close()
     with pytest.raises(Unavailable):
         put(store, "x")
 
 
-def test_two_stores_of_one_file_write_in_turn(quick: Path) -> None:
-    """The service and a command of the owner, each with its own connection."""
-    stores = [Store(quick / "trust.db", quick / "write.lock") for _ in range(2)]
+def test_two_stores_of_one_database_write_in_turn(place: Place) -> None:
+    """Two replicas, or the service and a command of the owner, each with its own connection."""
+    stores = [place.open() for _ in range(2)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda index: put(stores[index % 2], str(index)), range(200)))
     assert len(names(stores[0])) == len(names(stores[1])) == 200
     for store in stores:
         store.close()
-    with sqlite3.connect(quick / "trust.db") as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    if place.server is None:
+        with sqlite3.connect(place.directory / "trust.db") as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        connection.close()

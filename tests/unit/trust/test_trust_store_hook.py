@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, func, insert, select
@@ -15,6 +14,7 @@ from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
 from cloister.trust.store.schema import nonces
+from store_places import Place
 
 HOOKED = "of the hook"
 
@@ -56,9 +56,8 @@ def hook() -> Hook:
 
 
 @pytest.fixture
-def store(quick: Path, hook: Hook) -> Store:
-    """Closed by the tests' own last step or with the process; the directory is in memory."""
-    return Store(quick / "trust.db", batch_hook=hook)
+def store(place: Place, hook: Hook) -> Store:
+    return place.open(batch_hook=hook)
 
 
 def together(store: Store, *works: Callable[[Connection], object]) -> list[BaseException | None]:
@@ -83,14 +82,12 @@ def test_its_rows_are_in_the_batch_and_it_runs_once(store: Store, hook: Hook) ->
     assert together(store, lambda c: put(c, "a"), lambda c: put(c, "b")) == [None, None]
     assert hook.seen == [2], "once, after both jobs, and not for a batch of refusals"
     assert names(store) == {"a", "b", f"{HOOKED} 2"}
-    store.close()
 
 
 def test_what_a_refused_job_wrote_is_gone_before_it(store: Store, hook: Hook) -> None:
     errors = together(store, lambda c: put(c, "a"), refuse)
     assert errors[0] is None and isinstance(errors[1], Refused)
     assert hook.seen == [1]
-    store.close()
 
 
 @pytest.mark.parametrize("refusal", [Refused("test.hook", "no"), ValueError("a fault of ours")])
@@ -102,16 +99,14 @@ def test_raising_undoes_the_whole_batch(store: Store, hook: Hook, refusal: Excep
     hook.refusal = None
     store.write(lambda c: put(c, "after"))
     assert names(store) == {"after", f"{HOOKED} 1"} and store.healthy
-    store.close()
 
 
-def test_it_hears_of_a_commit_only_after_it(quick: Path) -> None:
+def test_it_hears_of_a_commit_only_after_it(place: Place) -> None:
     """What it sees then, over another connection, is what was committed."""
     hook = Hook(lambda: len(names(store)))
-    store = Store(quick / "trust.db", batch_hook=hook)
+    store = place.open(batch_hook=hook)
     store.write(lambda c: put(c, "a"))
     assert hook.committed == [2]
-    store.close()
 
 
 def test_a_fault_after_the_commit_is_a_refusal(store: Store, hook: Hook) -> None:
@@ -119,9 +114,7 @@ def test_a_fault_after_the_commit_is_a_refusal(store: Store, hook: Hook) -> None
     with pytest.raises(Unavailable, match="witness"):
         store.write(lambda c: put(c, "a"))
     assert "a" in names(store), "the record says more than happened, never less"
-    store.close()
 
 
 def test_making_the_tables_is_no_batch(store: Store, hook: Hook) -> None:
     assert hook.seen == [] and hook.committed == []
-    store.close()

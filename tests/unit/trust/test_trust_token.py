@@ -20,7 +20,7 @@ from trust_world import World, error_of
 
 
 def pinned(world: World) -> dict[str, Any]:
-    key = world.service.state.token_signer.public_key
+    key = world.service.keys.token_issuer().signer.public_key
     return {key_id(key): key}
 
 
@@ -28,7 +28,7 @@ def resigned(world: World, token: str, change: Callable[[dict[str, Any]], object
     """Change claims and sign again with the verifier's own key: what is refused then is refused for its content."""
     claims = copy.deepcopy(verify_jwt(token, pinned(world), at=world.clock.now))
     change(claims)
-    return sign_jwt(claims, world.service.state.token_signer)
+    return sign_jwt(claims, world.service.keys.token_issuer().signer)
 
 
 def cpu(claims: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_what_cocos_relying_parties_read(world: World) -> None:
 
 def test_the_published_key_verifies_tokens(world: World) -> None:
     [key] = world.admin.token_verification_keys()["keys"]
-    signer = world.service.state.token_signer.public_key
+    signer = world.service.keys.token_issuer().signer.public_key
     assert key == {**public_jwk(signer), "use": "sig", "kid": key_id(signer)}
 
 
@@ -168,7 +168,7 @@ def test_forged_tokens_are_refused_and_recorded(world: World, attack: str) -> No
         token = f"{encoded({'alg': 'none', 'typ': 'JWT'})}.{body}."
     elif attack == "hs256":
         text = f"{encoded({**header, 'alg': 'HS256'})}.{body}"
-        mac = hmac.digest(world.service.state.token_signer.public_key.pem(), text.encode(), "sha256")
+        mac = hmac.digest(world.service.keys.token_issuer().signer.public_key.pem(), text.encode(), "sha256")
         token = f"{text}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
     elif attack == "stranger":
         token = sign_jwt(json.loads(base64.urlsafe_b64decode(body + "==")), ECDSAP256Signer.generate())
@@ -182,7 +182,7 @@ def test_forged_tokens_are_refused_and_recorded(world: World, attack: str) -> No
 
 def test_a_new_token_key_does_not_honour_old_tokens(world: World) -> None:
     guest = world.guest().handshake()
-    world.service.close()
-    (world.state / "token.key").unlink()
+    world.admin.keys.rotate_token_key(revoke=True)
     world.restart()
     assert guest.resource().code == "crypto.jwt.unknown_key"
+    assert guest.handshake().resource().status == 200

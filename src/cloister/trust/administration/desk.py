@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from cloister.errors import Refused
 from cloister.trust.access import Permission, Principal
 from cloister.trust.events import Events, LogEvent
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.access import TokenStore
 from cloister.trust.store.calls import CallRow, CallStore
 from cloister.trust.store.database import Store
@@ -54,8 +54,8 @@ _CHANGING: Final = ("write", "delete", "add", "add-unsigned", "approve")
 class TenantStores:
     """Everything that is kept for one tenant, over the whole store or within one transaction."""
 
-    def __init__(self, store: Store, root_key: RootKey, tenant: str) -> None:
-        self.resources = ResourceStore(store, root_key, tenant=tenant)
+    def __init__(self, store: Store, keys: RowSealer, tenant: str) -> None:
+        self.resources = ResourceStore(store, keys, tenant=tenant)
         self.policies = PolicyStore(store, tenant=tenant)
         self.references = ReferenceStore(store, tenant=tenant)
         self.publishers = PublisherStore(store, tenant=tenant)
@@ -74,13 +74,13 @@ class AdministrationParts:
 
     Attributes:
         store: the database.
-        root_key: seals resources.
+        keys: seal resources.
         clock: aware UTC now.
         events: the release log.
     """
 
     store: Store
-    root_key: RootKey
+    keys: RowSealer
     clock: Callable[[], datetime]
     events: Events
 
@@ -100,7 +100,7 @@ class Desk:
     ) -> None:
         self.principal = principal
         self.tenant = tenant
-        self.stores = TenantStores(parts.store, parts.root_key, tenant)
+        self.stores = TenantStores(parts.store, parts.keys, tenant)
         self._parts = parts
         self._record_reading = record_reading
 
@@ -151,7 +151,7 @@ class Desk:
         self.principal.require(permission, self.tenant)
 
         def transaction(connection: Connection) -> _T:
-            stores = TenantStores(Transaction(connection), self._parts.root_key, self.tenant)
+            stores = TenantStores(Transaction(connection), self._parts.keys, self.tenant)
             result = work(stores)
             self._note(connection, permission, subject, code(result), detail=detail or {})
             return result
@@ -187,7 +187,7 @@ class Desk:
         )
 
         def work(connection: Connection) -> None:
-            stores = TenantStores(Transaction(connection), self._parts.root_key, home)
+            stores = TenantStores(Transaction(connection), self._parts.keys, home)
             stores.records.record_denial(record, AuditRow(at=at, decision=DENIED, code=error.code, denial=denial))
             self._row(stores, at, action, subject, error.code, denial)
             self._parts.events.append(connection, self._event(_ACCESS, home, at, action, subject, error.code, {}))
@@ -201,7 +201,7 @@ class Desk:
         at = self.now()
         noun, _, verb = permission.value.partition(":")
         kind = _KINDS.get(noun, _ACCESS) if verb in _CHANGING else _ACCESS
-        stores = TenantStores(Transaction(connection), self._parts.root_key, self.tenant)
+        stores = TenantStores(Transaction(connection), self._parts.keys, self.tenant)
         self._row(stores, at, permission.value, subject, code, "")
         event = self._event(kind, self.tenant, at, permission.value, subject, code, detail)
         self._parts.events.append(connection, event)

@@ -22,6 +22,7 @@ _STATUSES: Final = {
     "trust.request.method": 405,
     "trust.request.cut": 400,
     "protocol.kbs.too_long": 413,
+    "trust.request.rate": 429,
 }
 _NO_SESSION: Final = ("trust.session.", "trust.token.", "rats.ear.", "crypto.jwt.", VERSION_CODE)
 _HINT_CHARS: Final = 300
@@ -37,6 +38,7 @@ class Answer:
         code: dotted code, empty for success.
         denial: denial id, empty when none was recorded.
         cookie: session cookie to set, empty for none.
+        headers: further headers; names in lower case.
     """
 
     status: int
@@ -44,6 +46,7 @@ class Answer:
     code: str = ""
     denial: str = ""
     cookie: str = ""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def error_answer(error: CloisterError, *, stage: str, denial: str = "") -> Answer:

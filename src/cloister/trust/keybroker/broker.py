@@ -39,7 +39,7 @@ from cloister.trust.keybroker.inputs import ReleaseInputs
 from cloister.trust.keybroker.policy import ReleaseDecision, evaluate_release
 from cloister.trust.keybroker.token import VerifiedToken, verify_token
 from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Undecided
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
 from cloister.trust.store.resources import Resource, ResourceStore
@@ -81,7 +81,7 @@ class BrokerParts:
     """
 
     store: Store
-    root_key: RootKey
+    root_key: RowSealer
     verifier: AttestationService
     token_keys: Mapping[str, ECDSAP256PublicKey]
     session_lifetime: timedelta
@@ -105,8 +105,9 @@ class KeyBroker:
         """Answer `POST /auth`.
 
         Raises:
-            Unavailable: the store failed, or too many sessions are open.
+            Unavailable: the store failed, the service is sealed, or too many sessions are open.
         """
+        self._parts.root_key.require_open()
         context = RequestContext(stage="auth", at=self._parts.clock())
         try:
             return self._auth(body, context)
@@ -119,6 +120,7 @@ class KeyBroker:
         Raises:
             Unavailable: the store failed.
         """
+        self._parts.root_key.require_open()
         context = RequestContext(stage="attest", at=self._parts.clock())
         try:
             return self._attest(body, credentials, context)
@@ -136,6 +138,7 @@ class KeyBroker:
         Raises:
             Unavailable: the store failed, or the deadline passed.
         """
+        self._parts.root_key.require_open()
         context = RequestContext(stage="resource", at=self._parts.clock(), resource=path[:400])
         try:
             return self._release(path, credentials, deadline, context)

@@ -50,15 +50,19 @@ class Database(Protocol):
 
     Attributes:
         reader: engine whose connections cannot write and see only what is committed.
-        empty: whether nothing was ever written to it, if that can be told without asking it.
-        hint: what an operator looks at when it fails.
     """
 
     reader: Engine
-    empty: bool
 
     @property
-    def hint(self) -> str: ...
+    def empty(self) -> bool:
+        """Whether nothing was ever written to it, if that can be told without asking it."""
+        ...
+
+    @property
+    def hint(self) -> str:
+        """What an operator looks at when it fails."""
+        ...
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Keep other processes of this machine from writing; raises `Unavailable`."""
@@ -380,5 +384,10 @@ def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> None
 
 
 def _open(database: Path | str, write_lock: Path | None, seconds: float, password_file: Path | None) -> Database:
+    if isinstance(database, str) and database.startswith(POSTGRESQL):
+        # Only here: the driver is an extra.
+        from cloister.trust.store.postgresql import PostgreSQLDatabase
+
+        return PostgreSQLDatabase(database, seconds=seconds, password_file=password_file)
     file = Path(database.removeprefix(SQLITE)) if isinstance(database, str) else database
     return SQLiteDatabase(file, write_lock or file.with_name("write.lock"), seconds=seconds)

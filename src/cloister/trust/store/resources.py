@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, select
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
 from cloister.trust.store.dialects import upsert
 from cloister.trust.store.schema import resources
@@ -53,7 +53,7 @@ class ResourceStore:
         tenant: whose.
     """
 
-    def __init__(self, store: Store, root_key: RootKey, *, tenant: str = DEFAULT_TENANT) -> None:
+    def __init__(self, store: Store, root_key: RowSealer, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._root_key = root_key
         self._tenant = tenant
@@ -153,3 +153,11 @@ def _missing(path: ResourcePath) -> Refused:
         path=str(path),
         hint="compare the address in the image or pod policy with what the trust service holds",
     )
+
+
+RESOURCE_ROWS: Final = SealedColumn(
+    purpose=_PURPOSE,
+    table=resources,
+    column="sealed",
+    row_of=lambda row: sealed_name(row.tenant, f"{row.path}#{row.version}"),
+)

@@ -1,7 +1,7 @@
 """Tables of the trust service, as SQLAlchemy Core metadata.
 
-Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`, `sessions.secret`) are sealed under the
-root key before they come here. A session cookie and a nonce are kept as SHA-256 only: whoever reads the database
+Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`, `sessions.secret`) are sealed under a
+data key before they come here. A session cookie and a nonce are kept as SHA-256 only: whoever reads the database
 cannot continue a session with it.
 
 Every table of what belongs to a tenant begins with the column `tenant`, which is the first of its primary key.
@@ -206,6 +206,74 @@ evidence: Final = Table(
     Column("result", LargeBinary, nullable=False),
     PrimaryKeyConstraint("tenant", "sequence"),
     UniqueConstraint("tenant", "id"),
+)
+
+# The release log, one for all tenants: what it publishes tells none from another. A leaf's node is the entry's own row;
+# `log_nodes` holds the complete subtrees above, `log_checkpoints` one signed statement per batch of writes.
+log_entries: Final = Table(
+    "log_entries",
+    metadata,
+    Column("position", INT64, nullable=False),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("tenant", TEXT, nullable=False),
+    Column("fields", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("position"),
+    Index(None, "tenant", "position"),
+)
+
+log_nodes: Final = Table(
+    "log_nodes",
+    metadata,
+    Column("level", INT64, nullable=False),
+    Column("position", INT64, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("level", "position"),
+)
+
+log_checkpoints: Final = Table(
+    "log_checkpoints",
+    metadata,
+    Column("size", INT64, nullable=False),
+    Column("note", TEXT, nullable=False),
+    PrimaryKeyConstraint("size"),
+)
+
+# The keys that seal rows of all tenants, each wrapped by the root key in the key store; and, one row, what is signed
+# about them all.
+data_keys: Final = Table(
+    "data_keys",
+    metadata,
+    Column("id", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("retired_at", INT64),
+    PrimaryKeyConstraint("id"),
+)
+
+key_ring: Final = Table(
+    "key_ring",
+    metadata,
+    Column("name", TEXT, nullable=False),
+    Column("generation", INT64, nullable=False),
+    Column("root", TEXT, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("name"),
+)
+
+# `sealed` holds the private key and says all that the other columns say; they are there to be listed.
+signing_keys: Final = Table(
+    "signing_keys",
+    metadata,
+    Column("purpose", TEXT, nullable=False),
+    Column("kid", TEXT, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("not_before", INT64, nullable=False),
+    Column("not_after", INT64),
+    PrimaryKeyConstraint("purpose", "kid"),
 )
 
 # Who may administer. `tenant` is empty for a token that holds in every tenant; the token's text is never stored.

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 
 from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
-from cloister.trust.rootkey import RootKey
+from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
 from cloister.trust.store.dialects import upsert
 from cloister.trust.store.schema import nonces, session_gauges, sessions
@@ -88,7 +88,7 @@ class SessionStore:
         tenant: whose.
     """
 
-    def __init__(self, store: Store, root_key: RootKey, *, limit: int, tenant: str = DEFAULT_TENANT) -> None:
+    def __init__(self, store: Store, root_key: RowSealer, *, limit: int, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._root_key = root_key
         self._limit = limit
@@ -237,3 +237,8 @@ def _key(cookie: str) -> str:
 
 def _nonce(nonce: bytes) -> str:
     return hashlib.sha256(b"nonce:" + nonce).hexdigest()
+
+
+SESSION_ROWS: Final = SealedColumn(
+    purpose=_PURPOSE, table=sessions, column="secret", row_of=lambda row: sealed_name(row.tenant, row.key)
+)

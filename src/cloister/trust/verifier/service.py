@@ -10,7 +10,7 @@ true reason. The token shows no value a guest is expected to have: those go only
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
@@ -47,24 +47,32 @@ _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
 
+class Issuer(Protocol):
+    """A token-signing key with its certificates, DER, leaf first."""
+
+    @property
+    def signer(self) -> Signer: ...
+
+    @property
+    def chain(self) -> tuple[bytes, ...]: ...
+
+
 class VerifierService:
     """Implements `cloister.trust.roles.AttestationService`.
 
     Args:
         store: where policy, roots and reference values are.
-        signer: signs results.
-        chain: DER certificates of the signer, leaf first, for relying parties that pin a CA.
+        issuer: returns what signs results now: a key and its certificates, for relying parties that pin a CA.
         policy_id: the appraisal policy to judge by.
         collateral: what vendors publish, as far as it is had.
     """
 
     def __init__(
-        self, store: Store, signer: Signer, *, chain: Sequence[bytes], policy_id: str, collateral: CollateralSource
+        self, store: Store, issuer: Callable[[], Issuer], *, policy_id: str, collateral: CollateralSource
     ) -> None:
         self._collateral = collateral
         self._inputs = AppraisalInputSource(store, policy_id)
-        self._signer = signer
-        self._chain = tuple(chain)
+        self._issuer = issuer
 
     def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
         """Return what belongs into the challenge.
@@ -97,6 +105,7 @@ class VerifierService:
         """
         results = self._judge(request)
         identity = new_attestation_id()
+        issuer = self._issuer()
         claims = encode_ear(
             {name: _for_the_guest(result) for name, result in results.items()},
             runtime_data=msgspec.to_builtins(request.runtime_data),
@@ -104,7 +113,7 @@ class VerifierService:
             identity=identity,
         )
         return Appraised(
-            token=sign_jwt(claims, self._signer, chain=self._chain),
+            token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
             record=_record(identity, results),
             body=msgspec.json.encode(request.evidence),
         )

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ import pytest
 from cloister.crypto.jwt import TOKEN_BYTES
 from cloister.errors import Refused
 from cloister.protocol.kbs import Request, encode_message
-from cloister.trust.asgi import TrustApp
 from cloister.trust.journal import FIELDS, Journal
 from cloister.trust.keybroker import Answer, Credentials
+from cloister.trust.web import Mount, trust_application
+from cloister.trust.web.gate import Limits, RateLimit
 from trust_world import CANARY, MODEL, Factory, World
 
 Call = Callable[..., Awaitable[tuple[int, dict[bytes, bytes], bytes]]]
@@ -26,9 +27,10 @@ AUTH = encode_message(Request(version="0.4.0", tee="cloister-simulated"))
 class Edge:
     """An application without a server."""
 
-    def __init__(self, world: World, broker: Any = None) -> None:
+    def __init__(self, world: World, broker: Any = None, mounts: Sequence[Mount] = ()) -> None:
         self.log = io.StringIO()
-        self.app = TrustApp(broker or world.service.broker, world.service.store, world.settings, Journal(self.log))
+        brokers = (lambda _: broker) if broker else world.service.broker_of
+        self.app = trust_application(brokers, world.service.store, world.settings, Journal(self.log), mounts=mounts)
 
     async def call(
         self,
@@ -53,7 +55,8 @@ class Edge:
             sent.append(message)
 
         pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        await self.app({"type": "http", "method": method, "path": path, "headers": pairs}, receive, send)
+        scope = {"type": "http", "method": method, "path": path, "headers": pairs, "client": ("192.0.2.1", 1)}
+        await self.app(scope, receive, send)
         assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
         return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
@@ -209,6 +212,125 @@ def test_draining_admits_nothing_and_waits_for_what_is_in_flight(world: World) -
 
     assert asyncio.run(run()) == (True, 200, 503)
     edge.app.close()
+
+
+class TestTenants:
+    def test_the_cookie_stays_in_the_tenants_part(self, world: World) -> None:
+        edge, asked = Edge(world), []
+        edge.app.close()
+
+        def brokers(tenant: str) -> Any:
+            asked.append(tenant)
+            return world.service.broker
+
+        edge.app = trust_application(brokers, world.service.store, world.settings, Journal(edge.log))
+        status, headers, _ = asyncio.run(edge.call("POST", "/t/shop-1/kbs/v0/auth", AUTH))
+        assert (status, asked) == (200, ["shop-1"])
+        assert "; Path=/t/shop-1/kbs/v0; " in headers[b"set-cookie"].decode()
+        asyncio.run(edge.call("GET", f"/t/shop-1/kbs/v0/resource/{MODEL}"))
+        asyncio.run(edge.call("POST", "/t/shop-1/kbs/v0/attest"))
+        assert asked == ["shop-1"] * 3
+        edge.app.close()
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/t/nobody/kbs/v0/auth",
+            "/t//kbs/v0/auth",
+            "/t/-a/kbs/v0/auth",
+            "/t/A/kbs/v0/auth",
+            "/t/" + "a" * 64 + "/kbs/v0/auth",
+            "/t/default/x/kbs/v0/auth",
+            "/t/default/healthz",
+            "/t/default",
+            "/t/default\n/kbs/v0/auth",
+        ],
+    )
+    def test_what_is_no_tenant_is_no_address(self, edge: Edge, path: str) -> None:
+        status, _, body = asyncio.run(edge.call("POST", path, AUTH))
+        assert (status, code(body)) == (404, "trust.request.path")
+
+
+class TestRate:
+    def test_one_client_too_often(self, new_world: Factory) -> None:
+        edge = Edge(new_world(client_rate=1.0))
+        answers = [asyncio.run(edge.call("POST", "/kbs/v0/auth", AUTH)) for _ in range(4)]
+        assert [answer[0] for answer in answers] == [200, 200, 429, 429]
+        assert answers[-1][1][b"retry-after"] == b"1" and code(answers[-1][2]) == "trust.request.rate"
+        assert asyncio.run(edge.call("GET", "/healthz"))[0] == 200
+        edge.app.close()
+
+    def test_it_fills_again_and_is_each_ones_own(self) -> None:
+        now = [0.0]
+        rate = RateLimit(2.0, 1.0, clock=lambda: now[0])
+        rate.take("a")
+        rate.take("b")
+        with pytest.raises(Refused) as caught:
+            rate.take("a")
+        assert caught.value.code == "trust.request.rate"
+        now[0] = 0.5
+        rate.take("a")
+
+    def test_it_remembers_a_bounded_number_of_clients(self) -> None:
+        rate = RateLimit(1.0, 1.0, clock=lambda: 0.0)
+        for number in range(5000):
+            rate.take(str(number))
+        assert len(rate._buckets) == 4096
+        with pytest.raises(Refused):
+            rate.take("4999")
+
+
+class TestMounts:
+    """Another application below a prefix, within the same gate."""
+
+    def edge(self, world: World, application: Any, **limits: Any) -> Edge:
+        limit = Limits(**{"body_bytes": 10, "seconds": 5, "admitted": 1, **limits})
+        return Edge(world, mounts=[Mount(prefix="/admin/v1", name="admin", limits=limit, application=application)])
+
+    def test_it_gets_what_is_below(self, world: World) -> None:
+        seen = []
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            seen.append((scope["path"], (await receive())["body"]))
+            await send({"type": "http.response.start", "status": 201, "headers": [(b"x", b"y")]})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+        edge = self.edge(world, application)
+        for path in ("/admin/v1", "/admin/v1/x"):
+            status, headers, _ = asyncio.run(edge.call("POST", path, b"0123456789"))
+            assert (status, headers[b"x"]) == (201, b"y") and headers[b"request-id"]
+        assert asyncio.run(edge.call("POST", "/admin/v10"))[0] == 404
+        assert seen == [("/admin/v1", b"0123456789"), ("/admin/v1/x", b"0123456789")]
+        assert next((line["route"], line["status"]) for line in edge.lines()) == ("admin", 201)
+        edge.app.close()
+
+    def test_its_limits_hold(self, world: World) -> None:
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await asyncio.sleep(30)
+
+        edge = self.edge(world, application, seconds=0.1)
+
+        async def two() -> list[tuple[int, dict[bytes, bytes], bytes]]:
+            return list(await asyncio.gather(*(edge.call("GET", "/admin/v1/x") for _ in range(2))))
+
+        assert {code(answer[2]) for answer in asyncio.run(two())} == {
+            "trust.request.overload",
+            "trust.request.timeout",
+        }
+        status, _, body = asyncio.run(edge.call("POST", "/admin/v1/x", b"01234567890"))
+        assert (status, code(body)) == (413, "protocol.kbs.too_long")
+        edge.app.close()
+
+    def test_its_faults_are_not_shown(self, world: World) -> None:
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            raise ValueError(CANARY.decode())
+
+        edge = self.edge(world, application)
+        status, _, body = asyncio.run(edge.call("GET", "/admin/v1/x"))
+        assert (status, code(body)) == (503, "trust.internal")
+        assert CANARY not in body and CANARY.decode() not in edge.log.getvalue()
+        edge.app.close()
 
 
 class TestHealth:

@@ -1,0 +1,325 @@
+"""The log itself: entries in the transaction of what they are about, one signed checkpoint per transaction.
+
+Entries get their place when they are appended, by what is in the database then: what a job that refused had appended
+was undone with it, and the next one takes its place. Before the commit the checkpoint over all of them is signed and
+stored with them; so an entry that is durable is in a signed checkpoint. Inclusion proofs are made from the tree as it
+was and the batch, without reading.
+
+Nothing is appended before it is known that the log in the database is the one that was shown to others
+(`cloister.trust.releaselog.guard`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection
+
+from cloister.errors import Unavailable
+from cloister.tlog.checkpoint import Checkpoint
+from cloister.tlog.entry import SALT_BYTES, encode_leaf
+from cloister.tlog.merkle import leaf_hash
+from cloister.tlog.note import SignedNote, VerifierKey
+from cloister.tlog.receipt import Receipt, build_receipt, encode_receipt
+from cloister.tlog.signers import LogSigner
+from cloister.tlog.tree import CompactRange, Node, inclusion_ranges, nodes_for, prove
+from cloister.trust.events import LogEvent
+from cloister.trust.releaselog import rows
+from cloister.trust.releaselog.cosigning import Cosigner
+from cloister.trust.releaselog.guard import Guard
+from cloister.trust.releaselog.highwater import HighWater, Mark
+from cloister.trust.store.database import Store
+
+TENANT_FIELD: Final = "tenant"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Batch:
+    """The entries of one transaction; `note` and `size` are set when it is about to commit.
+
+    Attributes:
+        transaction: whose; compared by identity.
+        base: size of the log before it.
+        hashes: leaf hashes of its entries.
+        nodes: what proofs are made from: subtrees of the tree before, and all that the batch made.
+    """
+
+    transaction: object
+    base: int
+    hashes: list[bytes] = field(default_factory=list)
+    nodes: dict[Node, bytes] = field(default_factory=dict)
+    tree: CompactRange = field(default_factory=CompactRange)
+    size: int = 0
+    note: SignedNote | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Appended:
+    """An entry that was appended; of use once its transaction is durable."""
+
+    kind: str
+    at: str
+    salt: bytes
+    fields: Mapping[str, str]
+    position: int
+    batch: _Batch
+
+
+class ReleaseLog:
+    """The log of one trust service. Give it to the store as its `batch_hook`, then `open` it.
+
+    Args:
+        signer: the log's key.
+        high_water: the mark beside the database.
+        cosigner: asks witnesses; None when there are none.
+        random: returns that many unpredictable bytes.
+    """
+
+    def __init__(
+        self, signer: LogSigner, high_water: HighWater, *, cosigner: Cosigner | None, random: Callable[[int], bytes]
+    ) -> None:
+        self._signer = signer
+        self._cosigner = cosigner
+        self._random = random
+        self._guard = Guard(high_water, asked=cosigner is not None)
+        self._high_water = high_water
+        self._tree: CompactRange | None = None
+        self._batch: _Batch | None = None
+        self._head = threading.Lock()
+        self._newest = self._sign(CompactRange())
+        self._store: Store | None = None
+
+    @property
+    def key(self) -> VerifierKey:
+        """The log's public key; its name is the origin."""
+        return self._signer.verifier
+
+    @property
+    def newest(self) -> SignedNote:
+        """The newest checkpoint that is durable, with the cosignatures it has."""
+        with self._head:
+            newest = self._newest
+        return newest if self._cosigner is None else self._cosigner.cosigned(newest)
+
+    def open(self, store: Store, *, seconds: float) -> None:
+        """Look at the log in `store`, and ask the witnesses about it.
+
+        Not raised here, but by what appends: that the log is not the one others were shown, or that no witness
+        answered. Reading stays possible.
+
+        Args:
+            store: whose hook this is.
+            seconds: most to wait for a witness; asking goes on behind.
+
+        Raises:
+            Unavailable: the store failed, or the log in it is damaged.
+        """
+        self._store = store
+        mark = self._high_water.read()  # before the database: what is marked was committed before
+        size = store.read(lambda connection: self._look(connection, mark))
+        if self._cosigner is not None:
+            self._cosigner.begin(
+                size, self._newest, prove=self._prove_consistency, newest=self._stored_head, judge=self._guard
+            )
+            self._guard.wait(seconds)
+
+    def append(self, connection: Connection, event: LogEvent) -> Appended:
+        """Add an entry in the transaction of `connection`.
+
+        Raises:
+            FormatRefused: unknown kind, or fields above a ceiling (`tlog.entry.malformed`).
+            Unavailable: the log must not be written now (`trust.releaselog.*`); what is logged must not happen either.
+        """
+        batch = self._batch_of(connection)
+        salt = self._random(SALT_BYTES)
+        at = event.at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        fields = {**event.fields, TENANT_FIELD: event.tenant}
+        leaf = encode_leaf(event.kind, at, salt, fields)
+        digest = leaf_hash(leaf)
+        position = batch.base + len(batch.hashes)
+        row: dict[str, Any] = {  # Any: each column has its own type
+            "position": position,
+            "leaf": leaf,
+            "hash": digest,
+            "salt": salt,
+            "tenant": event.tenant,
+            "fields": msgspec.json.encode(fields),
+        }
+        connection.execute(rows.INSERT_ENTRY, row)
+        batch.hashes.append(digest)
+        return Appended(kind=event.kind, at=at, salt=salt, fields=fields, position=position, batch=batch)
+
+    def before_commit(self, connection: Connection) -> None:
+        """Sign the checkpoint of the batch and store it with the entries; part of the store's hook."""
+        batch, self._batch = self._batch, None
+        if batch is None or batch.transaction is not connection.get_transaction():
+            return
+        self._forget_undone(connection, batch)
+        if not batch.hashes:
+            return
+        tree = self._require_tree().copy()
+        batch.nodes = dict(tree.nodes())
+        made = []
+        for digest in batch.hashes:
+            for (level, position), data in tree.append(digest):
+                batch.nodes[level, position] = data
+                if level:
+                    made.append({"level": level, "position": position, "hash": data})
+        if made:
+            connection.execute(rows.INSERT_NODE, made)
+        note = self._sign(tree)
+        connection.execute(rows.INSERT_CHECKPOINT, {"size": tree.size, "note": note.encode()})
+        batch.tree, batch.size, batch.note = tree, tree.size, note
+        self._batch = batch
+
+    def after_commit(self) -> None:
+        """Go on from the batch, which is durable; part of the store's hook.
+
+        Raises:
+            Unavailable: the high-water mark cannot be written. The entries are durable all the same; what is told to
+                those who wait is that it is not known, and nothing is appended until the mark can be written.
+        """
+        batch, self._batch = self._batch, None
+        if batch is None or batch.note is None:
+            return
+        self._tree = batch.tree
+        with self._head:
+            self._newest = batch.note
+        if self._cosigner is not None:
+            self._cosigner.offer(batch.size, batch.note)
+        self._high_water.raise_to(Mark(size=batch.size, root=batch.tree.root()))
+
+    def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
+        """Return the receipt of an entry whose transaction is durable, as the value of its header.
+
+        Args:
+            appended: what `append` returned.
+            cosignatures: how many witnesses must have cosigned.
+            deadline: on the monotonic clock.
+
+        Raises:
+            Unavailable: too few witnesses cosigned in time (`trust.releaselog.cosignatures`), or the store failed.
+        """
+        return encode_receipt(self.receipt_of(appended, cosignatures=cosignatures, deadline=deadline))
+
+    def receipt_of(self, appended: object, *, cosignatures: int = 0, deadline: float) -> Receipt:
+        """As `receipt`, not encoded."""
+        if not isinstance(appended, Appended) or appended.batch.note is None:
+            raise TypeError("not an entry of this log that was committed")
+        batch, position = appended.batch, appended.position
+        note, size = batch.note, batch.size
+        if cosignatures:
+            note, size = self._wait_cosigned(position, cosignatures, deadline)
+        ranges = inclusion_ranges(position, size)
+        if size == batch.size:
+            nodes = batch.nodes
+        else:
+            nodes = self._require_store().read(lambda connection: rows.read_nodes(connection, nodes_for(ranges)))
+        return build_receipt(
+            kind=appended.kind,
+            at=appended.at,
+            salt=appended.salt,
+            fields=appended.fields,
+            index=position,
+            proof=prove(ranges, lambda level, index: nodes[level, index]),
+            checkpoint=note.encode() if note is not None else "",
+        )
+
+    def close(self) -> None:
+        """Stop asking witnesses. The store is closed before."""
+        if self._cosigner is not None:
+            self._cosigner.close()
+        self._high_water.close()
+
+    def _batch_of(self, connection: Connection) -> _Batch:
+        """Return the batch of the running transaction, without what was undone in it."""
+        transaction = connection.get_transaction()
+        batch = self._batch
+        if batch is not None and batch.transaction is transaction:
+            self._forget_undone(connection, batch)
+            return batch
+        self._batch = None
+        self._guard.require_clear()
+        size = rows.count_entries(connection)
+        if self._tree is None or self._tree.size != size:
+            self._reload(connection, size)
+        self._batch = _Batch(transaction=transaction, base=size)
+        return self._batch
+
+    def _forget_undone(self, connection: Connection, batch: _Batch) -> None:
+        del batch.hashes[rows.count_entries(connection) - batch.base :]
+
+    def _reload(self, connection: Connection, size: int) -> None:
+        """Take the log from the database: another process appended, or nothing was known yet.
+
+        Raises:
+            Unavailable: it is damaged, or does not continue what was known (`trust.releaselog.rolled_back`).
+        """
+        head, tree = self._read(connection)
+        if tree.size != size:
+            raise rows.damaged("the newest checkpoint is not that of the entries")
+        if self._tree is not None:
+            self._guard.require_continues(connection, Mark(size=self._tree.size, root=self._tree.root()), tree)
+        self._tree = tree
+        with self._head:
+            self._newest = head
+
+    def _read(self, connection: Connection) -> tuple[SignedNote, CompactRange]:
+        """Return the newest checkpoint as stored, and its tree.
+
+        What a checkpoint covers does not change, so that these may be several statements outside a transaction.
+        """
+        head = rows.read_head(connection, self.key)
+        if head is None:
+            return self._sign(CompactRange()), CompactRange()
+        tree = rows.read_tree(connection, head.checkpoint.size)
+        if head.checkpoint.root != tree.root():
+            raise rows.damaged("the newest checkpoint is not that of the entries")
+        return head.note, tree
+
+    def _look(self, connection: Connection, mark: Mark) -> int:
+        note, tree = self._read(connection)
+        self._guard.look(connection, mark, tree)
+        self._tree = tree
+        with self._head:
+            self._newest = note
+        return tree.size
+
+    def _stored_head(self) -> tuple[int, SignedNote]:
+        head = self._require_store().read(lambda connection: rows.read_head(connection, self.key))
+        return (0, self._sign(CompactRange())) if head is None else (head.checkpoint.size, head.note)
+
+    def _sign(self, tree: CompactRange) -> SignedNote:
+        text = Checkpoint(origin=self.key.name, size=tree.size, root=tree.root()).text()
+        return SignedNote(text=text, signatures=(self._signer.sign(text),))
+
+    def _prove_consistency(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+        nodes = self._require_store().read(lambda connection: rows.read_nodes(connection, nodes_for(ranges)))
+        return prove(ranges, lambda level, index: nodes[level, index])
+
+    def _wait_cosigned(self, position: int, cosignatures: int, deadline: float) -> tuple[SignedNote, int]:
+        if self._cosigner is None:
+            raise Unavailable(
+                "trust.releaselog.cosignatures",
+                "the release asks for cosignatures, and no witness is configured",
+                expected=str(cosignatures),
+                actual="0",
+                hint="name witnesses with --log-witnesses",
+            )
+        return self._cosigner.wait(position + 1, cosignatures, max(0.0, deadline - time.monotonic()))
+
+    def _require_tree(self) -> CompactRange:
+        if self._tree is None:
+            raise RuntimeError("the log was not looked at")
+        return self._tree
+
+    def _require_store(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("the log is not open")
+        return self._store

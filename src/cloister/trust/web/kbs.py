@@ -1,0 +1,104 @@
+"""The guests' routes: the key broker protocol for each tenant.
+
+    POST /kbs/v0/auth   POST /kbs/v0/attest   GET /kbs/v0/resource/{repository}/{type}/{tag}
+
+for the default tenant, and the same below `/t/<tenant>` for the others. A session cookie is sent to the tenant's own
+part of the address only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from cloister.crypto.jwt import TOKEN_BYTES
+from cloister.protocol.kbs import PREFIX, SESSION_COOKIE
+from cloister.trust.keybroker import Answer, Credentials, KeyBroker
+from cloister.trust.settings import TrustSettings
+from cloister.trust.store.sessions import COOKIE_CHARS
+from cloister.trust.web.exchange import Request, Response
+from cloister.trust.web.gate import Limits, Route
+from cloister.wire.limits import KBS_REQUEST_BYTES
+
+Brokers = Callable[[str], KeyBroker]
+
+DEFAULT_TENANT: Final = "default"
+_TENANT: Final = re.compile(r"/t/([a-z0-9][a-z0-9-]{0,62})(/kbs/.*)")
+_COOKIE: Final = re.compile(rf"[0-9a-f]{{{COOKIE_CHARS}}}")
+_RESOURCE: Final = f"{PREFIX}/resource/"
+
+
+class GuestRoutes:
+    """Routes of the key broker protocol.
+
+    Args:
+        brokers: the key broker of a tenant; raises Refused `trust.request.path` for one that does not exist.
+        settings: limits, and whether cookies are for TLS only.
+    """
+
+    def __init__(self, brokers: Brokers, settings: TrustSettings) -> None:
+        self._brokers = brokers
+        life = f"Max-Age={int(settings.session_seconds)}; HttpOnly; Secure; SameSite=Strict"
+        self._cookie_life = life
+        begins = Limits(
+            body_bytes=KBS_REQUEST_BYTES,
+            seconds=settings.request_seconds,
+            admitted=settings.queue - settings.queue // 4,
+        )
+        goes_on = Limits(body_bytes=KBS_REQUEST_BYTES, seconds=settings.request_seconds, admitted=settings.queue)
+        self._resource = Route(name="resource", method="GET", limits=goes_on, handle=self._release, stage="resource")
+        self._exact = {
+            f"{PREFIX}/auth": Route(name="auth", method="POST", limits=begins, handle=self._auth, stage="auth"),
+            f"{PREFIX}/attest": Route(
+                name="attest", method="POST", limits=goes_on, handle=self._attest, stage="attest"
+            ),
+        }
+
+    def find(self, path: str) -> tuple[Route, str, str] | None:
+        """Return route, rest of the path and tenant, or None."""
+        tenant = DEFAULT_TENANT
+        if path.startswith("/t/"):
+            match = _TENANT.fullmatch(path)
+            if match is None:
+                return None
+            tenant, path = match[1], match[2]
+        if path.startswith(_RESOURCE):
+            return self._resource, path[len(_RESOURCE) :], tenant
+        route = self._exact.get(path)
+        return None if route is None else (route, "", tenant)
+
+    def _auth(self, request: Request) -> Response:
+        return self._response(request, self._brokers(request.tenant).auth(request.body))
+
+    def _attest(self, request: Request) -> Response:
+        broker = self._brokers(request.tenant)
+        return self._response(request, broker.attest(request.body, credentials_of(request.headers)))
+
+    def _release(self, request: Request) -> Response:
+        broker = self._brokers(request.tenant)
+        credentials = credentials_of(request.headers)
+        return self._response(request, broker.resource(request.path, credentials, deadline=request.deadline))
+
+    def _response(self, request: Request, answer: Answer) -> Response:
+        headers = answer.headers
+        if answer.cookie:
+            # CoCo's broker sets no attribute; these narrow where a client sends the cookie, which all clients honour.
+            place = PREFIX if request.tenant == DEFAULT_TENANT else f"/t/{request.tenant}{PREFIX}"
+            cookie = f"{SESSION_COOKIE}={answer.cookie}; Path={place}; {self._cookie_life}"
+            headers = (*headers, (b"set-cookie", cookie.encode()))
+        return Response(status=answer.status, body=answer.body, headers=headers, code=answer.code, denial=answer.denial)
+
+
+def credentials_of(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
+    """Return the session cookie and the bearer token; a malformed one is none."""
+    cookie, bearer = "", ""
+    for name, value in headers:
+        if name == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                key, _, text = pair.strip().partition("=")
+                if key == SESSION_COOKIE and _COOKIE.fullmatch(text.strip('"')):
+                    cookie = text.strip('"')
+        elif name == b"authorization" and value[:7].lower() == b"bearer " and len(value) <= TOKEN_BYTES:
+            bearer = value[7:].decode("latin-1").strip()
+    return Credentials(cookie=cookie, bearer=bearer)

@@ -1,0 +1,341 @@
+"""Nothing of one tenant is read, changed, counted or deleted for another: all classes of the store, both databases."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cloister.trust.rootkey import RootKey
+from sqlalchemy import event, select, update
+from sqlalchemy.engine import Engine
+
+from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.resourceuri import parse_resource_path
+from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.rats.claims import Level
+from cloister.rats.endorsement import TrustedRoot
+from cloister.rats.reference import ReferenceEntry
+from cloister.testing.tpm import NOW
+from cloister.trust.store import records, schema
+from cloister.trust.store.database import Store
+from cloister.trust.store.endorsers import RootStore, root_id
+from cloister.trust.store.policies import APPRAISAL, PolicyStore
+from cloister.trust.store.records import (
+    DENIED,
+    RELEASED,
+    AppraisalRecord,
+    AuditRow,
+    DenialRecord,
+    RecordStore,
+    store_appraisal,
+)
+from cloister.trust.store.references import ReferenceStore
+from cloister.trust.store.resources import ResourceStore
+from cloister.trust.store.sessions import SessionStore, attach_token
+from cloister.trust.store.tenancy import sealed_name
+from store_places import Place
+
+KEY = RootKey(bytes(32))
+PATH = parse_resource_path("default/model/one")
+ROOT = TrustedRoot(tee="tpm", level=Level.MEASURED, name="root", der=b"der")
+NONCE = bytes(range(32))
+LIFE = timedelta(minutes=5)
+TENANTS = (DEFAULT_TENANT, "acme", "other-2")
+
+
+@dataclass
+class Space:
+    """All that the store keeps of one tenant."""
+
+    store: Store
+    tenant: str
+
+    def __post_init__(self) -> None:
+        own = {"tenant": self.tenant}
+        self.resources = ResourceStore(self.store, KEY, **own)
+        self.policies = PolicyStore(self.store, **own)
+        self.references = ReferenceStore(self.store, **own)
+        self.roots = RootStore(self.store, **own)
+        self.records = RecordStore(self.store, **own)
+        self.sessions = SessionStore(self.store, KEY, limit=3, **own)
+        self.cookie = ""
+
+    def fill(self) -> None:
+        """Write one row everywhere, with the same keys as every other tenant and words of its own."""
+        mark = self.tenant
+        self.resources.put(PATH, mark.encode(), at=NOW)
+        self.policies.put(APPRAISAL, "default", mark.encode(), at=NOW)
+        self.references.put([reference(mark)], at=NOW)
+        self.roots.put(ROOT, at=NOW)
+        self.records.record_release(audit(mark), seconds=3)
+        self.records.record_denial(denial(mark), audit(mark, denial=DENIAL))
+        self.store.write(lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), **self.own))
+        self.cookie = self.sessions.open(tee=mark, nonce=NONCE, secret=mark.encode(), at=NOW, lifetime=LIFE)
+        accepted = self.sessions.accept_nonce(self.cookie, NONCE, at=NOW)
+        self.store.write(lambda connection: attach_token(connection, accepted, mark))
+
+    @property
+    def own(self) -> dict[str, str]:
+        return {"tenant": self.tenant}
+
+    def seen(self) -> dict[str, Any]:
+        """What it finds of everything, by name of what was asked."""
+        return {
+            "resource": attempt(lambda: self.resources.get(PATH).content.decode()),
+            "resource exists": attempt(lambda: self.resources.require(PATH) or self.tenant),
+            "resources": [str(entry.path) for entry in self.resources.list()],
+            "policy": getattr(self.policies.current(APPRAISAL, "default"), "text", b"").decode(),
+            "policies": [policy.text.decode() for policy in self.policies.history(APPRAISAL, "default")],
+            "references": [entry.origin for entry in self.references.list()],
+            "roots": [root.name for root in self.roots.list()],
+            "audit": [row.tee for row in self.records.list_audit()],
+            "audit of a pod": [row.tee for row in self.records.list_audit(init_data="sha256:11")],
+            "last audit": self.records.last_audit(),
+            "denial": attempt(lambda: self.records.denial(DENIAL).tee),
+            "appraisal": getattr(self.records.appraisal(ATTESTATION), "tee", ""),
+            "evidence": (self.records.evidence(ATTESTATION) or b"").decode(),
+            "token": attempt(lambda: self.sessions.token(self.cookie, at=NOW)),
+        }
+
+
+NOTHING: dict[str, Any] = {
+    "resource": "trust.resource.missing",
+    "resource exists": "trust.resource.missing",
+    "resources": [],
+    "policy": "",
+    "policies": [],
+    "references": [],
+    "roots": [],
+    "audit": [],
+    "audit of a pod": [],
+    "last audit": 0,
+    "denial": "trust.denial.missing",
+    "appraisal": "",
+    "evidence": "",
+    "token": "trust.session.unknown",
+}
+DENIAL, ATTESTATION = "d-aaaaaaaaaa", "a-aaaaaaaaaa"
+
+
+def everything(mark: str) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(("resource", "resource exists", "policy", "denial", "appraisal", "evidence", "token"), mark),
+        "resources": [str(PATH)],
+        "roots": ["root"],
+        "policies": [mark],
+        "references": [mark],
+        "audit": [mark, mark],
+        "audit of a pod": [mark, mark],
+        "last audit": 2,
+    }
+
+
+def attempt(ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except CloisterError as err:
+        return err.code
+
+
+def reference(mark: str) -> ReferenceEntry:
+    return ReferenceEntry(
+        id="podvm", tee="tpm", registers={"pcr00": b"\x01" * 32}, not_after=NOW + timedelta(days=1), origin=mark
+    )
+
+
+def audit(mark: str, **values: str) -> AuditRow:
+    decision = DENIED if values else RELEASED
+    return AuditRow(at=NOW, decision=decision, code="code", tee=mark, init_data="sha256:11", **values)
+
+
+def denial(mark: str, identity: str = DENIAL) -> DenialRecord:
+    return DenialRecord(id=identity, at=NOW, stage="resource", code="code", message="no", tee=mark)
+
+
+def appraisal(mark: str) -> AppraisalRecord:
+    return AppraisalRecord(
+        id=ATTESTATION, at=NOW, tee=mark, level="measured", instance="", init_data="", policy_id="", policy_digest="",
+        tier="affirming", registers={}, findings=(), unchecked=(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def spaces(place: Place) -> dict[str, Space]:
+    store = place.open()
+    return {tenant: Space(store, tenant) for tenant in TENANTS}
+
+
+@pytest.mark.parametrize("writer", TENANTS)
+def test_nobody_else_sees_what_one_wrote(spaces: dict[str, Space], writer: str) -> None:
+    spaces[writer].fill()
+    for tenant, space in spaces.items():
+        space.cookie = spaces[writer].cookie  # as if it were stolen
+        assert space.seen() == (everything(writer) if tenant == writer else NOTHING), tenant
+
+
+def test_the_same_names_live_side_by_side(spaces: dict[str, Space]) -> None:
+    for space in spaces.values():
+        space.fill()
+    for tenant, space in spaces.items():
+        assert space.seen() == everything(tenant)
+
+
+DELETIONS: dict[str, Callable[[Space], None]] = {
+    "resource": lambda space: space.resources.delete(PATH),
+    "reference": lambda space: space.references.delete("podvm"),
+    "root": lambda space: space.roots.delete(root_id(ROOT)),
+}
+
+
+@pytest.mark.parametrize("what", DELETIONS)
+def test_nobody_deletes_what_is_anothers(spaces: dict[str, Space], what: str) -> None:
+    mine, theirs = spaces["acme"], spaces["other-2"]
+    theirs.fill()
+    with pytest.raises(Refused):
+        DELETIONS[what](mine)
+    assert theirs.seen() == everything("other-2")
+    mine.fill()
+    DELETIONS[what](mine)
+    assert theirs.seen() == everything("other-2")
+    assert mine.seen() != everything("acme")
+
+
+def test_a_session_of_one_is_not_attested_at_another(spaces: dict[str, Space]) -> None:
+    cookie = spaces["acme"].sessions.open(tee="tpm", nonce=NONCE, secret=b"s", at=NOW, lifetime=LIFE)
+    for tenant in ("other-2", DEFAULT_TENANT):
+        with pytest.raises(Refused) as caught:
+            spaces[tenant].sessions.accept_nonce(cookie, NONCE, at=NOW)
+        assert caught.value.code == "trust.session.unknown"
+    accepted = spaces["acme"].sessions.accept_nonce(cookie, NONCE, at=NOW)
+    assert (accepted.tenant, accepted.secret) == ("acme", b"s")
+
+
+def test_one_tenants_crowd_keeps_no_other_out(spaces: dict[str, Space]) -> None:
+    def open_one(tenant: str, number: int) -> None:
+        nonce = hashlib.sha256(f"{tenant}{number}".encode()).digest()
+        spaces[tenant].sessions.open(tee="tpm", nonce=nonce, secret=b"", at=NOW, lifetime=LIFE)
+
+    for number in range(3):
+        open_one("acme", number)
+    with pytest.raises(Unavailable) as caught:
+        open_one("acme", 3)
+    assert caught.value.code == "trust.session.overload"
+    open_one("other-2", 0)
+
+
+def test_one_tenants_denials_push_out_no_others(spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "DENIALS_KEPT", 3)  # the number, not what is done with it
+    monkeypatch.setattr(records, "EVIDENCE_KEPT", 3)
+    spaces["acme"].fill()
+    for number in range(6):
+        record = denial("other-2", f"d-{number:010}")
+        spaces["other-2"].records.record_denial(record, audit("other-2", denial=record.id))
+        result = appraisal("other-2")
+        spaces["other-2"].store.write(
+            lambda connection, result=result, number=number: store_appraisal(  # type: ignore[misc]  # bound by default
+                connection, AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"}), b"x", tenant="other-2"
+            )
+        )
+    assert spaces["acme"].seen() == everything("acme")
+    kept = [
+        attempt(lambda number=number: spaces["other-2"].records.denial(f"d-{number:010}").tee) for number in range(6)
+    ]
+    assert kept == ["trust.denial.missing"] * 3 + ["other-2"] * 3
+    assert [row.sequence for row in spaces["other-2"].records.list_audit()] == [4, 5, 6]
+    bodies = [spaces["other-2"].records.evidence(f"a-{number:010}") for number in range(6)]
+    assert bodies == [None] * 3 + [b"x"] * 3
+
+
+def as_dict(record: AppraisalRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("acme", "other-2"), ("acme", DEFAULT_TENANT), (DEFAULT_TENANT, "acme")]
+)
+def test_a_row_given_to_another_tenant_does_not_open(spaces: dict[str, Space], source: str, target: str) -> None:
+    """Somebody who writes the database cannot move a secret to a tenant whose policy releases it."""
+    spaces[source].fill()
+    store = spaces[source].store
+    store.write(lambda connection: connection.execute(update(schema.resources).values(tenant=target)) and None)
+    with pytest.raises(Unavailable) as caught:
+        spaces[target].resources.get(PATH)
+    assert caught.value.code == "trust.store.sealed_row"
+
+
+def test_a_session_given_to_another_tenant_does_not_open(spaces: dict[str, Space]) -> None:
+    cookie = spaces["acme"].sessions.open(tee="tpm", nonce=NONCE, secret=b"secret", at=NOW, lifetime=LIFE)
+    store = spaces["acme"].store
+
+    def move(connection: Any) -> None:
+        rows = connection.execute(select(schema.nonces)).mappings().all()
+        connection.execute(schema.nonces.insert(), [{**row, "tenant": "other-2"} for row in rows])
+        connection.execute(update(schema.sessions).values(tenant="other-2"))
+
+    store.write(move)
+    with pytest.raises(Unavailable) as caught:
+        spaces["other-2"].sessions.accept_nonce(cookie, NONCE, at=NOW)
+    assert caught.value.code == "trust.store.sealed_row"
+
+
+def test_sealed_names_are_never_the_same() -> None:
+    names = [sealed_name(tenant, row) for tenant in TENANTS for row in (f"{PATH}#1", f"{PATH}#2")]
+    assert len(set(names)) == len(names)
+    assert sealed_name(DEFAULT_TENANT, "row") == "row", "what was sealed before there were tenants still opens"
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    seen: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_no_statement_forgets_the_tenant(spaces: dict[str, Space]) -> None:
+    """Each statement on a table of tenants names the column in its condition, or sets it."""
+    theirs = [table.name for table in schema.metadata.sorted_tables if "tenant" in table.c]
+    with statements() as seen:
+        spaces["acme"].fill()
+        spaces["acme"].seen()
+        for delete in DELETIONS.values():
+            delete(spaces["acme"])
+    touched = {name for name in theirs for statement in seen if re.search(rf"\b{name}\b", statement)}
+    assert touched >= {"sessions", "nonces", "session_gauges", "resources", "policies", "reference_entries", "roots"}
+    assert touched >= {"audit", "denials", "evidence"}
+    for statement in seen:
+        for name in theirs:
+            if re.search(rf"\b(FROM|UPDATE|INTO) {name}\b", statement):
+                bound = re.search(rf"\b(WHERE|AND)\s+{name}\.tenant = |INSERT INTO {name} \(tenant, ", statement)
+                assert bound, statement
+
+
+def test_every_class_that_keeps_rows_is_in_the_matrix() -> None:
+    """A class that takes a store and a tenant belongs into `Space`."""
+    import importlib
+    import inspect
+    import pkgutil
+
+    import cloister.trust.store as package
+
+    found = set()
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if module.name.endswith((".postgresql", ".migrations")):
+            continue
+        for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if kind.__module__ == module.name and "store" in inspect.signature(kind).parameters:
+                assert "tenant" in inspect.signature(kind).parameters, name
+                found.add(name)
+    assert found == {"ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"}

@@ -81,10 +81,10 @@ class Bench:
             admin.put_resource(PATH, os.urandom(32))
             admin.add_release_rule(
                 ReleaseRule(
-                    path=str(PATH),
+                    prefix=str(PATH),
                     init_data=(DATA.digest_text,),
                     appraisal_policy="default",
-                    insecure_accept_levels=(level,),
+                    insecure_allow_levels=(level,),
                 )
             )
             self.ca_pem = admin.ca_pem()

@@ -239,10 +239,10 @@ class Site:
         self.admin.put_resource(MODEL, CANARY)
         self.admin.add_release_rule(
             ReleaseRule(
-                path="default/model/*",
+                prefix="default/model/*",
                 init_data=(self.data.digest_text,),
                 appraisal_policy="default",
-                insecure_accept_levels=self.accepted,
+                insecure_allow_levels=self.accepted,
             )
         )
 

@@ -402,10 +402,10 @@ class World:
             for path in dict.fromkeys(paths):
                 admin.add_release_rule(
                     ReleaseRule(
-                        path=str(path),
+                        prefix=str(path),
                         init_data=(init_data.digest_text,),
                         appraisal_policy="default",
-                        insecure_accept_levels=(Level.SIMULATED, Level.MEASURED),
+                        insecure_allow_levels=(Level.SIMULATED, Level.MEASURED),
                     )
                 )
 

@@ -116,10 +116,10 @@ def furnish(admin: TrustAdmin, ca: EndorsementCA, data: InitData, *, now: dateti
 
 def rule(data: InitData, path: str = "default/model/*", **changes: Any) -> ReleaseRule:
     values: dict[str, Any] = {
-        "path": path,
+        "prefix": path,
         "init_data": (data.digest_text,),
         "appraisal_policy": "default",
-        "insecure_accept_levels": (Level.MEASURED,),
+        "insecure_allow_levels": (Level.MEASURED,),
     }
     return ReleaseRule(**{**values, **changes})
 

@@ -124,9 +124,7 @@ class Life:
             except TimeoutError as still_running:
                 said += still_running.args[0]
             with Owner(self.home).admin() as admin:
-                policy = admin.release_policy()
-                rules = policy.rules if policy is not None else ()
-                digest = next(rule.init_data[-1] for rule in rules if rule.path == MODEL)
+                digest = admin.release_rules().rules[str(MODEL)].init_data[-1]
                 admin.revoke(digest)
             said += [f"(the owner revokes {digest[:19]}..)\n".encode()]
             said += _until(lines, lambda line: line is None, START_SECONDS)

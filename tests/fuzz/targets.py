@@ -200,6 +200,7 @@ _EVIDENCE: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("nvidia/*/*evidence.json", "nvidia/*/report.hex"),
     ),
     "cloister-simulated": (("insecure.evidence", "insecure.abi"), ()),
+    "sample": (("insecure.sample.evidence", "insecure.sample.abi"), ()),
 }
 
 
@@ -1482,6 +1483,7 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
     for reason, names in {
         _CHECKS: (
             *(f"tee.{package}.verifier" for package in world.PACKAGES),
+            "tee.insecure.sample.verifier",
             "tee.azure.hardware",
             "tee.checklist",
             "tee.dcap.reliance",
@@ -1492,9 +1494,15 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
             "tee.tpm.vouching",
             "tee.verification",
         ),
-        _OFFERS: (*(f"tee.{package}.appraisal" for package in world.PACKAGES), "rats.binding"),
+        _OFFERS: (
+            *(f"tee.{package}.appraisal" for package in world.PACKAGES),
+            "tee.insecure.sample.appraisal",
+            "tee.builtinpolicy",
+            "rats.binding",
+        ),
         _GUEST: (
             *(f"tee.{package}.attester" for package in world.PACKAGES if package != "dcap"),
+            "tee.insecure.sample.attester",
             "tee.tsmreport",
             "tee.tpm.transport",
         ),
@@ -1520,7 +1528,8 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
             "tee.insecure.machinekey",
         ),
         "addresses and fingerprints of roots": tuple(
-            f"tee.{package}.endorsements" for package in ("azure", "hygon_csv", "insecure", "nitro", "sgx", "tdx")
+            f"tee.{package}.endorsements"
+            for package in ("azure", "hygon_csv", "insecure", "insecure.sample", "nitro", "sgx", "tdx")
         ),
         "fetches and keeps: what it reads is read by the parsers of answers": (
             "tee.collateral.collector",

@@ -24,6 +24,7 @@ from cloister.tee.hygon_csv import abi as csv
 from cloister.tee.ibm_se import abi as se
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.endorsements import simulation_root
+from cloister.tee.insecure.sample.attester import SampleAttester
 from cloister.tee.nvidia_gpu import abi as spdm
 from cloister.tee.sev_snp.abi import parse_report
 from cloister.tee.sev_snp.cocoshape import encode_body
@@ -491,6 +492,11 @@ def _simulated() -> Scene:
     return Scene(files=[as_json(body)], endorsements=Endorsements(roots=(root,)))
 
 
+def _sample() -> Scene:
+    body = {**SampleAttester().attest(bytes(range(48))), "init_data": "AAAA"}
+    return Scene(files=[as_json(body)], endorsements=Endorsements(roots=()))
+
+
 def _b64(text: str) -> bytes:
     import base64
 
@@ -538,4 +544,5 @@ _SCENES: Final = {
     "se": _se,
     "nvidia": _nvidia,
     "cloister-simulated": _simulated,
+    "sample": _sample,
 }

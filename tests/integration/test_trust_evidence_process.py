@@ -38,7 +38,7 @@ def furnish(state: Path, tee: str, root: TrustedRoot, data: InitData, register: 
         )
         admin.add_reference_entries([entry])
         admin.put_resource(MODEL, CANARY)
-        rule = ReleaseRule(path="default/model/*", init_data=(data.digest_text,), appraisal_policy="default")
+        rule = ReleaseRule(prefix="default/model/*", init_data=(data.digest_text,), appraisal_policy="default")
         admin.add_release_rule(rule)
 
 

@@ -16,6 +16,11 @@ TENANT_CHARS: Final = 63  # a DNS label (RFC 1035): a tenant may become one
 _TENANT: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
+def audience_of(tenant: str) -> str:
+    """Return the `aud` of Attestation Results made for a tenant."""
+    return f"cloister:{tenant}"
+
+
 def parse_tenant(text: str) -> str:
     """Return the id of a tenant.
 

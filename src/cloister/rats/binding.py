@@ -93,6 +93,8 @@ def _judge_init_data(slot: Slot | None, expected: ExpectedBinding) -> Finding:
             actual="no field",
             hint="do not ask for init data with this technology, or bind it to evidence of the CPU",
         )
+    if slot.insecure_unchecked:
+        return _not_requested(INIT_DATA, Unchecked(reason=slot.insecure_unchecked), "believe nothing that it names")
     fitted = digest if expected.exact else slot.fit(digest)
     if not fitted:
         return Finding(

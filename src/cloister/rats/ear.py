@@ -65,6 +65,7 @@ class EARSubmodule(msgspec.Struct, frozen=True, kw_only=True):
         instance: identity of the chip or vTPM.
         findings: all checks.
         unchecked: what was deliberately not checked.
+        init_data_referenced: whether the reference values that it matched name its init data.
         annotated: claims by technology, `report_data`, `init_data`, `runtime_data_claims`.
     """
 
@@ -76,6 +77,7 @@ class EARSubmodule(msgspec.Struct, frozen=True, kw_only=True):
     instance: str = msgspec.field(name="ear.cloister.instance")
     findings: tuple[EARFinding, ...] = msgspec.field(name="ear.cloister.findings")
     unchecked: tuple[str, ...] = msgspec.field(name="ear.cloister.unchecked", default=())
+    init_data_referenced: bool = msgspec.field(name="ear.cloister.init-data-referenced", default=False)
     annotated: dict[str, Any] = msgspec.field(name=_EVIDENCE)  # Any: JSON; read by the members below
 
     @property
@@ -105,6 +107,7 @@ class EAR:
         issued_at: aware UTC.
         expires_at: aware UTC.
         submodules: by name; at least the primary one.
+        audience: `aud`, for whom the result was made; empty when it does not say.
     """
 
     issuer: str
@@ -112,6 +115,7 @@ class EAR:
     issued_at: datetime
     expires_at: datetime
     submodules: Mapping[str, EARSubmodule]
+    audience: str = ""
 
     @property
     def primary(self) -> EARSubmodule:
@@ -132,6 +136,7 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True):
     iat: int
     exp: int
     submods: dict[str, EARSubmodule]
+    aud: str = ""
 
 
 def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
@@ -154,7 +159,12 @@ def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
 
 
 def encode_ear(
-    results: Mapping[str, AttestationResult], *, runtime_data: Mapping[str, Any], verifier: str, identity: str
+    results: Mapping[str, AttestationResult],
+    *,
+    runtime_data: Mapping[str, Any],
+    verifier: str,
+    identity: str,
+    audience: str = "",
 ) -> dict[str, Any]:
     """Return the EAR claims set (unsigned); the caller signs it as a JWT.
 
@@ -163,9 +173,11 @@ def encode_ear(
         runtime_data: nonce and TEE public key as the guest sent them; verified against the evidence.
         verifier: build name of the verifier.
         identity: id of the result, `jti`.
+        audience: for whom it is, `aud`; left out when empty.
     """
     primary = results[PRIMARY]
     return {
+        **({"aud": audience} if audience else {}),
         "eat_profile": EAR_PROFILE,
         "iat": int(primary.issued_at.timestamp()),
         "exp": int(primary.expires_at.timestamp()),
@@ -201,7 +213,14 @@ def decode_ear(claims: Mapping[str, Any]) -> EAR:  # Any: JSON of a token whose 
     for name, item in wire.submods.items():
         if not item.findings or (item.status is Tier.CONTRAINDICATED) is not bool(item.failures):
             raise FormatRefused("rats.ear.inconsistent", "verdict and findings disagree", path=f"submods.{name[:20]}")
-    return EAR(issuer=wire.iss, identity=wire.jti, issued_at=issued, expires_at=expires, submodules=dict(wire.submods))
+    return EAR(
+        issuer=wire.iss,
+        identity=wire.jti,
+        issued_at=issued,
+        expires_at=expires,
+        submodules=dict(wire.submods),
+        audience=wire.aud,
+    )
 
 
 def _submodule(result: AttestationResult, runtime_data: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
@@ -215,6 +234,7 @@ def _submodule(result: AttestationResult, runtime_data: Mapping[str, Any]) -> di
         "ear.cloister.instance": claims.instance_id,
         "ear.cloister.findings": [finding.as_dict() for finding in result.findings],
         "ear.cloister.unchecked": [item.reason for item in result.unchecked],
+        "ear.cloister.init-data-referenced": result.init_data_referenced,
         _EVIDENCE: {
             claims.tee: dict(claims.raw),
             "report_data": claims.report_data.hex(),

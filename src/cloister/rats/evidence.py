@@ -46,6 +46,8 @@ class Slot:
         cut: whether a longer digest is cut to `size`; otherwise it does not fit.
         extended: whether it is a register: it then holds SHA-256 over 32 zero bytes and the digest.
         path: place in the evidence.
+        insecure_unchecked: why the field is not compared although a value is expected; only for evidence that nobody
+            signed, where a comparison would prove nothing.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Slot:
     cut: bool = False
     extended: bool = False
     path: str = ""
+    insecure_unchecked: str = ""
 
     def fit(self, digest: bytes) -> bytes | None:
         """Return what the field holds when `digest` was put in, None when that digest does not fit.

@@ -129,6 +129,9 @@ def appraise(
     Steps: 1 what verification left open, 2 technology accepted, 3 level accepted, 4 debug off, 5 the owner's rules for
     the platform, 6 advisories, 7 registers hold reference values.
 
+    Evidence that nobody signed proves nothing, so no policy can accept or refuse it: every finding about it is told as
+    a warning, its tier is a warning at best, and whoever releases something decides by its level alone.
+
     Args:
         evidence: authentic and bound.
         policy: the owner's.
@@ -138,9 +141,7 @@ def appraise(
         platform: findings of the technology's `appraise_platform`.
         advisories: the table of known weaknesses.
     """
-    findings = [
-        # 1
-        *(_judge_open(finding, policy) for finding in evidence.findings),
+    judged = [
         # 2 3 4
         *_judge_claims(evidence.claims, policy),
         # 5
@@ -148,8 +149,12 @@ def appraise(
         # 6
         *appraise_advisories(evidence.claims, advisories, critical=policy.advisories, acknowledged=policy.acknowledged),
         # 7
-        *appraise_registers(evidence.claims, references, at=at),
+        *appraise_registers(evidence.claims, references, at=at, init_data=init_data_digest),
     ]
+    if evidence.unsigned:
+        judged = [_tell(finding) for finding in judged]
+    # 1
+    findings = [*(_judge_open(finding, policy) for finding in evidence.findings), *judged]
     return AttestationResult(
         claims=evidence.claims,
         findings=tuple(findings),
@@ -170,6 +175,11 @@ def _judge_open(finding: Finding, policy: AppraisalPolicy) -> Finding:
     if finding.unknown and policy.accept_unchecked_revocation and _REVOCATION in finding.code.split("."):
         return replace(finding, severity=Severity.WARNING, origin=f"insecure_no_revocation of policy {policy.id}")
     return finding
+
+
+def _tell(finding: Finding) -> Finding:
+    """Make of a finding that refuses, or stays open, one that is told."""
+    return finding if finding.ok else replace(finding, severity=Severity.WARNING)
 
 
 def _judge_claims(claims: Claims, policy: AppraisalPolicy) -> tuple[Finding, ...]:

@@ -1,14 +1,17 @@
 """Reference Values: what registers may hold, who says so, until when.
 
 An entry is a conjunction: all its registers must match. A set is a disjunction: one unexpired entry must match. An
-empty set matches nothing. Each entry names its origin, which every finding about it repeats. It may also say which
-components its registers were computed from; that is for people and for `cloister refs explain`, and never compared.
+empty set matches nothing. Each entry names its origin, which every finding about it repeats. An entry may name init
+data: then it is about guests with that init data only, and a guest that matches it needs no release rule of its own.
+It may also say which components its registers were computed from; that is for people and for `cloister refs explain`,
+and never compared.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -17,11 +20,15 @@ import msgspec
 
 from cloister.errors import FormatRefused
 from cloister.rats.claims import Claims
-from cloister.rats.result import Finding, Question, Severity, Unchecked
+from cloister.rats.result import REFERENCED, Finding, Question, Severity, Unchecked
 from cloister.wire.limits import REFERENCE_ENTRIES, REFERENCE_SET_BYTES
 
+_CODE: Final = "appraisal.reference_values"
 _SHOWN_HEX: Final = 16
 _SHORTEST_DIGEST: Final = 20  # bytes of SHA-1, which some platforms still report
+INIT_DATA_DIGESTS: Final = 1024  # pods that one entry names
+_INIT_DATA: Final = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+_NAME_IT: Final = "init_data"  # the register name, so to speak, under which init data differs
 
 
 class Component(enum.StrEnum):
@@ -45,6 +52,7 @@ class ReferenceEntryWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     not_after: datetime
     origin: str
     components: dict[Component, str] = {}
+    init_data: list[str] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +66,8 @@ class ReferenceEntry:
         not_after: aware UTC; past it the entry matches nothing.
         origin: where the values came from (`podvm sha256:4f0c.. seabios 2 vcpu 512 MiB`).
         components: what the registers were computed from: digests of files, the command line, counts; may be empty.
+        init_data: digests of the init data it is about, `sha256:` and hex; empty for any init data, of which it then
+            says nothing.
     """
 
     id: str
@@ -66,6 +76,7 @@ class ReferenceEntry:
     not_after: datetime
     origin: str
     components: Mapping[Component, str] = field(default_factory=dict)
+    init_data: tuple[str, ...] = ()
 
 
 def parse_reference_entry(data: bytes) -> ReferenceEntry:
@@ -96,6 +107,13 @@ def entry_from_wire(wire: ReferenceEntryWire) -> ReferenceEntry:
         raise FormatRefused("rats.reference.malformed", "register value is not lower-case hex", path="registers")
     if wire.not_after.tzinfo is None:
         raise FormatRefused("rats.reference.malformed", "not_after has no time zone", path="not_after")
+    if len(wire.init_data) > INIT_DATA_DIGESTS or not all(map(is_init_data_digest, wire.init_data)):
+        raise FormatRefused(
+            "rats.reference.malformed",
+            "not digests of init data",
+            path="init_data",
+            expected=f"at most {INIT_DATA_DIGESTS}, each sha256: and 64 lower-case digits, or sha384 or sha512",
+        )
     return ReferenceEntry(
         id=wire.id,
         tee=wire.tee,
@@ -103,7 +121,13 @@ def entry_from_wire(wire: ReferenceEntryWire) -> ReferenceEntry:
         not_after=wire.not_after,
         origin=wire.origin,
         components=wire.components,
+        init_data=tuple(wire.init_data),
     )
+
+
+def is_init_data_digest(text: str) -> bool:
+    """Return whether `text` is a digest of init data as `cloister.protocol.initdata` writes it."""
+    return _INIT_DATA.fullmatch(text) is not None
 
 
 def parse_reference_entries(data: bytes) -> tuple[ReferenceEntry, ...]:
@@ -152,23 +176,24 @@ def entry_to_wire(entry: ReferenceEntry) -> ReferenceEntryWire:
         not_after=entry.not_after,
         origin=entry.origin,
         components=dict(sorted(entry.components.items())),
+        init_data=list(entry.init_data),
     )
 
 
 def appraise_registers(
-    claims: Claims, entries: Sequence[ReferenceEntry] | Unchecked, *, at: datetime
+    claims: Claims, entries: Sequence[ReferenceEntry] | Unchecked, *, at: datetime, init_data: str = ""
 ) -> tuple[Finding, ...]:
-    """Compare the registers of `claims` with the entries valid at `at`.
+    """Compare the registers of `claims`, and the digest of its init data, with the entries valid at `at`.
 
     Where the caller wrote down why registers are not compared, that is a warning, never silence. Returns one passing
-    finding when an entry matches whole, else one failing finding per differing register of the *closest* entry
+    finding when an entry matches whole, and a second when that entry names the init data; else one failing finding
+    per differing register of the *closest* entry
     (fewest differences), so that the answer names the component that changed.
     """
-    code = "appraisal.reference_values"
     if isinstance(entries, Unchecked):
         return (
             Finding(
-                code=f"{code}.not_requested",
+                code=f"{_CODE}.not_requested",
                 question=Question.ACCEPTABLE,
                 ok=False,
                 severity=Severity.WARNING,
@@ -180,13 +205,16 @@ def appraise_registers(
     if not candidates:
         return (
             Finding(
-                code=f"{code}.empty",
+                code=f"{_CODE}.empty",
                 question=Question.ACCEPTABLE,
                 ok=False,
                 message=f"no reference values are registered for {claims.tee}",
                 expected="at least one entry",
                 actual="none",
-                hint="register the values of the pod-VM image you trust; `cloister run` does for the one it boots",
+                hint=(
+                    "register the values of the pod-VM image you trust; cloister refs propose makes them from observed "
+                    "evidence, for a person to sign; `cloister run` registers those of the one it boots"
+                ),
             ),
         )
     live = [entry for entry in candidates if entry.not_after > at]
@@ -194,7 +222,7 @@ def appraise_registers(
         newest = max(candidates, key=lambda entry: entry.not_after)
         return (
             Finding(
-                code=f"{code}.expired",
+                code=f"{_CODE}.expired",
                 question=Question.ACCEPTABLE,
                 ok=False,
                 message="all reference values have expired",
@@ -204,35 +232,68 @@ def appraise_registers(
                 hint="register fresh reference values; `cloister run` does for the image it boots",
             ),
         )
-    closest = min(live, key=lambda entry: len(_differences(claims, entry)))
-    differences = _differences(claims, closest)
-    if not differences:
-        names = ", ".join(sorted(closest.registers))
-        return (
-            Finding(
-                code=code,
-                question=Question.ACCEPTABLE,
-                ok=True,
-                message=f"registers {names} hold reference values",
-                expected=closest.id,
-                actual=closest.id,
-                origin=closest.origin,
-            ),
+    # Of several that match, one that names the init data says most.
+    closest = min(live, key=lambda entry: (len(_differences(claims, entry, init_data)), not entry.init_data))
+    differences = _differences(claims, closest, init_data)
+    if differences:
+        return tuple(_difference(claims, closest, name, init_data) for name in differences)
+    return tuple(_matches(closest, init_data))
+
+
+def _matches(entry: ReferenceEntry, init_data: str) -> Iterator[Finding]:
+    yield Finding(
+        code=_CODE,
+        question=Question.ACCEPTABLE,
+        ok=True,
+        message=f"registers {', '.join(sorted(entry.registers))} hold reference values",
+        expected=entry.id,
+        actual=entry.id,
+        origin=entry.origin,
+    )
+    if entry.init_data:
+        yield Finding(
+            code=REFERENCED,
+            question=Question.ACCEPTABLE,
+            ok=True,
+            message="the reference values name this init data",
+            expected=entry.id,
+            actual=_digest_start(init_data),
+            origin=entry.origin,
         )
-    return tuple(
-        Finding(
-            code=f"{code}.{name}",
+
+
+def _difference(claims: Claims, entry: ReferenceEntry, name: str, init_data: str) -> Finding:
+    origin = f"{entry.id} ({entry.origin})"
+    if name == _NAME_IT:
+        return Finding(
+            code=REFERENCED,
             question=Question.ACCEPTABLE,
             ok=False,
-            message=f"register {name} does not hold its reference value",
-            expected=closest.registers[name].hex()[:_SHOWN_HEX] + "..",
-            actual=(claims.registers[name].hex()[:_SHOWN_HEX] + "..") if name in claims.registers else "absent",
-            origin=f"{closest.id} ({closest.origin})",
-            hint="the pod VM that booted is not the one these values were computed for",
+            message="the reference values are for other init data",
+            expected=", ".join(map(_digest_start, entry.init_data[:4])),
+            actual=_digest_start(init_data) or "none",
+            origin=origin,
+            hint="the pod is another than these values were registered for; register its init data beside them",
         )
-        for name in differences
+    return Finding(
+        code=f"{_CODE}.{name}",
+        question=Question.ACCEPTABLE,
+        ok=False,
+        message=f"register {name} does not hold its reference value",
+        expected=entry.registers[name].hex()[:_SHOWN_HEX] + "..",
+        actual=(claims.registers[name].hex()[:_SHOWN_HEX] + "..") if name in claims.registers else "absent",
+        origin=origin,
+        hint="the pod VM that booted is not the one these values were computed for",
     )
 
 
-def _differences(claims: Claims, entry: ReferenceEntry) -> list[str]:
-    return sorted(name for name, value in entry.registers.items() if claims.registers.get(name) != value)
+def _differences(claims: Claims, entry: ReferenceEntry, init_data: str) -> list[str]:
+    differ = sorted(name for name, value in entry.registers.items() if claims.registers.get(name) != value)
+    if entry.init_data and (not init_data or init_data not in entry.init_data):
+        differ.append(_NAME_IT)
+    return differ
+
+
+def _digest_start(digest: str) -> str:
+    algorithm, _, digits = digest.partition(":")
+    return f"{algorithm}:{digits[:_SHOWN_HEX]}.." if digits else ""

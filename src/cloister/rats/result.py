@@ -9,9 +9,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from cloister.rats.claims import Claims
+
+UNSIGNED: Final = "evidence.unsigned"  # code of the finding that says so
+REFERENCED: Final = "appraisal.reference_values.init_data"  # code of the finding that reference values name init data
 
 
 class Question(enum.StrEnum):
@@ -105,6 +108,11 @@ class VerifiedEvidence:
     unchecked: tuple[Unchecked, ...] = ()
     facts: object = None
 
+    @property
+    def unsigned(self) -> bool:
+        """Whether nobody signed it: then it proves nothing, and nothing about it can be affirmed."""
+        return any(finding.code == UNSIGNED for finding in self.findings)
+
 
 class Verdict(enum.StrEnum):
     """What an appraisal comes to."""
@@ -158,19 +166,33 @@ class AttestationResult:
     @property
     def tier(self) -> Tier:
         """Affirming when no finding refuses and each of the three questions was asked; contraindicated when one
-        refuses; none when a question was never asked or stays open: what was not checked is not proved."""
+        refuses; a warning for evidence that nobody signed; none when a question was never asked or stays open: what
+        was not checked is not proved."""
         if self.failures:
             return Tier.CONTRAINDICATED
         asked = {finding.question for finding in self.findings if not finding.unknown}
         open_questions = any(finding.unknown for finding in self.findings)
+        if self.unsigned:
+            return Tier.NONE if open_questions else Tier.WARNING
         return Tier.AFFIRMING if asked == set(Question) and not open_questions else Tier.NONE
 
     @property
+    def unsigned(self) -> bool:
+        """Whether nobody signed the evidence."""
+        return any(finding.code == UNSIGNED for finding in self.findings)
+
+    @property
+    def init_data_referenced(self) -> bool:
+        """Whether the reference values that the evidence matched name its init data, too."""
+        return any(finding.code == REFERENCED and finding.ok for finding in self.findings)
+
+    @property
     def verdict(self) -> Verdict:
-        """Unavailable while authenticity or another question stays open, else a refusal when a finding refuses."""
+        """Unavailable while authenticity or another question stays open, else a refusal when a finding refuses, or
+        nobody signed the evidence."""
         if any(finding.unknown for finding in self.findings):
             return Verdict.UNAVAILABLE
-        return Verdict.REFUSE if self.failures else Verdict.ACCEPT
+        return Verdict.REFUSE if self.failures or self.unsigned else Verdict.ACCEPT
 
     @property
     def failures(self) -> tuple[Finding, ...]:

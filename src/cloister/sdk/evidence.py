@@ -55,6 +55,7 @@ PLATFORMS: Final = {
     "cca": "cca",
     "nvidia": "nvidia",
     "simulated": "cloister-simulated",
+    "sample": "sample",
     "csv": "csv",
     "se": "se",
 }

@@ -37,12 +37,13 @@ TECHNOLOGIES: Final[Mapping[str, str]] = {
     "az-tdx-vtpm": "cloister.tee.azure",
     "nvidia": "cloister.tee.nvidia_gpu",
     "cloister-simulated": "cloister.tee.insecure",
+    "sample": "cloister.tee.insecure.sample",
     "tdx": "cloister.tee.tdx",
     "sgx": "cloister.tee.sgx",
 }
 
 # No vendor service is asked about them: their roots are configured or pinned, and whole chains come with the evidence.
-WITHOUT_COLLATERAL: Final = frozenset({"tpm", "nitro", "cca", "cloister-simulated", "csv", "se"})
+WITHOUT_COLLATERAL: Final = frozenset({"tpm", "nitro", "cca", "cloister-simulated", "sample", "csv", "se"})
 # Evidence of these is of several devices at once, each of which is judged: `verifier.authenticate_devices`.
 WITH_DEVICES: Final = frozenset({"nvidia"})
 

@@ -170,9 +170,9 @@ def examine_with(
     authenticity = [finding for finding in result.findings if finding.question is Question.AUTHENTIC]
     acceptability = [finding for finding in result.findings if finding.question is Question.ACCEPTABLE]
     return Examination(
-        authentic=not any(finding.refuses or finding.unknown for finding in authenticity),
+        authentic=not (result.unsigned or any(finding.refuses or finding.unknown for finding in authenticity)),
         bound=_bound_word(judged),
-        acceptable=not any(finding.refuses or finding.unknown for finding in acceptability),
+        acceptable=not (result.unsigned or any(finding.refuses or finding.unknown for finding in acceptability)),
         verdict=result.verdict,
         findings=result.findings,
         claims=result.claims,

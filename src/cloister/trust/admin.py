@@ -11,11 +11,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
-import msgspec
-
-from cloister.errors import Refused
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
@@ -24,22 +21,14 @@ from cloister.rats.reference import ReferenceEntry
 from cloister.trust.access import LOCAL_OWNER, AccessControl
 from cloister.trust.administration import Administration, AdministrationParts
 from cloister.trust.events import NO_EVENTS
-from cloister.trust.keybroker.inputs import RELEASE_POLICY
-from cloister.trust.keybroker.policy import (
-    ReleasePolicy,
-    ReleaseRule,
-    parse_release_policy,
-)
+from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store.database import Store
-from cloister.trust.store.policies import RELEASE, PolicyStore, StoredPolicy
+from cloister.trust.store.policies import PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry
-
-_ATTEMPTS: Final = 5
-_REVOKED_REMEMBERED: Final = 64
 
 
 class TrustAdmin:
@@ -68,7 +57,6 @@ class TrustAdmin:
         password_file: Path | None = None,
         key_store: str = "",
     ) -> None:
-        self._clock = clock
         self._state = StateDirectory(state_dir)
         self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
         try:
@@ -142,42 +130,33 @@ class TrustAdmin:
         """Return the version in force, None when there is none."""
         return self._office.appraisal.current(policy_id)
 
-    def put_release_policy(self, text: bytes) -> StoredPolicy:
-        """Store the next version of the key-release policy, replacing all rules.
+    def put_release_rule(self, prefix: str, text: bytes) -> StoredPolicy:
+        """Store the next version of the release rule of a prefix, given as its file (TOML, JSON or Rego).
 
         Raises:
-            FormatRefused: not a key-release policy.
+            FormatRefused: not a rule, or not a prefix.
         """
-        parse_release_policy(text)
-        return self._policies.put(RELEASE, RELEASE_POLICY, text, at=self._clock())
+        return self._office.rules.put(prefix, text)
 
-    def release_policy(self) -> ReleasePolicy | None:
-        """Return the key-release policy in force, None when there is none."""
-        stored = self._policies.current(RELEASE, RELEASE_POLICY)
-        return None if stored is None else parse_release_policy(stored.text)
+    def release_rules(self) -> ReleaseRules:
+        """Return the release rules and revocations in force."""
+        return self._office.rules.rules()
 
     def add_release_rule(self, rule: ReleaseRule) -> StoredPolicy:
-        """Add a rule, replacing the one of the same path; return the new version of the policy.
+        """Store a rule, replacing the one of the same prefix.
 
         Raises:
             FormatRefused: a malformed rule.
         """
-        return self._change_rules(lambda rules: [*(item for item in rules if item.path != rule.path), rule])
+        return self._office.rules.put(rule.prefix, encode_release_rule(rule))
 
-    def remove_release_rule(self, path: str) -> StoredPolicy:
-        """Remove the rule of a path; its resources are not released any more.
+    def remove_release_rule(self, prefix: str) -> StoredPolicy:
+        """Remove the rule of a prefix; the next wider one decides about its resources then, or the default.
 
         Raises:
             Refused: there is none (`trust.release_policy.missing_rule`).
         """
-
-        def without(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            rest = [item for item in rules if item.path != path]
-            if len(rest) == len(rules):
-                raise Refused("trust.release_policy.missing_rule", "no rule has this path", actual=path[:80])
-            return rest
-
-        return self._change_rules(without)
+        return self._office.rules.remove(prefix)
 
     def approve(
         self,
@@ -186,69 +165,29 @@ class TrustAdmin:
         *,
         appraisal_policy: str = "default",
         insecure_accept_levels: Sequence[Level] = (),
-    ) -> StoredPolicy:
+    ) -> None:
         """Let pods with this init data have these resources, beside who may have them already, in one step.
 
         Raises:
             FormatRefused: not a digest of init data.
             Refused: another pod is approved for one of them at other levels, which this would change
-                (`trust.release_policy.levels_differ`).
+                (`trust.release_policy.levels_differ`); a rule has no list (`trust.release_policy.not_a_list`).
         """
+        self._office.rules.approve(init_data, paths, appraisal_policy=appraisal_policy, levels=insecure_accept_levels)
 
-        def approved(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            by_path = {rule.path: rule for rule in rules}
-            for path in map(str, paths):
-                rule = by_path.get(path) or ReleaseRule(path=path, init_data=(), appraisal_policy=appraisal_policy)
-                _require_same_levels(rule, init_data, insecure_accept_levels)
-                by_path[path] = msgspec.structs.replace(
-                    rule,
-                    init_data=tuple(dict.fromkeys((*rule.init_data, init_data))),
-                    revoked=tuple(digest for digest in rule.revoked if digest != init_data),
-                    appraisal_policy=appraisal_policy,
-                    insecure_accept_levels=tuple(insecure_accept_levels),
-                )
-            return list(by_path.values())
+    def revoke(self, init_data: str) -> None:
+        """Withdraw every approval of this init data, whatever rule gave it; pods under a lease stop within it."""
+        self._office.rules.revoke(init_data)
 
-        return self._change_rules(approved)
-
-    def revoke(self, init_data: str) -> StoredPolicy:
-        """Withdraw every approval of this init data; pods under a lease stop within it.
-
-        The rule remembers the newest revocations, so that the denial can say so; older ones are denied as not named.
-        """
-
-        def revoked(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            return [
-                msgspec.structs.replace(
-                    rule,
-                    init_data=tuple(digest for digest in rule.init_data if digest != init_data),
-                    revoked=(*rule.revoked, init_data)[-_REVOKED_REMEMBERED:],
-                )
-                if init_data in rule.init_data
-                else rule
-                for rule in rules
-            ]
-
-        return self._change_rules(revoked)
-
-    def forget(self, init_data: str) -> StoredPolicy:
+    def forget(self, init_data: str) -> None:
         """Remove this init data from every rule; a rule left without any releases nothing and goes too.
 
         For a pod that ended by itself: what nobody uses needs no approval, and no revocation to remember.
         """
-
-        def without(rules: Sequence[ReleaseRule]) -> list[ReleaseRule]:
-            kept = []
-            for rule in rules:
-                rest = tuple(digest for digest in rule.init_data if digest != init_data)
-                if rest or rule.revoked or init_data not in rule.init_data:
-                    kept.append(msgspec.structs.replace(rule, init_data=rest))
-            return kept
-
-        return self._change_rules(without)
+        self._office.rules.forget(init_data)
 
     def policy_history(self, kind: str, name: str) -> tuple[StoredPolicy, ...]:
-        """Return all versions of a policy (`appraisal` and its id, or `release` and `release`), newest first."""
+        """Return all versions of a policy (`appraisal` and its id, or `release` and a prefix), newest first."""
         return self._policies.history(kind, name)
 
     # What evidence is judged by
@@ -324,20 +263,3 @@ class TrustAdmin:
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""
         return self._keys.signing.jwks()
-
-    def _change_rules(self, change: Callable[[Sequence[ReleaseRule]], Sequence[ReleaseRule]]) -> StoredPolicy:
-        return self._office.rules.change(change)
-
-
-def _require_same_levels(rule: ReleaseRule, init_data: str, levels: Sequence[Level]) -> None:
-    """A rule has one list of levels; changing it would lower (or raise) the bar for the other pods it names."""
-    others = [digest for digest in rule.init_data if digest != init_data]
-    if others and set(levels) != set(rule.insecure_accept_levels):
-        raise Refused(
-            "trust.release_policy.levels_differ",
-            "another pod is approved for this resource at other levels",
-            path=rule.path,
-            expected=", ".join(rule.insecure_accept_levels) or "hardware only",
-            actual=", ".join(levels) or "hardware only",
-            hint="wait until that pod ended, or keep the resource under another path",
-        )

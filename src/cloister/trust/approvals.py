@@ -21,11 +21,11 @@ import msgspec
 
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.trust.keybroker.policy import parse_prefix
 from cloister.wire.stricttoml import parse_toml
 
 APPROVERS_CEILING: Final = 16
 _DEMAND_BYTES: Final = 8192
-_SEGMENTS: Final = 3
 _WILDCARD: Final = "*"
 _CODE: Final = "trust.approval.malformed"
 
@@ -49,28 +49,16 @@ class ResourcePrefix:
         return self.covers(other) or other.covers(self)
 
 
-def parse_prefix(text: str) -> ResourcePrefix:
-    """Parse a prefix.
+def parse_resource_prefix(text: str) -> ResourcePrefix:
+    """Parse a prefix as release rules have them; `*/*/*` is `*`.
 
     Raises:
-        FormatRefused: not one (`trust.approval.prefix`).
+        FormatRefused: not one (`trust.release_policy.malformed`).
     """
-    segments = [_WILDCARD] * _SEGMENTS if text == _WILDCARD else text.split("/")
-    literal = [segment for segment in segments if segment != _WILDCARD]
-    malformed = FormatRefused(
-        "trust.approval.prefix",
-        "not a prefix of resources",
-        path="prefix",
-        expected="repository/type/tag, repository/type/*, repository/*/* or *",
-        actual=text[:80],
-    )
-    if len(segments) != _SEGMENTS or segments[: len(literal)] != literal:
-        raise malformed
-    try:
-        ResourcePath(*(literal + ["x"] * (_SEGMENTS - len(literal))))
-    except FormatRefused as err:
-        raise malformed from err
-    return ResourcePrefix((segments[0], segments[1], segments[2]))
+    if text in (_WILDCARD, "*/*/*"):
+        return ResourcePrefix((_WILDCARD, _WILDCARD, _WILDCARD))
+    repository, kind, tag = parse_prefix(text).split("/")
+    return ResourcePrefix((repository, kind, tag))
 
 
 class _DemandWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

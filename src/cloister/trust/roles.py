@@ -53,7 +53,7 @@ class AppraisalRequest:
         evidence: primary evidence as received.
         additional_evidence: text of the map for further devices, as received.
         runtime_data: nonce and guest key as received.
-        init_data: as sent; the evidence must bind its digest.
+        init_data: as sent; the evidence must bind its digest. None when the guest sent none: the result names none.
         session_secret: what credential activation must have recovered.
         at: time of the appraisal, aware UTC.
     """
@@ -62,7 +62,7 @@ class AppraisalRequest:
     evidence: Any  # Any: untrusted JSON, typed by the technology's own parser
     additional_evidence: str
     runtime_data: RuntimeData
-    init_data: InitData
+    init_data: InitData | None
     session_secret: bytes
     at: datetime
 

@@ -143,7 +143,7 @@ def test_a_simulated_guest(world: World, wire: Wire, tmp_path: Path) -> None:
     world.admin.put_appraisal_policy(
         b'{"version":1,"id":"default","tees":["cloister-simulated"],"insecure_accept_levels":["simulated"]}'
     )
-    world.admin.add_release_rule(rule(world.data, insecure_accept_levels=(Level.SIMULATED,)))
+    world.admin.add_release_rule(rule(world.data, insecure_allow_levels=(Level.SIMULATED,)))
     with SimulationAttester(str(key)) as attester:
         attester.extend(8, world.data.digest)
         registers = {"launch": bytes.fromhex(attester.attest(bytes(48))["registers"]["launch"])}

@@ -227,3 +227,53 @@ def test_time_zones_do_not_prolong_a_life() -> None:
     elsewhere = timezone(timedelta(hours=14))
     late = replace(entry(pcr00=1), not_after=(NOW - timedelta(seconds=1)).astimezone(elsewhere))
     assert not appraise_registers(claims(pcr00=1), [late], at=NOW)[0].ok
+
+
+class TestInitData:
+    POD = "sha256:" + "a" * 64
+    OTHER = "sha256:" + "b" * 64
+
+    def entry(self, *init_data: str, **changes: Any) -> ReferenceEntry:
+        return parse_reference_entry(json.dumps({**WIRE, "init_data": list(init_data), **changes}).encode())
+
+    def codes(self, init_data: str, *entries: ReferenceEntry) -> dict[str, bool]:
+        claims = Claims(
+            tee="tpm",
+            level=Level.MEASURED,
+            debug=False,
+            registers={"pcr00": bytes(32), "pcr04": b"\x11" * 32},
+            report_data=b"",
+            init_data=b"",
+            instance_id="",
+        )
+        found = appraise_registers(claims, entries, at=NOW, init_data=init_data)
+        return {finding.code.removeprefix("appraisal.reference_values"): finding.ok for finding in found}
+
+    def test_an_entry_reads_back_with_it(self) -> None:
+        entry = self.entry(self.POD, self.OTHER)
+        assert entry.init_data == (self.POD, self.OTHER)
+        assert parse_reference_entry(encode_reference_entry(entry)) == entry
+
+    def test_an_entry_that_names_it_says_so(self) -> None:
+        assert self.codes(self.POD, self.entry(self.OTHER, self.POD)) == {"": True, ".init_data": True}
+
+    def test_an_entry_without_says_nothing(self) -> None:
+        assert self.codes(self.POD, self.entry()) == {"": True}
+
+    def test_one_that_names_it_is_preferred_in_any_order(self) -> None:
+        for entries in ((self.entry(), self.entry(self.POD)), (self.entry(self.POD), self.entry())):
+            assert self.codes(self.POD, *entries) == {"": True, ".init_data": True}
+
+    @pytest.mark.parametrize("init_data", ["", OTHER])
+    def test_other_init_data_does_not_match(self, init_data: str) -> None:
+        assert self.codes(init_data, self.entry(self.POD)) == {".init_data": False}
+        assert self.codes(init_data, self.entry(self.POD), self.entry()) == {"": True}
+
+    @pytest.mark.parametrize("digest", ["", "x", "sha256:", POD.upper(), POD + "a", "md5:" + "0" * 32])
+    def test_what_is_no_digest_is_refused(self, digest: str) -> None:
+        with pytest.raises(FormatRefused):
+            self.entry(digest)
+
+    def test_too_many_are_refused(self) -> None:
+        with pytest.raises(FormatRefused):
+            self.entry(*[self.POD] * 1025)

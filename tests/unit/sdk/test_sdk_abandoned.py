@@ -32,8 +32,7 @@ def owner() -> Owner:
 def state(owner: Owner) -> tuple[set[str], set[str]]:
     """The approved init data, and what is stored."""
     with owner.admin() as admin:
-        policy = admin.release_policy()
-        approved = {digest for rule in policy.rules for digest in rule.init_data} if policy else set()
+        approved = {digest for rule in admin.release_rules().rules.values() for digest in rule.init_data}
         return approved, {str(entry.path) for entry in admin.list_resources()}
 
 

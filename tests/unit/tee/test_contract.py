@@ -41,9 +41,11 @@ from cloister.testing.verifiercontract import (
 from cloister.wire.base64 import encode_b64
 
 CaseMaker = Callable[[str], ContractCase]
-# These verifiers accept nothing, so there is no good evidence whose changes could be tried; each with the test of that.
+# These verifiers accept nothing, or nothing as signed, so there is no good evidence whose changes could be tried; each
+# with the test of that.
 ACCEPT_NOTHING = {
     "csv": "no SM2 signatures (test_hygon_csv)",
+    "sample": "nobody signs it, so all of it is accepted as unsigned, and nothing as signed (test_sample)",
     "se": "only who made the attestation request can check the answer (test_ibm_se)",
 }
 VERIFIED = [tee for tee in TECHNOLOGIES if tee not in ACCEPT_NOTHING]

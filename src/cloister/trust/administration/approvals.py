@@ -27,7 +27,7 @@ from cloister.trust.approvals import (
     ResourcePrefix,
     demands_on_change,
     parse_demand,
-    parse_prefix,
+    parse_resource_prefix,
 )
 from cloister.trust.store.policies import StoredPolicy
 from cloister.trust.store.proposals import APPLIED, OPEN, REJECTED, StoredProposal
@@ -280,7 +280,7 @@ class Approvals:
         return self._view(stores, proposal)
 
     def _apply(self, stores: TenantStores, view: ProposalView) -> None:
-        prefix, document = parse_prefix(view.proposal.prefix), view.document
+        prefix, document = parse_resource_prefix(view.proposal.prefix), view.document
         if view.proposal.kind == RELEASE:
             until = self.desk.now() + timedelta(days=document.days)
             stores.proposals.allow(str(prefix), document.init_data, until=until, proposal=view.proposal.id)
@@ -296,7 +296,7 @@ class Approvals:
         return view
 
     def _view(self, stores: TenantStores, proposal: StoredProposal) -> ProposalView:
-        prefix = parse_prefix(proposal.prefix)
+        prefix = parse_resource_prefix(proposal.prefix)
         if proposal.kind == RELEASE:
             demand = release_demand(stores, prefix)
             demands: tuple[ApprovalDemand, ...] = (demand,) if demand is not None else ()

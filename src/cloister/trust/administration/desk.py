@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from cloister.errors import Refused
 from cloister.trust.access import Permission, Principal
 from cloister.trust.events import Events, LogEvent
+from cloister.trust.keybroker.rulebook import RuleBook
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.access import TokenStore
 from cloister.trust.store.calls import CallRow, CallStore
@@ -57,6 +58,7 @@ class TenantStores:
     def __init__(self, store: Store, keys: RowSealer, tenant: str) -> None:
         self.resources = ResourceStore(store, keys, tenant=tenant)
         self.policies = PolicyStore(store, tenant=tenant)
+        self.rules = RuleBook(store, tenant=tenant)
         self.references = ReferenceStore(store, tenant=tenant)
         self.publishers = PublisherStore(store, tenant=tenant)
         self.roots = RootStore(store, tenant=tenant)
@@ -134,6 +136,7 @@ class Desk:
         *,
         code: Callable[[_T], str] = lambda _: OK,
         detail: Mapping[str, str] | None = None,
+        kind: str = "",
     ) -> _T:
         """Permit, then change and record in one transaction.
 
@@ -143,6 +146,7 @@ class Desk:
             work: makes the change with the stores it is given, and with nothing else.
             code: how the call ended, from its result.
             detail: more fields for the release log; no secret.
+            kind: of the release log's entry; by the permission's noun when empty.
 
         Raises:
             Refused: not permitted (`trust.access.forbidden`), or what `work` raises; that is recorded.
@@ -153,7 +157,7 @@ class Desk:
         def transaction(connection: Connection) -> _T:
             stores = TenantStores(Transaction(connection), self._parts.keys, self.tenant)
             result = work(stores)
-            self._note(connection, permission, subject, code(result), detail=detail or {})
+            self._note(connection, permission, subject, code(result), detail=detail or {}, kind=kind)
             return result
 
         try:
@@ -196,11 +200,18 @@ class Desk:
         return denial
 
     def _note(
-        self, connection: Connection, permission: Permission, subject: str, code: str, *, detail: Mapping[str, str]
+        self,
+        connection: Connection,
+        permission: Permission,
+        subject: str,
+        code: str,
+        *,
+        detail: Mapping[str, str],
+        kind: str = "",
     ) -> None:
         at = self.now()
         noun, _, verb = permission.value.partition(":")
-        kind = _KINDS.get(noun, _ACCESS) if verb in _CHANGING else _ACCESS
+        kind = kind or (_KINDS.get(noun, _ACCESS) if verb in _CHANGING else _ACCESS)
         stores = TenantStores(Transaction(connection), self._parts.keys, self.tenant)
         self._row(stores, at, permission.value, subject, code, "")
         event = self._event(kind, self.tenant, at, permission.value, subject, code, detail)

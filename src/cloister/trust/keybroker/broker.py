@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from cloister.crypto.jwe import parse_recipient, seal_for
 from cloister.crypto.signer import ECDSAP256PublicKey
-from cloister.errors import AppraisalRefused, EvidenceError, FormatRefused, KeyReleaseDenied, Refused, Unavailable
+from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, Unavailable
 from cloister.protocol.initdata import InitData, parse_initdata
 from cloister.protocol.kbs import (
     VERSION,
@@ -32,15 +32,17 @@ from cloister.protocol.kbs import (
     encode_message,
 )
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Tier
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
 from cloister.trust.keybroker.denials import DenialBook, RequestContext
 from cloister.trust.keybroker.inputs import ReleaseInputs
-from cloister.trust.keybroker.policy import ReleaseDecision, evaluate_release
+from cloister.trust.keybroker.policy import ReleaseDecision, ReleaseFacts, ReleaseRules, evaluate_release, prefixes_of
 from cloister.trust.keybroker.token import VerifiedToken, verify_token
 from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Undecided
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
+from cloister.trust.store.proposals import ProposalStore
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
@@ -78,6 +80,7 @@ class BrokerParts:
         session_limit: most live sessions.
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
+        tenant: whose key broker it is.
     """
 
     store: Store
@@ -88,6 +91,7 @@ class BrokerParts:
     session_limit: int
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
+    tenant: str = DEFAULT_TENANT
 
 
 class KeyBroker:
@@ -95,10 +99,12 @@ class KeyBroker:
 
     def __init__(self, parts: BrokerParts) -> None:
         self._parts = parts
-        self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit)
-        self._resources = ResourceStore(parts.store, parts.root_key)
-        self._records = RecordStore(parts.store)
-        self._inputs = ReleaseInputs(parts.store)
+        tenant = parts.tenant
+        self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit, tenant=tenant)
+        self._resources = ResourceStore(parts.store, parts.root_key, tenant=tenant)
+        self._records = RecordStore(parts.store, tenant=tenant)
+        self._inputs = ReleaseInputs(parts.store, tenant=tenant)
+        self._proposals = ProposalStore(parts.store, tenant=tenant)
         self._denials = DenialBook(self._records)
 
     def auth(self, body: bytes) -> Answer:
@@ -183,7 +189,7 @@ class KeyBroker:
         context.tee = session.tee
         # 4
         init_data = _init_data(message.init_data)
-        context.init_data = init_data.digest_text
+        context.init_data = init_data.digest_text if init_data is not None else ""
         # 5
         parse_recipient(message.runtime_data.tee_pubkey)
         # 6
@@ -212,7 +218,7 @@ class KeyBroker:
         # 2
         text = self._token(credentials, context.at)
         # 3
-        token = verify_token(text, self._parts.token_keys, at=context.at)
+        token = verify_token(text, self._parts.token_keys, at=context.at, tenant=self._parts.tenant)
         context.token = token
         # 4
         self._decide(wanted, token, context)
@@ -234,16 +240,28 @@ class KeyBroker:
         )
 
     def _decide(self, wanted: ResourcePath, token: VerifiedToken, context: RequestContext) -> None:
-        policy, appraisal_digest = self._inputs.current(token.policy_id)
-        decision = evaluate_release(policy, wanted, token, appraisal_policy_digest=appraisal_digest, at=context.at)
+        rules, appraisal_digest = self._inputs.current(token.policy_id)
+        facts = ReleaseFacts(
+            appraisal_policy_digest=appraisal_digest, approved_by=self._approved_by(rules, wanted, token, context.at)
+        )
+        decision = evaluate_release(rules, wanted, token, facts, at=context.at)
         context.findings = decision.findings
-        context.release_policy_digest = policy.digest if policy is not None else ""
+        context.release_policy_digest = decision.rule.digest if decision.rule is not None else ""
         if decision.allowed:
             return
         # An affirmed guest learns that a name is wrong; anybody else learns nothing about which names exist.
         if token.tier is Tier.AFFIRMING:
             self._resources.require(wanted)
         raise _denied(decision, token, wanted)
+
+    def _approved_by(
+        self, rules: ReleaseRules, wanted: ResourcePath, token: VerifiedToken, at: datetime
+    ) -> frozenset[str]:
+        """Return who approved this release, asked for only where the rule wants to know."""
+        rule = rules.rule_for(wanted)
+        if rule is None or rule.approvals is None:
+            return frozenset()
+        return self._proposals.approved_by(prefixes_of(wanted), token.init_data, at=at)
 
     def _record(self, resource: Resource, context: RequestContext, deadline: float) -> None:
         left = deadline - time.monotonic()
@@ -260,14 +278,10 @@ class KeyBroker:
         self._parts.store.write(work)
 
 
-def _init_data(member: InitDataMember | None) -> InitData:
+def _init_data(member: InitDataMember | None) -> InitData | None:
+    """Return the init data of a guest that sent some; the token of one that did not names none, and rules see that."""
     if member is None:
-        raise EvidenceError(
-            "trust.attest.no_init_data",
-            "the guest sent no init data, so nothing says which pod it is",
-            path="init-data",
-            hint="start the pod VM with init data; without it no resource can be released",
-        )
+        return None
     if member.format != _INIT_DATA_FORMAT:
         raise FormatRefused(
             "trust.attest.init_data_format",

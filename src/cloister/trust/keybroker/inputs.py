@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import threading
-from typing import Final
 
-from cloister.trust.keybroker.policy import ReleasePolicy, parse_release_policy
+from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.tee.builtinpolicy import BUILTIN_DIGEST, BUILTIN_ID
+from cloister.trust.keybroker.policy import ReleaseRules
+from cloister.trust.keybroker.rulebook import RuleBook
 from cloister.trust.store.database import Store
-from cloister.trust.store.policies import APPRAISAL, RELEASE, PolicyStore
-
-RELEASE_POLICY: Final = "release"  # name of the one key-release policy of a service
+from cloister.trust.store.policies import APPRAISAL, PolicyStore
 
 
 class ReleaseInputs:
-    """The key-release policy in force and the digests of the appraisal policies in force."""
+    """The release rules in force and the digests of the appraisal policies in force, of one tenant.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the database.
+        tenant: whose.
+    """
+
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
-        self._policies = PolicyStore(store)
+        self._book = RuleBook(store, tenant=tenant)
+        self._policies = PolicyStore(store, tenant=tenant)
         self._lock = threading.Lock()
         self._configuration = -1
-        self._policy: ReleasePolicy | None = None
+        self._rules = ReleaseRules()
         self._digests: dict[str, str] = {}
 
-    def current(self, appraisal_policy: str) -> tuple[ReleasePolicy | None, str]:
-        """Return the release policy and the digest of the appraisal policy of that id, empty when there is none.
+    def current(self, appraisal_policy: str) -> tuple[ReleaseRules, str]:
+        """Return the release rules and the digest of the appraisal policy of that id, empty when there is none.
 
         Raises:
             Unavailable: the store failed.
@@ -32,14 +38,15 @@ class ReleaseInputs:
         configuration = self._store.configuration()
         with self._lock:
             if configuration == self._configuration and appraisal_policy in self._digests:
-                return self._policy, self._digests[appraisal_policy]
-        stored = self._policies.current(RELEASE, RELEASE_POLICY)
-        policy = parse_release_policy(stored.text) if stored is not None else None
+                return self._rules, self._digests[appraisal_policy]
+        rules = self._book.rules()
         appraisal = self._policies.current(APPRAISAL, appraisal_policy)
         digest = appraisal.digest if appraisal is not None else ""
+        if appraisal is None and appraisal_policy == BUILTIN_ID:
+            digest = BUILTIN_DIGEST
         with self._lock:
             if configuration != self._configuration:
                 self._digests = {}
-            self._configuration, self._policy = configuration, policy
+            self._configuration, self._rules = configuration, rules
             self._digests[appraisal_policy] = digest
-        return policy, digest
+        return rules, digest

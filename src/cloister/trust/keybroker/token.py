@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,7 @@ from cloister.crypto.jwt import verify_jwt
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.kbs import RuntimeData
+from cloister.protocol.tenants import DEFAULT_TENANT, audience_of
 from cloister.rats.claims import Level
 from cloister.rats.ear import ISSUER, PRIMARY, decode_ear
 from cloister.rats.result import Tier
@@ -62,6 +63,8 @@ class VerifiedToken:
         guest_key: what resources are sealed to.
         guest_key_id: SHA-256 of its canonical JWK, hex.
         failures: checks that did not hold.
+        init_data_referenced: whether the reference values that the CPU's evidence matched name the init data.
+        claims: all that the token says, as it says it.
         issued_at: aware UTC.
         expires_at: aware UTC.
     """
@@ -80,14 +83,18 @@ class VerifiedToken:
     failures: tuple[FailedFinding, ...]
     issued_at: datetime
     expires_at: datetime
+    init_data_referenced: bool = False
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: JSON
 
 
-def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime) -> VerifiedToken:
+def verify_token(
+    token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime, tenant: str = DEFAULT_TENANT
+) -> VerifiedToken:
     """Verify a token and return what it says.
 
-    Steps: 1 signature by a pinned key, and time; 2 shape, profile and issuer, verdicts that agree with their findings;
-    3 life no longer than results live; 4 every submodule judged by the same policy, and what fails in any of them; 5
-    the guest's key is one that can be sealed to.
+    Steps: 1 signature by a pinned key, and time; 2 shape, profile, issuer and tenant, verdicts that agree with their
+    findings; 3 life no longer than results live; 4 every submodule judged by the same policy, and what fails in any of
+    them; 5 the guest's key is one that can be sealed to.
 
     Raises:
         Refused: `crypto.jwt.*`, `rats.ear.*`, `trust.token.malformed`, `trust.token.foreign`, `crypto.jwe.key`.
@@ -103,6 +110,15 @@ def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: date
         raise FormatRefused(_MALFORMED, "token names no guest key") from err
     if ear.issuer != ISSUER:
         raise Refused("trust.token.foreign", "token is of another issuer", expected=ISSUER)
+    if ear.audience != audience_of(tenant):
+        raise Refused(
+            "trust.token.foreign",
+            "token was made for another tenant",
+            path="aud",
+            expected=audience_of(tenant),
+            actual=ear.audience[:80],
+            hint="attest at the address you ask for resources",
+        )
     # 3
     if ear.expires_at - ear.issued_at > LONGEST_LIFE:
         raise Refused(
@@ -134,6 +150,8 @@ def verify_token(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: date
         ),
         issued_at=ear.issued_at,
         expires_at=ear.expires_at,
+        init_data_referenced=primary.init_data_referenced,
+        claims=claims,
     )
 
 

@@ -75,6 +75,7 @@ sessions: Final = Table(
     Column("issued_at", INT64, nullable=False),
     Column("expires_at", INT64, nullable=False),
     Column("token", TEXT),
+    Column("version", TEXT, nullable=False, server_default="0.4.0"),
     PrimaryKeyConstraint("tenant", "key"),
     ForeignKeyConstraint(["tenant", "nonce"], ["nonces.tenant", "nonces.hash"]),
     Index(None, "tenant", "expires_at"),
@@ -206,6 +207,34 @@ evidence: Final = Table(
     Column("result", LargeBinary, nullable=False),
     PrimaryKeyConstraint("tenant", "sequence"),
     UniqueConstraint("tenant", "id"),
+)
+
+# Init data that was revoked for every resource.
+revocations: Final = Table(
+    "revocations",
+    metadata,
+    tenant_column(),
+    Column("init_data", TEXT, nullable=False),
+    Column("at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "init_data"),
+)
+
+leases: Final = Table(
+    "leases",
+    metadata,
+    tenant_column(),
+    Column("resource", TEXT, nullable=False),
+    Column("guest_key", TEXT, nullable=False),
+    Column("init_data", TEXT, nullable=False),
+    Column("instance", TEXT, nullable=False),
+    Column("tee", TEXT, nullable=False),
+    Column("level", TEXT, nullable=False),
+    Column("attestation", TEXT, nullable=False),
+    Column("granted_at", INT64, nullable=False),
+    Column("expires_at", INT64, nullable=False),
+    Column("renewals", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "resource", "guest_key"),
+    Index(None, "tenant", "expires_at"),
 )
 
 # The release log, one for all tenants: what it publishes tells none from another. A leaf's node is the entry's own row;

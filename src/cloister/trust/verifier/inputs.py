@@ -10,11 +10,13 @@ import threading
 from dataclasses import dataclass
 
 from cloister.errors import AppraisalRefused
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.advisory import Advisory
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.policy import AppraisalPolicy, parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
 from cloister.tee.advisories import shipped_advisories
+from cloister.tee.builtinpolicy import BUILTIN_ID, builtin_policy
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
@@ -34,12 +36,12 @@ class AppraisalInputs:
 class AppraisalInputSource:
     """Reads the inputs; keeps them until the configuration changes."""
 
-    def __init__(self, store: Store, policy_id: str) -> None:
+    def __init__(self, store: Store, policy_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._policy_id = policy_id
-        self._policies = PolicyStore(store)
-        self._roots = RootStore(store)
-        self._references = ReferenceStore(store)
+        self._policies = PolicyStore(store, tenant=tenant)
+        self._roots = RootStore(store, tenant=tenant)
+        self._references = ReferenceStore(store, tenant=tenant)
         self._lock = threading.Lock()
         self._kept: tuple[int, AppraisalInputs] | None = None
 
@@ -47,7 +49,8 @@ class AppraisalInputSource:
         """Return the inputs in force.
 
         Raises:
-            AppraisalRefused: there is no appraisal policy (`trust.verifier.no_policy`).
+            AppraisalRefused: no appraisal policy of that id is stored, and it is not the built-in one's
+                (`trust.verifier.no_policy`).
             Unavailable: the store failed.
         """
         configuration = self._store.configuration()
@@ -62,7 +65,7 @@ class AppraisalInputSource:
 
     def _read(self) -> AppraisalInputs:
         stored = self._policies.current(APPRAISAL, self._policy_id)
-        if stored is None:
+        if stored is None and self._policy_id != BUILTIN_ID:
             raise AppraisalRefused(
                 "trust.verifier.no_policy",
                 "no appraisal policy is stored, so nothing is acceptable",
@@ -71,7 +74,7 @@ class AppraisalInputSource:
                 hint="store one with the trust service; `cloister run` does on first use",
             )
         return AppraisalInputs(
-            policy=parse_appraisal_policy(stored.text),
+            policy=parse_appraisal_policy(stored.text) if stored is not None else builtin_policy(),
             endorsements=Endorsements(roots=self._roots.list()),
             references=self._references.list(),
             advisories=shipped_advisories(),

@@ -22,6 +22,7 @@ from cloister.crypto.jwt import sign_jwt
 from cloister.crypto.signer import Signer
 from cloister.errors import CloisterError, EndorsementError, FormatRefused, Unavailable
 from cloister.protocol.kbs import TPM_EXTRA, device_report_data, parse_tpm_enrolment, report_data
+from cloister.protocol.tenants import DEFAULT_TENANT, audience_of
 from cloister.rats.claims import Level
 from cloister.rats.ear import PRIMARY, encode_ear
 from cloister.rats.endorsement import Endorsements
@@ -41,6 +42,7 @@ from cloister.wire.base64 import encode_b64
 _Verified = TypeVar("_Verified", covariant=True)
 _BUILD: Final = f"cloister {__version__}"
 _BOUND_BY_PRIMARY: Final = Unchecked(reason="the evidence of the CPU binds the init data")
+_NONE_SENT: Final = Unchecked(reason="the guest sent no init data, so the result names none")
 _LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
 _NO_REFERENCES: Final = "appraisal.reference_values.empty"
 _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
@@ -65,13 +67,21 @@ class VerifierService:
         issuer: returns what signs results now: a key and its certificates, for relying parties that pin a CA.
         policy_id: the appraisal policy to judge by.
         collateral: what vendors publish, as far as it is had.
+        tenant: whose policy, roots and reference values apply, and for whom results are made.
     """
 
     def __init__(
-        self, store: Store, issuer: Callable[[], Issuer], *, policy_id: str, collateral: CollateralSource
+        self,
+        store: Store,
+        issuer: Callable[[], Issuer],
+        *,
+        policy_id: str,
+        collateral: CollateralSource,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
         self._collateral = collateral
-        self._inputs = AppraisalInputSource(store, policy_id)
+        self._audience = audience_of(tenant)
+        self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
         self._issuer = issuer
 
     def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
@@ -111,6 +121,7 @@ class VerifierService:
             runtime_data=msgspec.to_builtins(request.runtime_data),
             verifier=_BUILD,
             identity=identity,
+            audience=self._audience,
         )
         return Appraised(
             token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
@@ -163,11 +174,12 @@ class _Appraisal:
         evidence = Evidence(tee=request.tee, body=request.evidence)
         binding = ExpectedBinding(
             report_data=report_data(request.runtime_data, request.additional_evidence),
-            init_data_digest=request.init_data.digest,
+            init_data_digest=request.init_data.digest if request.init_data is not None else _NONE_SENT,
             session_secret=request.session_secret,
         )
         verified = self._verify(verify_evidence, evidence, binding)
-        return self._appraise(verified, self._inputs.references, request.init_data.digest_text)
+        digest = request.init_data.digest_text if request.init_data is not None else ""
+        return self._appraise(verified, self._inputs.references, digest)
 
     def judge_devices(self) -> dict[str, AttestationResult]:
         """Return the result of every further device by submodule name."""

@@ -23,7 +23,7 @@ from cloister.protocol.admin.access import (
 )
 from cloister.protocol.admin.base import PAGE
 from cloister.trust.access import Permission, Role
-from cloister.trust.approvals import parse_prefix
+from cloister.trust.approvals import parse_resource_prefix
 from cloister.trust.web.admin import wire
 from cloister.trust.web.admin.entrance import Admitted, deleting, posting, reading
 from cloister.trust.web.admin.parameters import Limit, PathWord
@@ -88,7 +88,9 @@ def list_proposals(office: Admitted, limit: Limit = PAGE) -> ProposalList:
 @posting("/proposals", Permission.PROPOSAL_APPROVE, "Ask for the release of what lies under a prefix to one pod")
 def propose_release(office: Admitted, data: JSONBody[ReleaseProposal]) -> Proposal:
     """Propose a release to the approvers of its rule."""
-    return wire.proposal(office.approvals.propose_release(parse_prefix(data.prefix), data.init_data, days=data.days))
+    return wire.proposal(
+        office.approvals.propose_release(parse_resource_prefix(data.prefix), data.init_data, days=data.days)
+    )
 
 
 @reading("/proposals/{proposal:str}", Permission.PROPOSAL_READ, "A proposal")

@@ -7,7 +7,7 @@ from litestar.params import JSONBody
 from cloister.protocol.admin.access import Changed
 from cloister.protocol.admin.policies import PolicyChange, PolicyList, PolicyVersion, Rollback
 from cloister.trust.access import Permission
-from cloister.trust.approvals import ResourcePrefix, parse_prefix
+from cloister.trust.approvals import ResourcePrefix, parse_resource_prefix
 from cloister.trust.web.admin import wire
 from cloister.trust.web.admin.entrance import Admitted, deleting, posting, putting, reading
 from cloister.trust.web.admin.parameters import PathWord, PrefixSegment, Replaces
@@ -126,7 +126,7 @@ def delete_demand(
 
 
 def _prefix(repository: str, kind: str, tag: str) -> ResourcePrefix:
-    return parse_prefix(f"{repository}/{kind}/{tag}")
+    return parse_resource_prefix(f"{repository}/{kind}/{tag}")
 
 
 ROUTES = (

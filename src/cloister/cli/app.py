@@ -13,7 +13,23 @@ from typing import Annotated
 import typer
 
 from cloister import __version__
-from cloister.cli import collateral, demo, doctor, evidence, explain, image, podvm, refs, run, serve
+from cloister.cli import (
+    access,
+    audit,
+    collateral,
+    demo,
+    doctor,
+    evidence,
+    explain,
+    image,
+    podvm,
+    policy,
+    refs,
+    refsregistered,
+    run,
+    secret,
+    serve,
+)
 from cloister.cli.output import exit_code, print_error, stdout
 from cloister.errors import CloisterError
 
@@ -60,7 +76,14 @@ app.add_typer(collateral.app, name="collateral")
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
+refs.app.add_typer(refsregistered.publisher, name="publisher")
 app.add_typer(refs.app, name="refs")
+app.add_typer(secret.app, name="secret")
+app.add_typer(policy.app, name="policy")
+app.add_typer(access.token, name="token")
+app.add_typer(access.tenant, name="tenant")
+app.command("approve", short_help="Approve what several people must agree to.")(access.approve_command)
+app.command("audit", short_help="Show who got what, when, under which code.")(audit.audit_command)
 
 
 def _end(number: int, _: object) -> None:

@@ -3,7 +3,7 @@
 Knows nothing of HTTP and nothing of what is administered.
 """
 
-from cloister.trust.access.control import TOKEN_FILE, AccessControl, read_token_file
+from cloister.trust.access.control import TOKEN_FILE, AccessControl, LocalAccess
 from cloister.trust.access.permissions import PERMISSIONS, Permission, Role
 from cloister.trust.access.principals import LOCAL_OWNER, Principal
 from cloister.trust.access.tokens import is_token, new_token
@@ -13,10 +13,10 @@ __all__ = [
     "PERMISSIONS",
     "TOKEN_FILE",
     "AccessControl",
+    "LocalAccess",
     "Permission",
     "Principal",
     "Role",
     "is_token",
     "new_token",
-    "read_token_file",
 ]

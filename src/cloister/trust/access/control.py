@@ -16,7 +16,7 @@ from typing import Final
 
 from cloister.errors import FormatRefused, Refused, Unavailable
 from cloister.trust.access.permissions import Role
-from cloister.trust.access.principals import Principal
+from cloister.trust.access.principals import LOCAL_OWNER, Principal
 from cloister.trust.access.tokens import is_token, new_token, token_hash
 from cloister.trust.store.access import StoredToken, TokenStore
 from cloister.trust.store.database import Store
@@ -26,7 +26,6 @@ TOKEN_FILE: Final = "admin-token"  # noqa: S105  a file's name
 FIRST_NAME: Final = "first"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _PRIVATE_FILE: Final = 0o600
-_FILE_BYTES: Final = 4096
 
 
 class AccessControl:
@@ -127,21 +126,27 @@ class AccessControl:
         )
 
 
-def read_token_file(file: Path) -> str:
-    """Return the token in a file that a client was pointed to.
+class LocalAccess(AccessControl):
+    """Recognises one token, made here and never stored: that of whoever holds the state directory in this process.
 
-    Raises:
-        Refused: it holds no token (`trust.access.token_file`).
-        Unavailable: it cannot be read (`trust.access.token_file`).
+    Args:
+        access: makes tokens as usual.
     """
-    try:
-        with file.open("rb") as stream:
-            text = stream.read(_FILE_BYTES).decode("ascii", "replace").strip()
-    except OSError as err:
-        raise Unavailable("trust.access.token_file", f"cannot read the token: {err.strerror}", path=str(file)) from err
-    if not is_token(text):
-        raise Refused("trust.access.token_file", "the file holds no access token", path=str(file), expected="cat_..")
-    return text
+
+    def __init__(self, access: AccessControl) -> None:
+        self._tokens = access._tokens
+        self._clock = access._clock
+        self.token = new_token()
+
+    def authenticate(self, bearer: str) -> Principal:
+        """Return the local owner.
+
+        Raises:
+            Refused: another token (`trust.access.unauthenticated`).
+        """
+        if not hmac.compare_digest(bearer.encode(), self.token.encode()):
+            raise Refused("trust.access.unauthenticated", "no valid access token")
+        return LOCAL_OWNER
 
 
 def _first_token(file: Path) -> tuple[str, bool]:

@@ -136,12 +136,15 @@ def furnished() -> tuple[Path, EndorsementCA, InitData]:
 
 
 def make_world(directory: Path, **settings: Any) -> World:
+    """Return a furnished world; one with a `database` of its own is furnished there."""
     template, ca, data = furnished()
     clock = Clock()
     state = directory / "state"
     shutil.copytree(template, state)
     chosen = TrustSettings(state=state, **settings)
-    admin = TrustAdmin(state, clock=clock)
+    admin = TrustAdmin(state, clock=clock, database=chosen.database)
+    if chosen.database:
+        furnish(admin, ca, data)
     service = TrustService(chosen, clock=clock)
     return World(state=state, clock=clock, ca=ca, data=data, admin=admin, settings=chosen, service=service)
 

@@ -14,6 +14,12 @@ from cloister.sdk.home import home_from_environment
 def serve_command(
     listen: Annotated[str, typer.Option(help="Address and port; port 0 takes a free one.")] = "127.0.0.1:7070",
     state: Annotated[Path | None, typer.Option(help="State directory [default: $CLOISTER_HOME/trust].")] = None,
+    database: Annotated[
+        str, typer.Option(help="postgresql://USER@HOST/DATABASE, for replicas [default: SQLite in STATE].")
+    ] = "",
+    database_password_file: Annotated[
+        Path | None, typer.Option(help="File with the password of the database's user [default: PGPASSFILE].")
+    ] = None,
     collateral: Annotated[
         Path | None, typer.Option(help="CLOISTER_CACHE of what `cloister collateral` fetches [default: STATE].")
     ] = None,
@@ -35,6 +41,12 @@ def serve_command(
     step("ok", "trust service starts", f"https://{host}:{port}  state {directory}")
     step.note("next: cloister run IMAGE, or point a guest's init data at this address; stop with Ctrl-C")
     settings = TrustSettings(
-        state=directory, host=host, port=port, names=tuple(names.split(",")), collateral=collateral
+        state=directory,
+        database=database,
+        database_password_file=database_password_file,
+        host=host,
+        port=port,
+        names=tuple(names.split(",")),
+        collateral=collateral,
     )
     serve(settings)

@@ -73,6 +73,15 @@ class TrustService:
             )
         )
 
+    def check(self) -> None:
+        """Return if guests can be served: the store answers, and the key store does.
+
+        Raises:
+            Unavailable: one does not, or the service is sealed.
+        """
+        self.store.check()
+        self.keys.check()
+
     def broker_of(self, tenant: str) -> KeyBroker:
         """Return the key broker of a tenant.
 

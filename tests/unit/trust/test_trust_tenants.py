@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from cloister.trust.rootkey import RootKey
 from sqlalchemy import event, select, update
 from sqlalchemy.engine import Engine
 
@@ -22,6 +21,7 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.testing.tpm import NOW
+from cloister.trust.rowseal import DataKey
 from cloister.trust.store import records, schema
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore, root_id
@@ -41,7 +41,7 @@ from cloister.trust.store.sessions import SessionStore, attach_token
 from cloister.trust.store.tenancy import sealed_name
 from store_places import Place
 
-KEY = RootKey(bytes(32))
+KEY = DataKey("11" * 8, bytes(32))
 PATH = parse_resource_path("default/model/one")
 ROOT = TrustedRoot(tee="tpm", level=Level.MEASURED, name="root", der=b"der")
 NONCE = bytes(range(32))

@@ -43,10 +43,11 @@ from cloister.crypto.keystore.sealedroot import (
     seal_by_shares,
 )
 from cloister.crypto.keystore.uri import bad_address, read_secret, require_private, split_address
-from cloister.errors import FormatRefused, Refused
+from cloister.errors import FormatRefused, Refused, Unavailable
 
 _PRIVATE: Final = 0o600
 _NEXT: Final = re.compile(r"[0-9a-f]{16}")
+_ATTEMPTS: Final = 20
 _SEALS: Final = ("passphrase", "shares")
 
 
@@ -192,9 +193,19 @@ class FileKeyStore:
         return self._unseal_key
 
     def _roots(self) -> dict[str, bytes]:
+        """Return the root keys on disk. Another process may rename one while they are read: then once more."""
         with self._state:
-            roots = (self._root(place) for place in self._places())
-            return {identity_of(root): root for root in roots}
+            for _ in range(_ATTEMPTS):
+                places = self._places()
+                try:
+                    roots = [self._root(place) for place in places]
+                except Unavailable:
+                    if self._places() == places:
+                        raise
+                    continue
+                if self._places() == places:
+                    return {identity_of(root): root for root in roots}
+            raise unreachable(self.place, "its files change all the time")
 
     def _root(self, place: Path) -> bytes:
         data = self._read(place)

@@ -7,11 +7,13 @@ one. Between steps every row opens, because both data keys are there. A step tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, func, select, update
 
 from cloister.trust.keys.ring import KeyRing, OpenRing
+from cloister.trust.keys.ringrows import read_generation
 from cloister.trust.keys.signing import SIGNING_KEY_ROWS
 from cloister.trust.rowseal import HEADER_BYTES, SealedColumn, data_key_of
 from cloister.trust.store.database import Store
@@ -28,8 +30,11 @@ def reseal_step(store: Store, ring: KeyRing, *, rows: int = STEP_ROWS) -> int:
     Raises:
         Unavailable: the ring is not open, a row does not open, or the store failed.
     """
-    opened = ring.current()
-    return store.write(lambda connection: _step(connection, opened, rows))
+    while True:
+        opened = ring.latest()
+        done = store.write(partial(_step, ring=opened, rows=rows))
+        if done is not None:
+            return done
 
 
 def data_keys_in_use(connection: Connection) -> set[str]:
@@ -42,7 +47,10 @@ def data_keys_in_use(connection: Connection) -> set[str]:
     return found
 
 
-def _step(connection: Connection, ring: OpenRing, rows: int) -> int:
+def _step(connection: Connection, ring: OpenRing, rows: int) -> int | None:
+    """Return how many rows were sealed anew; None when the ring changed meanwhile and rows may need its new key."""
+    if read_generation(connection) != ring.rows.generation:
+        return None
     left = rows
     for column in SEALED_COLUMNS:
         sealed = column.table.c[column.column]

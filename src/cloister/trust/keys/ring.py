@@ -35,6 +35,7 @@ from cloister.trust.keys.ringrows import (
     DataKeyRow,
     RingRows,
     altered,
+    conflict,
     read_generation,
     read_ring,
     sign_ring,
@@ -51,8 +52,8 @@ PROVED_SECONDS: Final = 300.0  # so long the service goes on without its key sto
 RETIRED_KEPT: Final = timedelta(days=1)  # longer than any write can have been under way
 _LOOK_SECONDS: Final = 1.0
 _PROBE_SECONDS: Final = 5.0
-_MISS_SECONDS: Final = 0.2
 _ATTEMPTS: Final = 5
+_UNKNOWN_ROOT: Final = "crypto.keystore.unknown_root"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,7 @@ class KeyRing:
         self._looked = self._proved = -1e9
         self._failure: CloisterError | None = None
         self._failed = -1e9
+        self._unwrapping = 0
         self._highest = _remembered(seen)
 
     def __repr__(self) -> str:
@@ -179,7 +181,7 @@ class KeyRing:
         """See `RowSealer`."""
         ring = self.current()
         if data_key_of(sealed) not in ring.keys:
-            ring = self._look(older_than=_MISS_SECONDS)
+            ring = self._look(older_than=0)
         return ring.open(purpose, row, sealed)
 
     def current(self) -> OpenRing:
@@ -188,6 +190,10 @@ class KeyRing:
         if ring is not None and now - self._looked < _LOOK_SECONDS and now - self._proved < self._proved_seconds:
             return ring
         return self._look(older_than=_LOOK_SECONDS)
+
+    def latest(self) -> OpenRing:
+        """Return the ring as it is."""
+        return self._look(older_than=0)
 
     def check(self) -> None:
         """Return if the key store answered within the last seconds.
@@ -227,6 +233,8 @@ class KeyRing:
         """
         if self._store.read(read_generation):
             return
+        if self._highest:
+            raise altered()
         self._require_unsealed()
         there = self._keystore.identities()
         root = there[0] if there else self._keystore.create()
@@ -269,7 +277,7 @@ class KeyRing:
             try:
                 self._replace(ring, new)
             except Refused:
-                self._keystore.settle(ring.rows.root, [root])
+                self._keystore.settle(self._look(older_than=0).rows.root, [root])
                 raise
             # 6
             self._keystore.settle(root, before)
@@ -353,13 +361,14 @@ class KeyRing:
         self._look(older_than=0)
 
     def _retried(self, change: Callable[[], _Result]) -> _Result:
-        for _ in range(_ATTEMPTS - 1):
+        for _ in range(_ATTEMPTS):
             try:
                 return change()
             except Refused as err:
-                if err.code != "trust.keys.conflict":
+                # A root key that is gone is what a rotation that was faster leaves to this one.
+                if err.code not in ("trust.keys.conflict", _UNKNOWN_ROOT):
                     raise
-        return change()
+        raise conflict()
 
     def _look(self, *, older_than: float, prove: bool = False) -> OpenRing:
         """Return the ring, read anew unless it was within `older_than` seconds; once, for all threads that wait."""
@@ -387,6 +396,17 @@ class KeyRing:
         return ring
 
     def _read(self, *, prove: bool) -> OpenRing:
+        """Return the ring of the database; once more when its root key was rotated away between two steps."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._read_once(prove=prove)
+            except Unavailable as err:
+                read = self._unwrapping
+                if err.code != _UNKNOWN_ROOT or self._store.read(read_generation) == read:
+                    raise
+        return self._read_once(prove=prove)
+
+    def _read_once(self, *, prove: bool) -> OpenRing:
         """Steps: 1 the rows; 2 not older than seen before; 3 what is in memory already, unless the key store has to
         prove itself; 4 what is not, from the key store; 5 the MAC over the whole.
         """
@@ -398,6 +418,7 @@ class KeyRing:
         rows = self._store.read(read_ring)
         if rows is None:
             raise altered() if self._highest else _missing()
+        self._unwrapping = rows.generation
         # 2
         if rows.generation < self._highest:
             raise _rolled_back(rows.generation, self._highest)
@@ -420,7 +441,7 @@ class KeyRing:
         try:
             return self._keystore.unwrap(_purpose(row.id), row.wrapped)
         except Refused as err:
-            if self._next is not None and err.code == "crypto.keystore.unknown_root":
+            if self._next is not None and err.code == _UNKNOWN_ROOT:
                 return self._next.unwrap(_purpose(row.id), row.wrapped)
             # Data do not say no here: the keys are not the ones this database needs.
             raise Unavailable(

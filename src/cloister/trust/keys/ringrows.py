@@ -98,10 +98,13 @@ def write_ring(connection: Connection, ring: RingRows, *, replaces: int) -> None
 
     Raises:
         Refused: another change came first (`trust.keys.conflict`).
+        Unavailable: there are data keys and no ring (`trust.keys.ring`).
     """
     values = {"generation": ring.generation, "root": ring.root, "mac": ring.mac}
     if read_generation(connection) != replaces:
-        raise Refused("trust.keys.conflict", "the keys were changed by another process just now", hint="try again")
+        raise conflict()
+    if not replaces and connection.execute(select(data_keys.c.id)).first() is not None:
+        raise altered()  # keys without their ring: making another would remove them
     if replaces:
         connection.execute(update(key_ring).where(key_ring.c.name == _NAME).values(**values))
     else:
@@ -131,6 +134,11 @@ def verify_ring(ring: RingRows, active: DataKey) -> None:
     expected = _mac(ring.generation, ring.root, ring.keys, active)
     if active.identity != ring.active.id or not hmac.compare_digest(expected, ring.mac):
         raise altered()
+
+
+def conflict() -> Refused:
+    """Return the refusal of a change that came second."""
+    return Refused("trust.keys.conflict", "the keys were changed by another process just now", hint="try again")
 
 
 def altered() -> Unavailable:

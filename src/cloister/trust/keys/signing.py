@@ -57,7 +57,6 @@ CA_NAME: Final = "cloister trust service CA"
 _ED25519: Final = frozenset({LOG})
 _SEAL_PURPOSE: Final = "signing key"
 _LOOK_SECONDS: Final = 1.0
-_MISS_SECONDS: Final = 0.2
 _LEAF_SECONDS: Final = 24 * 3600.0  # certificates of token keys live for a year
 _ROWS: Final = select(signing_keys).order_by(signing_keys.c.not_before, signing_keys.c.kid)
 
@@ -208,7 +207,7 @@ class SigningKeys:
 
     def public_token_key(self, kid: str) -> ECDSAP256PublicKey | None:
         """Return an accepted key by its id."""
-        for older_than in (_LOOK_SECONDS, _MISS_SECONDS):
+        for older_than in (_LOOK_SECONDS, 0.0):
             for key in self._accepted(TOKEN, older_than=older_than):
                 if key.kid == kid:
                     return self._public(key)

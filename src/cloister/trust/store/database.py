@@ -26,7 +26,7 @@ from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import DataError as ValueRefused
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from cloister.errors import CloisterError, Unavailable
+from cloister.errors import Refused, Unavailable
 from cloister.trust.store import schema, setup
 from cloister.trust.store.failures import too_late, unavailable
 from cloister.trust.store.migrations import HEAD
@@ -314,9 +314,14 @@ class Store:
         ran = False
         with transaction:
             for job in batch:
-                if self._claim(job):
-                    _run_in_savepoint(connection, job, self._database.hint)
-                    ran = ran or job.error is None
+                if not self._claim(job):
+                    continue
+                if len(batch) > 1:
+                    ran = _run_in_savepoint(connection, job, self._database.hint) or ran
+                else:  # alone it needs none, which saves two exchanges with a server
+                    ran = _run(connection, job, self._database.hint)
+                    if not ran:
+                        transaction.rollback()
             if self._hook is not None and ran:
                 self._hook.before_commit(connection)
         return ran
@@ -368,19 +373,27 @@ def _count(connection: Connection, name: str) -> None:
     connection.execute(update(counters).where(counters.c.name == name).values(value=counters.c.value + 1))
 
 
-def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> None:
-    connection.exec_driver_sql("SAVEPOINT job")
+def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> bool:
+    """Run a job, undoing what it did when it refuses; return whether it did not."""
+    connection.exec_driver_sql(
+        "SAVEPOINT job"
+    )  # never released: the name means the last one, and all end with the batch
+    ran = _run(connection, job, hint)
+    if not ran:
+        connection.exec_driver_sql("ROLLBACK TO job")
+    return ran
+
+
+def _run(connection: Connection, job: _Job[Any], hint: str) -> bool:
     try:
         job.result = job.work(connection)
-    except (IntegrityError, ValueRefused, CloisterError) as err:
-        connection.exec_driver_sql("ROLLBACK TO job")
-        job.error = err if isinstance(err, CloisterError) else unavailable(err, hint=hint)
+    except (IntegrityError, ValueRefused) as err:
+        job.error = unavailable(err, hint=hint)
     except SQLAlchemyError:
         raise  # the transaction cannot be trusted any more: the whole batch fails
-    except Exception as err:  # noqa: BLE001  a fault of one job must not end the thread that serves all
-        connection.exec_driver_sql("ROLLBACK TO job")
+    except Exception as err:  # noqa: BLE001  a refusal, or a fault of one job, which must not end the thread of all
         job.error = err
-    connection.exec_driver_sql("RELEASE job")
+    return job.error is None
 
 
 def _open(database: Path | str, write_lock: Path | None, seconds: float, password_file: Path | None) -> Database:
@@ -389,5 +402,13 @@ def _open(database: Path | str, write_lock: Path | None, seconds: float, passwor
         from cloister.trust.store.postgresql import PostgreSQLDatabase
 
         return PostgreSQLDatabase(database, seconds=seconds, password_file=password_file)
-    file = Path(database.removeprefix(SQLITE)) if isinstance(database, str) else database
-    return SQLiteDatabase(file, write_lock or file.with_name("write.lock"), seconds=seconds)
+    if isinstance(database, str):
+        if not database.startswith(SQLITE):
+            raise Refused(
+                "trust.settings.database",
+                "not the address of a database",
+                expected=f"{POSTGRESQL}USER@HOST/DATABASE or {SQLITE}PATH",
+                actual=database.partition(":")[0][:20],
+            )
+        database = Path(database.removeprefix(SQLITE))
+    return SQLiteDatabase(database, write_lock or database.with_name("write.lock"), seconds=seconds)

@@ -242,7 +242,7 @@ leases: Final = Table(
 log_entries: Final = Table(
     "log_entries",
     metadata,
-    Column("position", INT64, nullable=False),
+    Column("position", INT64, nullable=False, autoincrement=False),
     Column("leaf", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
     Column("salt", LargeBinary, nullable=False),
@@ -264,7 +264,7 @@ log_nodes: Final = Table(
 log_checkpoints: Final = Table(
     "log_checkpoints",
     metadata,
-    Column("size", INT64, nullable=False),
+    Column("size", INT64, nullable=False, autoincrement=False),
     Column("note", TEXT, nullable=False),
     PrimaryKeyConstraint("size"),
 )

@@ -17,11 +17,10 @@ from cloister.errors import CloisterError, RequestRefused, Unavailable
 from cloister.protocol.kbs import PREFIX
 from cloister.trust.journal import Journal
 from cloister.trust.settings import TrustSettings
-from cloister.trust.store.database import Store
 from cloister.trust.web.exchange import Receive, Request, Response, Scope, Send, error_response, send_response
 from cloister.trust.web.gate import Gate, Limits, RateLimit, Route, Watched, bounded
 from cloister.trust.web.kbs import DEFAULT_TENANT, Brokers, GuestRoutes
-from cloister.trust.web.public import PublicRoutes
+from cloister.trust.web.public import Checked, PublicRoutes
 
 _UNKNOWN: Final = "unknown"
 
@@ -168,20 +167,20 @@ class TrustApp:
 
 
 def trust_application(
-    brokers: Brokers, store: Store, settings: TrustSettings, journal: Journal, *, mounts: Sequence[Mount] = ()
+    brokers: Brokers, service: Checked, settings: TrustSettings, journal: Journal, *, mounts: Sequence[Mount] = ()
 ) -> TrustApp:
     """Return the application over the roles.
 
     Args:
         brokers: the key broker of a tenant.
-        store: asked for its health.
+        service: asked for its health.
         settings: limits.
         journal: log.
         mounts: further applications.
     """
     rate = RateLimit(settings.client_rate, max(1.0, 2 * settings.client_rate))
     gate = Gate(threads=settings.concurrency, admitted=settings.queue, rate=rate)
-    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(store), mounts, gate, journal)
+    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(service), mounts, gate, journal)
 
 
 async def _sent(send: Send, response: Response, identity: str) -> tuple[int, str, str]:

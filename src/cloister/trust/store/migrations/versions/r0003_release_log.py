@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from alembic import op
-from sqlalchemy import BigInteger, Column, LargeBinary, Text, text
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, PrimaryKeyConstraint, Table, Text, text
 
 from cloister.errors import Refused
 from cloister.trust.store.migrations import chain
@@ -14,31 +14,40 @@ revision, down_revision = chain(__file__)
 
 _INT64: Final = BigInteger()
 _TEXT: Final = Text().with_variant(Text(collation="C"), "postgresql")
+metadata: Final = MetaData(naming_convention={"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"})
+
+Table(
+    "log_entries",
+    metadata,
+    Column("position", _INT64, nullable=False, autoincrement=False),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("tenant", _TEXT, nullable=False),
+    Column("fields", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("position"),
+    Index(None, "tenant", "position"),
+)
+Table(
+    "log_nodes",
+    metadata,
+    Column("level", _INT64, nullable=False),
+    Column("position", _INT64, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("level", "position"),
+)
+Table(
+    "log_checkpoints",
+    metadata,
+    Column("size", _INT64, nullable=False, autoincrement=False),
+    Column("note", _TEXT, nullable=False),
+    PrimaryKeyConstraint("size"),
+)
 
 
 def upgrade() -> None:
     """Make the tables of an empty log; what happened before has no entries."""
-    op.create_table(
-        "log_entries",
-        Column("position", _INT64, primary_key=True, autoincrement=False),
-        Column("leaf", LargeBinary, nullable=False),
-        Column("hash", LargeBinary, nullable=False),
-        Column("salt", LargeBinary, nullable=False),
-        Column("tenant", _TEXT, nullable=False),
-        Column("fields", LargeBinary, nullable=False),
-    )
-    op.create_index("ix_log_entries_tenant", "log_entries", ["tenant", "position"])
-    op.create_table(
-        "log_nodes",
-        Column("level", _INT64, primary_key=True, autoincrement=False),
-        Column("position", _INT64, primary_key=True, autoincrement=False),
-        Column("hash", LargeBinary, nullable=False),
-    )
-    op.create_table(
-        "log_checkpoints",
-        Column("size", _INT64, primary_key=True, autoincrement=False),
-        Column("note", _TEXT, nullable=False),
-    )
+    metadata.create_all(op.get_bind())
 
 
 def downgrade() -> None:

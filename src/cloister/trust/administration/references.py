@@ -56,7 +56,7 @@ class References:
 
         Raises:
             FormatRefused: none given, or two of one id (`trust.reference.malformed`).
-            Refused: not permitted (`trust.access.forbidden`), or expired already (`trust.reference.expired`).
+            Refused: not permitted (`trust.access.forbidden`), or expired already (`trust.refvalues.expired`).
         """
         subject, at = ", ".join(entry.id for entry in entries), self.desk.now()
         self.desk.change(
@@ -107,7 +107,7 @@ class References:
 
         Raises:
             Refused: the evidence is not kept (`trust.evidence.missing`), or shows no register that says what booted
-                (`trust.reference.nothing_observed`).
+                (`trust.refvalues.nothing_observed`).
         """
         record = self.desk.look(
             Permission.REFERENCE_READ, attestation, lambda stores: stores.records.appraisal(attestation)
@@ -135,7 +135,7 @@ class References:
         """Accept nothing more from a key; what it signed before stays until it is deleted.
 
         Raises:
-            Refused: there is none (`trust.reference.publisher_missing`).
+            Refused: there is none (`trust.refvalues.publisher_missing`).
         """
         self.desk.change(Permission.PUBLISHER_WRITE, identity, lambda stores: stores.publishers.delete(identity))
 

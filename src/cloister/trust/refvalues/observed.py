@@ -28,12 +28,12 @@ def observed_values(record: AppraisalRecord, *, days: int, at: datetime) -> Refe
         at: aware UTC.
 
     Raises:
-        Refused: it shows no register that says what booted (`trust.reference.nothing_observed`).
+        Refused: it shows no register that says what booted (`trust.refvalues.nothing_observed`).
     """
     registers = {name: bytes.fromhex(text) for name, text in record.registers.items() if _says_what_booted(name, text)}
     if not registers:
         raise Refused(
-            "trust.reference.nothing_observed",
+            "trust.refvalues.nothing_observed",
             "this evidence shows no register that says what booted",
             path=record.id,
             actual=", ".join(sorted(record.registers))[:120],

@@ -58,7 +58,7 @@ def register_signed(book: ReferenceBook, document: bytes, *, by: str, at: dateti
     Raises:
         FormatRefused: not a signed set (`crypto.dsse.*`, `rats.reference.*`).
         Refused: signed by nobody registered, expired, or older than what was accepted (`crypto.dsse.*`,
-            `rats.reference.set.*`); an entry expired (`trust.reference.expired`).
+            `rats.reference.set.*`); an entry expired (`trust.refvalues.expired`).
     """
     keys = {item.key_id: ECDSAP256PublicKey.from_pem(item.pem) for item in book.publishers.list()}
     seen = {
@@ -70,7 +70,7 @@ def register_signed(book: ReferenceBook, document: bytes, *, by: str, at: dateti
     values = verified.values
     # 2
     if values.id not in seen and len(seen) >= _SETS_REMEMBERED:
-        raise Refused("trust.reference.sets", "too many signed sets", expected=f"at most {_SETS_REMEMBERED}")
+        raise Refused("trust.refvalues.sets", "too many signed sets", expected=f"at most {_SETS_REMEMBERED}")
     book.publishers.remember(values.id, verified.seen.version, verified.seen.digest)
     # 3
     source = ReferenceChange(
@@ -91,7 +91,7 @@ def register_unsigned(book: ReferenceBook, entries: Sequence[ReferenceEntry], *,
 
     Raises:
         FormatRefused: none given, or two of one id (`trust.reference.malformed`).
-        Refused: an entry expired (`trust.reference.expired`).
+        Refused: an entry expired (`trust.refvalues.expired`).
     """
     if not entries or len({entry.id for entry in entries}) != len(entries):
         raise FormatRefused("trust.reference.malformed", "no entries, or two of the same id")
@@ -131,7 +131,7 @@ def _store(book: ReferenceBook, entries: Sequence[ReferenceEntry], source: Refer
     for entry in entries:
         if entry.not_after <= source.at:
             raise Refused(
-                "trust.reference.expired",
+                "trust.refvalues.expired",
                 "a reference value has expired already",
                 path=entry.id[:80],
                 expected=f"after {source.at.isoformat(timespec='seconds')}",

@@ -77,7 +77,7 @@ class PublisherStore:
         """Register a publisher; the same key again changes its name.
 
         Raises:
-            Refused: there are too many (`trust.reference.publishers`).
+            Refused: there are too many (`trust.refvalues.publishers`).
             Unavailable: the store failed.
         """
 
@@ -87,7 +87,7 @@ class PublisherStore:
             )
             if connection.execute(others).scalar_one() >= PUBLISHERS_KEPT:
                 raise Refused(
-                    "trust.reference.publishers", "too many publishers", expected=f"at most {PUBLISHERS_KEPT}"
+                    "trust.refvalues.publishers", "too many publishers", expected=f"at most {PUBLISHERS_KEPT}"
                 )
             upsert(
                 connection,
@@ -112,14 +112,14 @@ class PublisherStore:
         """Accept nothing more from a publisher; what it signed before stays until it is deleted.
 
         Raises:
-            Refused: there is none (`trust.reference.publisher_missing`).
+            Refused: there is none (`trust.refvalues.publisher_missing`).
             Unavailable: the store failed.
         """
         statement = delete(publishers).where(publishers.c.tenant == self._tenant, publishers.c.key_id == key_id)
 
         def work(connection: Connection) -> None:
             if connection.execute(statement).rowcount != 1:
-                raise Refused("trust.reference.publisher_missing", "no such publisher", actual=key_id[:60])
+                raise Refused("trust.refvalues.publisher_missing", "no such publisher", actual=key_id[:60])
 
         self._store.write(work)
 

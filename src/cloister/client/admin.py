@@ -280,6 +280,15 @@ class AdminClient:
         """End a proposal without applying it."""
         return self._send("POST", f"/proposals/{quote(identity, safe='')}/reject", access.Proposal)
 
+    def list_keys(self) -> access.KeyList:
+        """Return keys of the service, without private halves."""
+        return self._get("/keys", access.KeyList)
+
+    def rotate_key(self, purpose: str, *, revoke: bool = False) -> access.RotatedKey:
+        """Make a new `root`, `data` or `token` key."""
+        path = f"/keys/{quote(purpose, safe='')}/rotate"
+        return self._send("POST", path, access.RotatedKey, access.KeyRotation(revoke=revoke))
+
     # What happened
 
     def list_audit(

@@ -68,6 +68,7 @@ class TrustAdmin:
         self.administration = Administration(
             parts=AdministrationParts(store=self._store, keys=self._keys.ring, clock=clock, events=NO_EVENTS),
             access=AccessControl(self._store, clock),
+            keys=self.keys,
         )
         self._office = self.administration.office(LOCAL_OWNER, DEFAULT_TENANT, None, record_reading=False)
         self._policies = PolicyStore(self._store)

@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cloister.trust.rootkey import RootKey
 from sqlalchemy import Connection, func, select
 
 from cloister.errors import Refused, Unavailable
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
 from cloister.trust.keybroker import Credentials
-from cloister.trust.rootkey import RootKey
 from cloister.trust.service import TrustService
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore

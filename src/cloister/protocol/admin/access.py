@@ -190,10 +190,39 @@ class Status(Answer, frozen=True):
     settings: dict[str, str]
 
 
-class KeyList(Answer, frozen=True):
-    """Public keys that sign Attestation Results (RFC 7517)."""
+class Key(Answer, frozen=True):
+    """A key of the service, without its private half; members as `cloister.trust.keys.KeyEntry`."""
 
-    keys: list[dict[str, Any]]  # Any: JSON Web Keys
+    purpose: str
+    id: str
+    state: str
+    created_at: datetime | None
+    not_before: datetime | None
+    not_after: datetime | None
+    place: str
+
+
+class KeyList(Answer, frozen=True):
+    """Keys: root, data keys, signing keys."""
+
+    keys: list[Key]
+
+
+class KeyRotation(Body, frozen=True):
+    """Ask for a new key.
+
+    Attributes:
+        revoke: for a token key that leaked: let no token of an older key count from now on.
+    """
+
+    revoke: bool = False
+
+
+class RotatedKey(Answer, frozen=True):
+    """The new key."""
+
+    purpose: str
+    id: str
 
 
 class Changed(Answer, frozen=True):

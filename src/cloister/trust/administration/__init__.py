@@ -13,6 +13,7 @@ from cloister.errors import Refused
 from cloister.trust.access import AccessControl, Permission, Principal
 from cloister.trust.administration.approvals import Approvals
 from cloister.trust.administration.desk import AdministrationParts, Desk, TenantStores
+from cloister.trust.administration.keys import Keys
 from cloister.trust.administration.policies import AppraisalPolicies
 from cloister.trust.administration.records import Records
 from cloister.trust.administration.references import References
@@ -20,6 +21,7 @@ from cloister.trust.administration.resources import Resources
 from cloister.trust.administration.roots import Roots
 from cloister.trust.administration.rules import ReleaseRules
 from cloister.trust.administration.tenants import Tenants, Tokens
+from cloister.trust.keys import KeyAdministration
 from cloister.trust.store.tenants import TenantStore
 
 __all__ = ["Administration", "AdministrationParts", "Office"]
@@ -28,7 +30,7 @@ __all__ = ["Administration", "AdministrationParts", "Office"]
 class Office:
     """What one principal does in one tenant, by subject."""
 
-    def __init__(self, desk: Desk, access: AccessControl, settings: Mapping[str, str]) -> None:
+    def __init__(self, desk: Desk, access: AccessControl, keys: KeyAdministration, settings: Mapping[str, str]) -> None:
         self.desk = desk
         self.settings = settings
         self.resources = Resources(desk)
@@ -40,6 +42,7 @@ class Office:
         self.approvals = Approvals(desk)
         self.tenants = Tenants(desk)
         self.tokens = Tokens(desk, access)
+        self.keys = Keys(desk, keys)
 
     def status(self) -> dict[str, Any]:  # Any: texts, numbers, and the settings
         """Return what the service runs with, and how much is kept for the tenant.
@@ -73,11 +76,13 @@ class Administration:
     Attributes:
         parts: what it works with.
         access: recognises principals.
+        keys: of the service.
         settings: of the service, for people to read; none of them secret.
     """
 
     parts: AdministrationParts
     access: AccessControl
+    keys: KeyAdministration
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def desk(self, principal: Principal, tenant: str, *, record_reading: bool = True) -> Desk:
@@ -103,4 +108,6 @@ class Administration:
         elif principal.tenant not in (None, tenant):
             raise Refused("trust.access.forbidden", "this token does not permit that here")
         TenantStore(self.parts.store).get(tenant)
-        return Office(self.desk(principal, tenant, record_reading=record_reading), self.access, self.settings)
+        return Office(
+            self.desk(principal, tenant, record_reading=record_reading), self.access, self.keys, self.settings
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 
 from litestar.params import JSONBody
@@ -9,10 +10,14 @@ from litestar.params import JSONBody
 from cloister import __version__
 from cloister.protocol.admin.access import (
     Approval,
+    Key,
+    KeyList,
+    KeyRotation,
     NewToken,
     Proposal,
     ProposalList,
     ReleaseProposal,
+    RotatedKey,
     Status,
     Tenant,
     TenantChange,
@@ -117,7 +122,21 @@ def get_status(office: Admitted) -> Status:
     return Status(version=__version__, **office.status())
 
 
+@reading("/keys", Permission.KEY_READ, "Keys of the service, without private halves")
+def list_keys(office: Admitted) -> KeyList:
+    """Return root, data and signing keys."""
+    return KeyList(keys=[Key(**asdict(item)) for item in office.keys.list()])
+
+
+@posting("/keys/{purpose:str}/rotate", Permission.KEY_WRITE, "A new root, data or token key")
+def rotate_key(office: Admitted, purpose: PathWord, data: JSONBody[KeyRotation]) -> RotatedKey:
+    """Rotate a key without a restart."""
+    return RotatedKey(purpose=purpose, id=office.keys.rotate(purpose, revoke=data.revoke))
+
+
 ROUTES = (
+    list_keys,
+    rotate_key,
     list_tenants,
     create_tenant,
     get_tenant,

@@ -140,8 +140,9 @@ def make_world(directory: Path, **settings: Any) -> World:
     template, ca, data = furnished()
     clock = Clock()
     state = directory / "state"
-    shutil.copytree(template, state)
     chosen = TrustSettings(state=state, **settings)
+    if not chosen.database:  # a directory belongs to its database
+        shutil.copytree(template, state)
     admin = TrustAdmin(state, clock=clock, database=chosen.database)
     if chosen.database:
         furnish(admin, ca, data)

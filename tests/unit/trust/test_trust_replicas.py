@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cloister.trust.rootkey import RootKey
 from sqlalchemy import Connection, func, select
 
 from cloister.errors import Refused, Unavailable
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
 from cloister.trust.keybroker import Credentials
+from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
@@ -27,7 +27,7 @@ from store_places import Place
 from trust_world import CANARY, World, error_of, make_world
 
 LIFE = timedelta(minutes=5)
-KEY = RootKey(bytes(32))
+KEY = DataKey("11" * 8, bytes(32))
 LIMIT = 4
 
 

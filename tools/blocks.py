@@ -22,6 +22,8 @@ from cloister.protocol.initdata import build_initdata
 from cloister.rats.policy import AppraisalPolicyWire
 from cloister.rats.rules import PlatformRules
 from cloister.tee.advisories import shipped_advisories
+from cloister.trust.configuration import value_of, value_text
+from cloister.trust.settings import TABLE, TrustSettings
 from cloister.wire import limits
 
 Tables = Mapping[str, Callable[[], str]]
@@ -240,7 +242,19 @@ def _attributes(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {name: text.strip().replace("|", "\\|") for name, text in found.items()}
 
 
+def settings() -> str:
+    """Return the settings table of the trust service."""
+    defaults = TrustSettings(state=Path("DIR"))
+    rows = []
+    for row in TABLE:
+        value = value_text(value_of(defaults, row.field))
+        default = "required, or `$CLOISTER_HOME/trust`" if row.field == "data" else f"`{value}`" if value else ""
+        rows.append((f"`{row.field}`", default, row.help, row.controls))
+    return _table(("key", "default", "meaning", "what an attacker gains who controls it"), rows)
+
+
 PAGES: Mapping[str, Tables] = {
+    "docs/reference/configuration.md": {"settings": settings},
     "docs/reference/evidence.md": {"rules": rules, "advisories": advisories},
     "docs/reference/guest-api.md": {
         "calls": calls,

@@ -346,9 +346,14 @@ class TestFaults:
             assert time.monotonic() - begun < 5
         assert service.request("GET", "/healthz")[0] == 503
         assert service.request("POST", "/kbs/v0/auth", b"{}")[0] == 503, "no record of a refusal, no refusal"
+        status, _, body = service.request("GET", "/readyz")
+        assert status == 503 and json.loads(body)["checks"]["store"].endswith("(trust.store.failed)")
         resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         assert service.request("GET", RESOURCE, **headers)[0] == 200
         assert service.request("GET", "/healthz")[0] == 200
+        until = time.monotonic() + 5
+        while service.request("GET", "/readyz")[0] != 200:
+            assert time.monotonic() < until
         client.wipe()
         with owner.admin() as admin:
             assert [row.decision for row in admin.list_audit()] == [RELEASED, RELEASED]

@@ -7,20 +7,27 @@ passes between them. Replace `VerifierService` by a client of somebody else's ve
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import TracebackType
-from typing import Final
 
-from cloister.errors import RequestRefused
+from cryptography.x509 import load_pem_x509_certificate
+from sqlalchemy import func, select
+
+from cloister.errors import RequestRefused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
+from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
+from cloister.trust.store import schema
 from cloister.trust.store.database import Store
+from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
-
-DEFAULT_TENANT: Final = "default"
+from cloister.trust.verifier.collateral import SUBDIRECTORY
 
 
 def utc_now() -> datetime:
@@ -29,48 +36,131 @@ def utc_now() -> datetime:
 
 
 class TrustService:
-    """Verifier and key broker over one state directory. Use as a context manager, or `close` it.
+    """Verifier and key broker of each tenant over one state directory. Use as a context manager, or `close` it.
 
     Args:
         settings: what to run with.
         clock: aware UTC now.
+        random: returns that many unpredictable bytes.
+        exists: whether there is a tenant of that name beside the default one; asked with each request.
+        committed: told the number of writes and the seconds of each commit.
 
     Raises:
         Refused: the state directory is not private.
         Unavailable: state or store cannot be used.
     """
 
-    def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        settings: TrustSettings,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+        exists: Callable[[str], bool] = lambda _: False,
+        committed: Callable[[int, float], None] | None = None,
+    ) -> None:
         self.settings = settings
+        self._clock = clock
+        self._random = random
+        self._exists = exists
+        self._brokers: dict[str, KeyBroker] = {}
+        self._making = threading.Lock()
         self.state = StateDirectory(settings.state)
         self.store = Store(
             settings.database or self.state.database,
             self.state.write_lock,
             seconds=settings.store_seconds,
             password_file=settings.database_password_file,
+            committed=committed,
         )
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
         except BaseException:
             self.store.close()
             raise
+        self._collateral = CollateralSource(settings.collateral or settings.state)
+
+    @property
+    def broker(self) -> KeyBroker:
+        """The key broker of the default tenant."""
+        return self.broker_of(DEFAULT_TENANT)
+
+    def broker_of(self, tenant: str) -> KeyBroker:
+        """Return the key broker of a tenant; it is made, with its verifier, when it is first asked for.
+
+        Raises:
+            Refused: no such tenant (`trust.request.path`).
+        """
+        # Asked each time, before anything is made: a stranger's names must not fill memory, a tenant may have ended.
+        if tenant != DEFAULT_TENANT and not self._exists(tenant):
+            raise RequestRefused("trust.request.path", "no such address")
+        broker = self._brokers.get(tenant)
+        if broker is None:
+            with self._making:
+                broker = self._brokers.get(tenant) or self._made(tenant)
+                self._brokers[tenant] = broker
+        return broker
+
+    def readiness(self) -> Readiness:
+        """Return the checks of everything that a release needs."""
+        checks: dict[str, Check] = {
+            "store": self.store.probe,
+            "key_store": self.keys.ring.check,
+            "clock": self._check_clock,
+        }
+        if self.settings.collateral_days:
+            most = timedelta(days=self.settings.collateral_days)
+            checks["collateral"] = lambda: check_collateral(self._collateral_place, self._clock(), most=most)
+        return Readiness(checks)
+
+    def collateral_seconds(self) -> float:
+        """Return the age of the newest collateral in seconds, 0 when there is none."""
+        age = collateral_age(self._collateral_place, self._clock())
+        return age.total_seconds() if age is not None else 0.0
+
+    def sessions(self) -> float:
+        """Return the number of sessions on record, of all tenants."""
+        statement = select(func.count()).select_from(schema.sessions)
+        return float(self.store.read(lambda connection: connection.execute(statement).scalar_one()))
+
+    @property
+    def _collateral_place(self) -> Path:
+        return (self.settings.collateral or self.settings.state) / SUBDIRECTORY
+
+    def _made(self, tenant: str) -> KeyBroker:
         verifier = VerifierService(
             self.store,
             self.keys.token_issuer,
-            policy_id=settings.appraisal_policy,
-            collateral=CollateralSource(settings.collateral or settings.state),
+            policy_id=self.settings.appraisal_policy,
+            collateral=self._collateral,
+            tenant=tenant,
         )
-        self.broker = KeyBroker(
+        return KeyBroker(
             BrokerParts(
                 store=self.store,
                 root_key=self.keys.ring,
                 verifier=verifier,
                 token_keys=self.keys.signing.token_keys(),
-                session_lifetime=timedelta(seconds=settings.session_seconds),
-                session_limit=settings.sessions,
-                clock=clock,
-                random=secrets.token_bytes,
+                session_lifetime=timedelta(seconds=self.settings.session_seconds),
+                session_limit=self.settings.sessions,
+                clock=self._clock,
+                random=self._random,
+                tenant=tenant,
             )
+        )
+
+    def _check_clock(self) -> None:
+        try:
+            certificate = load_pem_x509_certificate(self.state.ca_file.read_bytes())
+        except (OSError, ValueError) as err:
+            raise Unavailable("trust.state.io", "the service's CA cannot be read") from err
+        statement = select(func.max(schema.sessions.c.issued_at))
+        newest = self.store.read(lambda connection: connection.execute(statement).scalar_one())
+        check_clock(
+            self._clock(),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            newest=None if newest is None else from_micros(newest),
         )
 
     def check(self) -> None:
@@ -81,16 +171,6 @@ class TrustService:
         """
         self.store.check()
         self.keys.check()
-
-    def broker_of(self, tenant: str) -> KeyBroker:
-        """Return the key broker of a tenant.
-
-        Raises:
-            Refused: no such tenant (`trust.request.path`).
-        """
-        if tenant != DEFAULT_TENANT:
-            raise RequestRefused("trust.request.path", "no such address")
-        return self.broker
 
     def __enter__(self) -> TrustService:
         return self

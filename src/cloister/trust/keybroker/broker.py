@@ -46,6 +46,7 @@ from cloister.trust.store.proposals import ProposalStore
 from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
+from cloister.trust.tracing import mark, span
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import NONCE_BYTES
 
@@ -206,6 +207,7 @@ class KeyBroker:
         )
         # 7
         self._keep(session, appraised)
+        mark(tee=session.tee, tier=appraised.record.tier)
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
@@ -220,13 +222,17 @@ class KeyBroker:
         # 3
         token = verify_token(text, self._parts.token_keys, at=context.at, tenant=self._parts.tenant)
         context.token = token
+        mark(tee=token.tee, tier=token.tier.value)
         # 4
-        self._decide(wanted, token, context)
+        with span("policy"):
+            self._decide(wanted, token, context)
         # 5
         resource = self._resources.get(wanted)
-        sealed = encode_message(seal_for(token.guest_key, resource.content))
+        with span("seal"):
+            sealed = encode_message(seal_for(token.guest_key, resource.content))
         # 6
-        self._record(resource, context, deadline)
+        with span("audit"):
+            self._record(resource, context, deadline)
         # 7
         return Answer(status=200, body=sealed)
 

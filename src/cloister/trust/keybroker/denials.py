@@ -12,6 +12,7 @@ from cloister.trust.keybroker.answers import Answer, error_answer
 from cloister.trust.keybroker.token import VerifiedToken
 from cloister.trust.roles import Undecided
 from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
+from cloister.trust.tracing import current, mark
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class RequestContext:
             init_data=self.init_data,
             release_policy_digest=self.release_policy_digest,
             denial=denial,
+            request=current().identity,
         )
         token = self.token
         if token is None:
@@ -81,6 +83,8 @@ class DenialBook:
             Unavailable: the store failed; nothing was released either way.
         """
         denial = new_denial_id()
+        if not current().tee:
+            mark(tee=context.tee)
         findings, hint = context.findings, error.hint
         if isinstance(error, Undecided):
             findings, hint = error.findings, error.remedy
@@ -102,6 +106,7 @@ class DenialBook:
             init_data=row.init_data,
             attestation=row.attestation,
             findings=tuple(stored_finding(finding) for finding in findings),
+            request=current().identity,
         )
         self._records.record_denial(record, row)
         return error_answer(error, stage=context.stage, denial=denial)

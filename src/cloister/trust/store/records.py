@@ -61,6 +61,7 @@ class AuditRow:
         release_policy_digest: digest of the text applied.
         attestation: id of the Attestation Result.
         denial: id of the denial record, empty for a release.
+        request: correlation id of the request, empty when there was none.
         sequence: position, 0 before it is stored.
     """
 
@@ -80,6 +81,7 @@ class AuditRow:
     release_policy_digest: str = ""
     attestation: str = ""
     denial: str = ""
+    request: str = ""
     sequence: int = 0
 
 
@@ -123,6 +125,7 @@ class DenialRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         init_data: digest of the init data.
         attestation: id of the Attestation Result whose findings belong to this denial.
         findings: every check that was made, of appraisal and of key release.
+        request: correlation id of the request.
     """
 
     id: str
@@ -141,6 +144,7 @@ class DenialRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     init_data: str = ""
     attestation: str = ""
     findings: tuple[StoredFinding, ...] = ()
+    request: str = ""
 
 
 class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

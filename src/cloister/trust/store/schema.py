@@ -175,6 +175,7 @@ audit: Final = Table(
     Column("release_policy_digest", TEXT, nullable=False),
     Column("attestation", TEXT, nullable=False),
     Column("denial", TEXT, nullable=False),
+    Column("request", TEXT, nullable=False, server_default=""),
     PrimaryKeyConstraint("tenant", "sequence"),
     Index(None, "tenant", "denial"),
 )

@@ -6,6 +6,6 @@
 
 from __future__ import annotations
 
-from cloister.trust.web.router import Mount, TrustApp, trust_application
+from cloister.trust.web.router import Mount, TrustApp, metrics_application, trust_application
 
-__all__ = ["Mount", "TrustApp", "trust_application"]
+__all__ = ["Mount", "TrustApp", "metrics_application", "trust_application"]

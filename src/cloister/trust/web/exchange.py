@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from cloister.errors import CloisterError, FormatRefused, RequestRefused
 from cloister.trust.keybroker import error_answer
+from cloister.trust.tracing import Correlation
 
 Scope = MutableMapping[str, Any]  # Any: as ASGI defines it
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,7 +29,7 @@ class Request:
         headers: names in lower case, as received.
         body: whole.
         deadline: on the monotonic clock; past it nothing must be released any more.
-        identity: correlation id.
+        correlation: what it is known by.
     """
 
     path: str
@@ -36,7 +37,7 @@ class Request:
     headers: Headers
     body: bytes
     deadline: float
-    identity: str
+    correlation: Correlation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -92,12 +93,17 @@ def too_long(most: int) -> FormatRefused:
     return FormatRefused("protocol.kbs.too_long", "message too long", expected=f"at most {most} bytes")
 
 
-async def send_response(send: Send, response: Response, identity: str) -> None:
+def correlation_headers(correlation: Correlation) -> Headers:
+    """Return the headers by which a guest finds its request again."""
+    return ((b"request-id", correlation.identity.encode()), (b"traceparent", correlation.traceparent))
+
+
+async def send_response(send: Send, response: Response, correlation: Correlation) -> None:
     """Send a response. What anybody's cache must not keep is said to be so."""
     headers = [
         (b"content-type", response.content_type),
         (b"content-length", str(len(response.body)).encode()),
-        (b"request-id", identity.encode()),
+        *correlation_headers(correlation),
         *response.headers,
     ]
     if not any(name == b"cache-control" for name, _ in response.headers):

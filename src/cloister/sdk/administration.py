@@ -71,7 +71,7 @@ def _local(state: Path, tenant: str) -> Iterator[AdminClient]:
     # Only here: with a server, none of the service's libraries are needed.
     from cloister.trust.access import LocalAccess
     from cloister.trust.admin import TrustAdmin
-    from cloister.trust.web.admin import admin_application
+    from cloister.trust.web.admin.application import admin_application
 
     with TrustAdmin(state) as admin:
         access = LocalAccess(admin.administration.access)

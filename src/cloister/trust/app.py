@@ -38,6 +38,7 @@ from cloister.trust.settings import LOOPBACK, TrustSettings
 from cloister.trust.statedir import StateDirectory, write_whole
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
 from cloister.trust.web import metrics_application, trust_application
+from cloister.trust.web.admin.mount import mount_administration
 from cloister.trust.workers import Supervisor
 
 _START_SECONDS: Final = 10.0
@@ -173,6 +174,7 @@ async def serve_until(
             service,
             settings,
             journal,
+            mounts=(mount_administration(service),),
             telemetry=telemetry,
             readiness=service.readiness(),
             webhook=webhook,

@@ -25,6 +25,7 @@ from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.store import schema
 from cloister.trust.store.database import Store
+from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
@@ -42,7 +43,8 @@ class TrustService:
         settings: what to run with.
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
-        exists: whether there is a tenant of that name beside the default one; asked with each request.
+        exists: whether guests of a tenant beside the default one are answered, asked with each request; by default
+            those are that administration made and did not disable.
         committed: told the number of writes and the seconds of each commit.
 
     Raises:
@@ -56,13 +58,12 @@ class TrustService:
         *,
         clock: Callable[[], datetime] = utc_now,
         random: Callable[[int], bytes] = secrets.token_bytes,
-        exists: Callable[[str], bool] = lambda _: False,
+        exists: Callable[[str], bool] | None = None,
         committed: Callable[[int, float], None] | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock
         self._random = random
-        self._exists = exists
         self._brokers: dict[str, KeyBroker] = {}
         self._making = threading.Lock()
         self.state = StateDirectory(settings.state)
@@ -73,6 +74,7 @@ class TrustService:
             password_file=settings.database_password_file,
             committed=committed,
         )
+        self._exists = exists if exists is not None else TenantStore(self.store).serves
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
         except BaseException:

@@ -14,8 +14,7 @@ import pytest
 from admin_world import OTHER, PREFIX, AdminWorld, admin_world
 from cloister.trust.access import PERMISSIONS, Permission, Role
 from cloister.trust.store.queries import RecordFilter
-from cloister.trust.web.admin import routes_of
-from cloister.trust.web.admin.application import ROUTES, admin_application
+from cloister.trust.web.admin.application import ROUTES, admin_application, routes_of
 from cloister.trust.web.admin.entrance import PERMISSION
 from trust_world import CANARY, MODEL, quick_directory
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import os
 import re
+import secrets
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -150,10 +151,19 @@ class LocalAccess(AccessControl):
 
 
 def _first_token(file: Path) -> tuple[str, bool]:
-    """Return the token in `file` and whether it was written just now."""
+    """Return the token in `file` and whether it was written just now; others see all of it or none."""
     text = new_token()
+    draft = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(text + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(draft, file)
+        finally:
+            draft.unlink()
     except FileExistsError:
         found = file.read_text("ascii", "replace").strip()
         if not is_token(found):
@@ -166,8 +176,4 @@ def _first_token(file: Path) -> tuple[str, bool]:
         return found, False
     except OSError as err:
         raise Unavailable("trust.state.io", f"cannot write the first token: {err.strerror}", path=str(file)) from err
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
     return text, True

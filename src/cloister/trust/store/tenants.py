@@ -75,6 +75,17 @@ class TenantStore:
             raise _missing(identity)
         return _stored(row)
 
+    def serves(self, identity: str) -> bool:
+        """Return whether guests of this tenant are answered: there is one, and it is not disabled.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        if identity == DEFAULT_TENANT:
+            return True
+        row = self._store.read(lambda connection: _row(connection, identity))
+        return row is not None and row.disabled_at is None
+
     def set_disabled(self, identity: str, *, disabled: bool, at: datetime) -> StoredTenant:
         """Disable a tenant, or let it work again; nothing of it is deleted.
 

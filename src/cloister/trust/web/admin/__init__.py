@@ -1,5 +1,5 @@
-"""The administration API: HTTP over `cloister.trust.administration`."""
+"""The administration API: HTTP over `cloister.trust.administration`.
 
-from cloister.trust.web.admin.application import admin_application, routes_of
-
-__all__ = ["admin_application", "routes_of"]
+`application` is the ASGI application, `mount` what a running service takes of it. Nothing is imported here: the service
+starts without the framework and loads it for the first request.
+"""

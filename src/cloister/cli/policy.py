@@ -9,11 +9,14 @@ import typer
 
 from cloister.cli.administered import (
     administered,
+    moment,
     print_changed,
     print_policy,
     print_struct,
+    print_table,
     print_versions,
     read_text,
+    short,
 )
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import print_line
@@ -195,6 +198,43 @@ def approvals_rm(
 ) -> None:
     """Demand no approvals any more: that needs the approvals, too."""
     _print(client.delete_demand(prefix, replaces=replaces), output)
+
+
+@app.command("what-if")
+@administered
+def what_if(
+    client: AdminClient,
+    prefix: PrefixArgument,
+    file: FileOption,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Of how many decisions, the newest.")] = 200,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Try a release rule on past decisions: who would be denied, who would get something. Changes nothing."""
+    found = client.try_release_rule(prefix, read_text(file), limit=limit)
+    if output is Output.JSON:
+        print_struct(found)
+        return
+    print_line(
+        f"{len(found.cases)} decisions: {found.newly_denied} would be denied now, "
+        f"{found.newly_released} would be released now"
+    )
+    words = {True: "released", False: "denied"}
+    print_table(
+        ("no.", "when", "what", "to", "level", "was", "would be", "because"),
+        (
+            (
+                str(case.sequence),
+                moment(case.at),
+                case.resource,
+                short(case.init_data),
+                case.level,
+                words[case.before],
+                words[case.after],
+                "; ".join(finding.message for finding in case.findings),
+            )
+            for case in found.cases
+        ),
+    )
 
 
 def _print(changed: Changed, output: Output) -> None:

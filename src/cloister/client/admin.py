@@ -158,6 +158,11 @@ class AdminClient:
         body = policies.Rollback(version=version, replaces=replaces)
         return self._send("POST", f"/release-rules/{_prefix(prefix)}/rollback", access.Changed, body)
 
+    def try_release_rule(self, prefix: str, text: str, *, limit: int) -> policies.DryRunAnswer:
+        """Return what a release rule would change about past decisions."""
+        body = policies.DryRun(text=text, limit=limit)
+        return self._send("POST", f"/release-rules/{_prefix(prefix)}/dry-run", policies.DryRunAnswer, body)
+
     def delete_release_rule(self, prefix: str, *, replaces: int | None = None) -> access.Changed:
         """Remove a release rule, or propose to."""
         return self._send("DELETE", f"/release-rules/{_prefix(prefix)}", access.Changed, replaces=replaces)

@@ -487,3 +487,31 @@ def test_names_of_tokens_are_bounded(served: AdminWorld) -> None:
         with pytest.raises(Refused) as caught:
             access.describe("cat_x", name=name, role=Role.AUDITOR, tenant=None, created_by="")
         assert caught.value.code == "trust.access.name"
+
+
+# What would change
+
+
+def test_what_a_rule_would_change_is_told_and_nothing_is_changed(served: AdminWorld) -> None:
+    guest = served.world.guest().handshake()
+    assert guest.resource().status == 200
+    served.office().resources.put(MODEL, b"again")
+    before = served.call("GET", "/release-rules").json()
+    path = f"/release-rules/{MODEL}/dry-run"
+    stricter = served.call("POST", path, body={"text": 'tees = ["snp"]\n'}).json()
+    assert (stricter["newly_denied"], stricter["newly_released"]) == (1, 0)
+    [case] = stricter["cases"]
+    assert (case["before"], case["after"], case["resource"]) == (True, False, str(MODEL))
+    assert {"trust.release.tees", "trust.release.level"} <= {finding["code"] for finding in case["findings"]}
+    digest = served.world.data.digest_text
+    same = f'init_data = ["{digest}"]\ninsecure_allow_levels = ["measured"]\n'
+    assert served.call("POST", path, body={"text": same}).json()["cases"][0]["after"] is True
+    served.call("PUT", f"/release-rules/{MODEL}", body={"text": 'tees = ["snp"]\n'})
+    assert guest.resource().status == 403
+    looser = served.call("POST", path, body={"text": same}).json()
+    assert (looser["newly_denied"], looser["newly_released"], len(looser["cases"])) == (0, 1, 2)
+    assert served.call("POST", "/release-rules/other/*/*/dry-run", body={"text": same}).json()["cases"] == []
+    refused(served.call("POST", path, body={"text": "nonsense = 1"}), 400, "trust.release_policy.malformed")
+    rego = "package policy\ndefault allow = false\n"
+    refused(served.call("POST", path, body={"text": rego}), 400, "trust.release_policy.rehearsal")
+    assert [item["name"] for item in before["policies"]] == ["default/model/*"]

@@ -87,11 +87,11 @@ class PolicyList(Answer, frozen=True):
 
 
 class DryRun(Body, frozen=True):
-    """A policy or rule to try on what was decided before.
+    """A rule to try on what was decided before.
 
     Attributes:
-        text: the policy that is not in force yet.
-        limit: of how many kept pieces of evidence, the newest.
+        text: the rule that is not in force yet.
+        limit: of how many decisions, the newest.
     """
 
     text: PolicyText
@@ -99,31 +99,34 @@ class DryRun(Body, frozen=True):
 
 
 class DryRunCase(Answer, frozen=True):
-    """What would become of one piece of evidence.
+    """What would become of one decision.
 
     Attributes:
+        sequence: of its audit row.
+        at: when it was made.
+        resource: path.
+        init_data: digest of the pod's init data.
+        level: what its evidence proved.
         attestation: id of the evidence.
-        at: when it was received.
-        subject: digest of its init data.
-        level: what it proved.
-        before: whether it passes today.
-        after: whether it would pass.
-        findings: checks that would fail.
+        before: whether it was released.
+        after: whether it would be.
+        findings: checks that would not hold.
     """
 
-    attestation: str
+    sequence: int
     at: datetime
-    subject: str
+    resource: str
+    init_data: str
     level: str
+    attestation: str
     before: bool
     after: bool
     findings: list[FindingWire]
 
 
 class DryRunAnswer(Answer, frozen=True):
-    """What would change, the newest evidence first."""
+    """What would change, the newest decision first."""
 
     cases: list[DryRunCase]
-    tried: int
-    newly_refused: int
-    newly_accepted: int
+    newly_denied: int
+    newly_released: int

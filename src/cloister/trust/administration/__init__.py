@@ -17,6 +17,7 @@ from cloister.trust.administration.keys import Keys
 from cloister.trust.administration.policies import AppraisalPolicies
 from cloister.trust.administration.records import Records
 from cloister.trust.administration.references import References
+from cloister.trust.administration.rehearsal import Rehearsals
 from cloister.trust.administration.resources import Resources
 from cloister.trust.administration.roots import Roots
 from cloister.trust.administration.rules import ReleaseRules
@@ -36,6 +37,7 @@ class Office:
         self.resources = Resources(desk)
         self.appraisal = AppraisalPolicies(desk)
         self.rules = ReleaseRules(desk)
+        self.rehearsals = Rehearsals(desk)
         self.references = References(desk)
         self.roots = Roots(desk)
         self.records = Records(desk)

@@ -20,7 +20,7 @@ _SHOWN: Final = 16
 
 
 def observed_values(record: AppraisalRecord, *, days: int, at: datetime) -> ReferenceSet:
-    """Return an unsigned set that exactly this guest's registers match.
+    """Return an unsigned set that exactly this guest's registers match, about the one pod it ran.
 
     Args:
         record: an Attestation Result that is kept.
@@ -45,6 +45,7 @@ def observed_values(record: AppraisalRecord, *, days: int, at: datetime) -> Refe
         tee=record.tee,
         registers=registers,
         not_after=issued + timedelta(days=days),
+        init_data=(record.init_data,) if record.init_data else (),
         origin=f"observed in {record.id} of {record.instance[:_SHOWN] or 'an unnamed machine'}",
     )
     return ReferenceSet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, Table, select
 
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
-from cloister.trust.store.records import AuditRow
-from cloister.trust.store.schema import audit, denials, evidence, policies
+from cloister.trust.store.records import AuditRow, audit_row_of
+from cloister.trust.store.schema import audit, denials, policies
 from cloister.trust.store.times import from_micros, to_micros
 
 _WORDS: Final = ("decision", "code", "resource", "init_data", "stage", "attestation", "level")
@@ -68,8 +68,7 @@ class RecordQueries:
         """Return audit rows in order, after a sequence number."""
         statement = select(audit).where(*self._conditions(audit, wanted, after)).order_by(audit.c.sequence).limit(limit)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
-        names = [item.name for item in fields(AuditRow) if item.name != "at"]
-        return tuple(AuditRow(at=from_micros(row.at), **{name: getattr(row, name) for name in names}) for row in rows)
+        return tuple(map(audit_row_of, rows))
 
     def denials(self, wanted: RecordFilter, *, after: int, limit: int) -> tuple[DenialRow, ...]:
         """Return denials in order, after a sequence number, without their findings."""
@@ -89,12 +88,12 @@ class RecordQueries:
             for row in rows
         )
 
-    def newest_evidence(self, limit: int) -> tuple[str, ...]:
-        """Return ids of kept evidence, the newest first."""
-        columns = evidence.c
-        statement = select(columns.id).where(columns.tenant == self._tenant)
+    def newest_decisions(self, limit: int) -> tuple[AuditRow, ...]:
+        """Return audit rows about resources, the newest first."""
+        columns = audit.c
+        statement = select(audit).where(columns.tenant == self._tenant, columns.resource != "")
         statement = statement.order_by(columns.sequence.desc()).limit(limit)
-        return tuple(self._store.read(lambda connection: connection.execute(statement).scalars().all()))
+        return tuple(map(audit_row_of, self._store.read(lambda connection: connection.execute(statement).all())))
 
     def policy_names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the policies of one kind."""

@@ -250,7 +250,7 @@ class RecordStore:
         if init_data:
             statement = statement.where(audit.c.init_data == init_data)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
-        return tuple(_audit_row(row) for row in rows)
+        return tuple(audit_row_of(row) for row in rows)
 
 
 def store_appraisal(
@@ -309,7 +309,8 @@ def _prune_denials(connection: Connection, tenant: str, newest: int) -> None:
     connection.execute(delete(denials).where(*old))
 
 
-def _audit_row(row: Row[Any]) -> AuditRow:  # Any: the table's row type
+def audit_row_of(row: Row[Any]) -> AuditRow:  # Any: the table's row type
+    """Return a row of the audit table, typed."""
     values = {item.name: getattr(row, item.name) for item in fields(AuditRow) if item.name != "at"}
     return AuditRow(at=from_micros(row.at), **values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar.params import JSONBody
 
 from cloister.protocol.admin.access import Changed
-from cloister.protocol.admin.policies import PolicyChange, PolicyList, PolicyVersion, Rollback
+from cloister.protocol.admin.policies import DryRun, DryRunAnswer, PolicyChange, PolicyList, PolicyVersion, Rollback
 from cloister.trust.access import Permission
 from cloister.trust.approvals import ResourcePrefix, parse_resource_prefix
 from cloister.trust.web.admin import wire
@@ -88,6 +88,15 @@ def roll_back_release_rule(
     return wire.changed(office.approvals.roll_back_rule(prefix, data.version, replaces=data.replaces))
 
 
+@posting(f"{_RULE}/dry-run", Permission.POLICY_READ, "What a release rule would change about past decisions")
+def try_release_rule(
+    office: Admitted, repository: PrefixSegment, kind: PrefixSegment, tag: PrefixSegment, data: JSONBody[DryRun]
+) -> DryRunAnswer:
+    """Try a rule on the newest decisions under its prefix; nothing is changed."""
+    prefix = _prefix(repository, kind, tag)
+    return wire.dry_run(office.rehearsals.rule(prefix, data.text.encode(), limit=data.limit))
+
+
 @deleting(_RULE, Permission.POLICY_WRITE, "Remove a release rule, or propose to")
 def delete_release_rule(
     office: Admitted, repository: PrefixSegment, kind: PrefixSegment, tag: PrefixSegment, replaces: Replaces = None
@@ -140,6 +149,7 @@ ROUTES = (
     get_release_rule,
     list_release_rule_history,
     roll_back_release_rule,
+    try_release_rule,
     delete_release_rule,
     list_demands,
     put_demand,

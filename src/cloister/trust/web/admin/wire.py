@@ -11,12 +11,13 @@ import msgspec
 
 from cloister.protocol.admin.access import Changed, Demand, Proposal, Tenant, Token
 from cloister.protocol.admin.base import FindingWire
-from cloister.protocol.admin.policies import PolicyVersion, ResourceMeta
+from cloister.protocol.admin.policies import DryRunAnswer, DryRunCase, PolicyVersion, ResourceMeta
 from cloister.protocol.admin.records import AuditEntry, Call, Denial, DenialSummary, Evidence
 from cloister.protocol.admin.references import Publisher, ReferenceEvent, ReferenceValue, Root
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import entry_to_wire
 from cloister.trust.administration.approvals import Outcome, ProposalView
+from cloister.trust.administration.rehearsal import RehearsedDecision
 from cloister.trust.refvalues import RegisteredValue
 from cloister.trust.store.access import StoredToken
 from cloister.trust.store.calls import CallRow
@@ -24,7 +25,7 @@ from cloister.trust.store.endorsers import root_id
 from cloister.trust.store.policies import StoredPolicy
 from cloister.trust.store.publishers import ReferenceChange, StoredPublisher
 from cloister.trust.store.queries import DenialRow
-from cloister.trust.store.records import AppraisalRecord, AuditRow, DenialRecord, StoredFinding
+from cloister.trust.store.records import AppraisalRecord, AuditRow, DenialRecord, StoredFinding, stored_finding
 from cloister.trust.store.resources import ResourceEntry
 from cloister.trust.store.tenants import StoredTenant
 from cloister.wire.base64 import encode_b64
@@ -173,3 +174,26 @@ def evidence(record: AppraisalRecord, body: bytes) -> Evidence:
         name: getattr(record, name) for name in Evidence.__struct_fields__ if name not in ("findings", "evidence")
     }
     return Evidence(findings=findings(record.findings), evidence=msgspec.json.decode(body), **values)
+
+
+def dry_run(decisions: Iterable[RehearsedDecision]) -> DryRunAnswer:
+    """Return what a rule would change."""
+    cases = [
+        DryRunCase(
+            sequence=item.row.sequence,
+            at=item.row.at,
+            resource=item.row.resource,
+            init_data=item.row.init_data,
+            level=item.row.level,
+            attestation=item.row.attestation,
+            before=item.before,
+            after=item.after,
+            findings=findings(stored_finding(finding) for finding in item.failures),
+        )
+        for item in decisions
+    ]
+    return DryRunAnswer(
+        cases=cases,
+        newly_denied=sum(1 for case in cases if case.before and not case.after),
+        newly_released=sum(1 for case in cases if case.after and not case.before),
+    )

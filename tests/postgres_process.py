@@ -68,21 +68,33 @@ class PostgreSQLServer:
         port: its TCP port on 127.0.0.1.
     """
 
-    def __init__(self, directory: Path, *, fsync: bool = False, options: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        fsync: bool = False,
+        options: dict[str, str] | None = None,
+        files: dict[str, bytes] | None = None,
+    ) -> None:
+        """Make it; `files` are settings whose value is a file with that content."""
         self.directory = directory
         shutil.copytree(template() / "data", directory / "data", dirs_exist_ok=True)
+        for name, content in (files or {}).items():
+            (directory / name).write_bytes(content)
+            (directory / name).chmod(0o600)
         _own(directory)
         self.port = _free_port()
         settings = {
             "fsync": "on" if fsync else "off",
             "full_page_writes": "on" if fsync else "off",
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": "127.0.0.1,127.0.0.2",
             "port": str(self.port),
             "unix_socket_directories": str(directory),
             "shared_buffers": "32MB",
             "max_connections": "100",
             "log_min_messages": "warning",
             **(options or {}),
+            **{name: str(directory / name) for name in files or {}},
         }
         with (directory / "data" / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
@@ -171,12 +183,12 @@ class PostgreSQLServer:
 
 
 @contextmanager
-def running(*, fsync: bool = False, options: dict[str, str] | None = None) -> Iterator[PostgreSQLServer]:
-    """Start a server; end it, whatever the test did to it."""
+def running(*, fsync: bool = False, **more: Any) -> Iterator[PostgreSQLServer]:
+    """Start a server; end it, whatever the test did to it. `more` is what `PostgreSQLServer` takes."""
     require_programs()
     memory = Path("/dev/shm") if not fsync and os.access("/dev/shm", os.W_OK) else None
     directory = Path(tempfile.mkdtemp(prefix="cloister-postgres-", dir=memory))
-    server = PostgreSQLServer(directory, fsync=fsync, options=options)
+    server = PostgreSQLServer(directory, fsync=fsync, **more)
     try:
         server.start()
         yield server

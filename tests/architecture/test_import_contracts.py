@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import filecmp
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,17 +83,52 @@ def test_every_contract_has_a_planted_violation(repository: Path) -> None:
     assert {planted.contract for planted in VIOLATIONS} == set(contracts(repository))
 
 
+@pytest.fixture(scope="module")
+def copied(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source, for one violation at a time."""
+    directory = tmp_path_factory.mktemp("copy")
+    shutil.copytree(repository / "src", directory / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(repository / ".importlinter", directory)
+    return directory
+
+
+@contextmanager
+def added(file: Path, text: str) -> Iterator[None]:
+    """Add text to a file, which need not exist; afterwards everything is as it was."""
+    before = file.read_bytes() if file.exists() else None
+    package_is_new = not file.parent.exists()
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes((before or b"") + text.encode())
+    yield
+    if package_is_new:
+        shutil.rmtree(file.parent)
+    elif before is None:
+        file.unlink()
+    else:
+        file.write_bytes(before)
+
+
 @pytest.mark.parametrize("planted", VIOLATIONS, ids=lambda planted: f"{planted.contract}:{planted.file}")
-def test_contract_breaks_on_a_planted_violation(planted: Planted, repository: Path, tmp_path: Path) -> None:
-    shutil.copytree(repository / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copy(repository / ".importlinter", tmp_path)
-    package = tmp_path / "src" / "cloister"
-    target = package / planted.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a", encoding="utf-8") as file:
-        file.write(f"\n{planted.line}\n")
-    if planted.contract == "acyclic":
-        (package / "wire" / "planted.py").write_text("import cloister.wire.limits\n", encoding="utf-8")
-    result = lint(tmp_path, "--contract", planted.contract)
+def test_contract_breaks_on_a_planted_violation(planted: Planted, repository: Path, copied: Path) -> None:
+    package = copied / "src" / "cloister"
+    cycle = added(package / "wire" / "planted.py", "import cloister.wire.limits\n")
+    with (
+        added(package / planted.file, f"\n{planted.line}\n"),
+        cycle if planted.contract == "acyclic" else nullcontext(),
+    ):
+        result = lint(copied, "--contract", planted.contract)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{contracts(repository)[planted.contract]} BROKEN" in " ".join(result.stdout.split())
+
+
+def test_nothing_is_left_of_a_planted_violation(repository: Path, copied: Path) -> None:
+    for planted in VIOLATIONS:
+        with added(copied / "src" / "cloister" / planted.file, planted.line):
+            pass
+    ignored = ["__pycache__", "cloister.egg-info"]
+    assert differences(filecmp.dircmp(repository / "src", copied / "src", ignore=ignored)) == []
+
+
+def differences(compared: filecmp.dircmp[str]) -> list[str]:
+    here = [*compared.left_only, *compared.right_only, *compared.diff_files, *compared.funny_files]
+    return here + [name for inner in compared.subdirs.values() for name in differences(inner)]

@@ -7,6 +7,9 @@ escaped, None when nothing did) and `input` (the file that makes it escape). End
 modules of the target's own parser are instrumented. The corpus begins with the target's seeds, and keeps what reached
 new lines: give the same directory again to go on. `python tests/fuzz/drive.py list` prints the names.
 
+A target that does not end is a crash too: one input by libFuzzer's own limit, all else (seeds, imports, a target that
+will not be interrupted) by being killed when its time is over.
+
 Half of the changes are libFuzzer's own, the others those of `mutate`, which reach into base64, JSON and CBOR.
 """
 
@@ -18,7 +21,9 @@ import ctypes
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,11 +41,13 @@ RUNS: Final = 100_000
 SECONDS: Final = 60
 RSS_MB: Final = 1024  # the largest admitted input takes a third of it
 TIMEOUT_SECONDS: Final = 20  # of one input
+START_SECONDS: Final = 60  # to import everything, and again for what a target does before and after its executions
 LONGEST: Final = 8 * 1024 * 1024  # of the inputs, also of readers that admit more: libFuzzer makes room for all of it
 TARGETS: Final = "fuzz.targets"
 _STATISTIC: Final = re.compile(r"^stat::(\w+):\s+(\d+)$", re.MULTILINE)
 _OUTPUT: Final = re.compile(r"^target (\S+)$(.*?^status -?\d+$)", re.MULTILINE | re.DOTALL)
 _RUN: Final = "--in-forks"
+_KILLED: Final = "ERROR: did not end in {} s and was killed"
 
 
 def drive(
@@ -51,6 +58,7 @@ def drive(
     module: str = TARGETS,
     rss_mb: int = RSS_MB,
     timeout_seconds: int = TIMEOUT_SECONDS,
+    start_seconds: int = START_SECONDS,
 ) -> list[dict[str, Any]]:
     """Fuzz targets, one after the other, each in a process of its own; return what the JSON lines hold.
 
@@ -61,10 +69,13 @@ def drive(
         module: where the table of targets is.
         rss_mb: most memory of each process.
         timeout_seconds: most time of one input.
+        start_seconds: most time to import, and most time of one target beside its executions.
     """
+    most = seconds + timeout_seconds + start_seconds
     targets = import_module(module).TARGETS
     with tempfile.TemporaryDirectory(prefix="cloister-fuzz-") as directory:
         command = [sys.executable, str(Path(__file__).resolve()), _RUN, "--from", module, "--crashes", directory]
+        command += ["--most", str(most)]
         command += [f"--in={name}={corpus}" for name, corpus in corpora.items()]
         command += [f"--instrument={one}" for one in sorted({m for name in corpora for m in targets[name].modules})]
         bounds = [
@@ -75,19 +86,26 @@ def drive(
             "-print_final_stats=1",
             "-seed=1",
         ]
-        done = subprocess.run(
-            [*command, *bounds],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        outputs = dict(_OUTPUT.findall(done.stdout))
+        output = _output([*command, *bounds], start_seconds + len(corpora) * (most + 1))
+        outputs = dict(_OUTPUT.findall(output))
         crashes = {name: Path(directory) / str(number) for number, name in enumerate(corpora)}
-        return [
-            _result(name, outputs.get(name, done.stdout), crashes[name], corpus) for name, corpus in corpora.items()
-        ]
+        return [_result(name, outputs.get(name, output), crashes[name], corpus) for name, corpus in corpora.items()]
+
+
+def _output(command: list[str], most: float) -> str:
+    """Return what a program and its children print; none of them outlives `most` seconds."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            process.wait(most)
+        except subprocess.TimeoutExpired:
+            output.write(f"\n{_KILLED.format(most)}\n")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        return output.read()
 
 
 def _result(name: str, output: str, crashes: Path, corpus: Path) -> dict[str, Any]:
@@ -111,6 +129,9 @@ def _reason(output: str) -> str:
     """Return the exception that escaped, with its place, or what libFuzzer says."""
     _, found, trace = output.partition("Uncaught Python exception:")
     if not found:
+        killed = re.search(r"^status -(\d+)$", output, re.MULTILINE)
+        if killed and "ERROR" not in output:
+            return f"killed by {signal.Signals(int(killed[1])).name}"
         lines = [line for line in output.splitlines() if "ERROR" in line or "Error" in line]
         return (lines or output.splitlines()[-1:] or ["no output"])[0][:300]
     lines = [line for line in trace.splitlines() if line.strip() and not line.startswith("==")]
@@ -129,7 +150,7 @@ def _keep(path: Path, corpus: Path) -> Path:
 
 
 def _fuzz_each(
-    module: str, corpora: Mapping[str, Path], crashes: Path, instrumented: list[str], bounds: list[str]
+    module: str, corpora: Mapping[str, Path], crashes: Path, instrumented: list[str], bounds: list[str], most: float
 ) -> None:
     """Import once, instrumented, then fuzz each target in a fork: to import takes longer than a short run."""
     import atheris
@@ -148,8 +169,18 @@ def _fuzz_each(
             finally:
                 traceback.print_exc()
                 os._exit(1)
-        _, status = os.waitpid(child, 0)
-        print(f"\nended {time.monotonic():.6f}\nstatus {os.waitstatus_to_exitcode(status)}", flush=True)
+        status = _status_of(child, most)
+        print(f"\nended {time.monotonic():.6f}\nstatus {status}", flush=True)
+
+
+def _status_of(child: int, most: float) -> int:
+    """Wait for a process, which is killed when it does not end; return its exit status, or its signal as -N."""
+    watched = os.pidfd_open(child)
+    with open(watched, "rb", buffering=0):
+        if not select.select([watched], [], [], most)[0]:
+            print(f"\n{_KILLED.format(most)}", flush=True)
+            os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _fuzz(target: Any, corpus: Path, bounds: list[str]) -> None:  # Any: `Target`, imported after instrumentation
@@ -210,9 +241,10 @@ def child() -> None:
     parser.add_argument("--crashes", type=Path)
     parser.add_argument("--in", dest="corpora", action="append")
     parser.add_argument("--instrument", action="append")
+    parser.add_argument("--most", type=float)
     options, bounds = parser.parse_known_args()
     corpora = {name: Path(corpus) for name, _, corpus in (text.partition("=") for text in options.corpora)}
-    _fuzz_each(options.module, corpora, options.crashes, options.instrument, bounds)
+    _fuzz_each(options.module, corpora, options.crashes, options.instrument, bounds, options.most)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from lxml import etree
 from cloister.crypto import cose, ocsp, revocation
 from cloister.crypto.dsse import sign_envelope, verify_envelope
 from cloister.crypto.jwt import key_id, sign_jwt, verify_jwt
+from cloister.crypto.keystore import envelope, open_keystore, sealedroot
+from cloister.crypto.keystore import uri as address
 from cloister.crypto.pem import CERTIFICATE, PUBLIC_KEY, split_pem
 from cloister.crypto.references import PAYLOAD_TYPE, SeenVersion, sign_reference_set, verify_reference_set
 from cloister.crypto.x509path import extension, load_certificate, serial_number, verify_path
@@ -864,6 +866,49 @@ def _dsse(data: bytes) -> None:
     )
 
 
+@cache
+def _sealed_roots() -> tuple[list[bytes], list[bytes]]:
+    """Sealed root keys, and shares as people type them."""
+    root = bytes(range(32))
+    by_shares, shares = sealedroot.seal_by_shares(root, threshold=2, shares=3)
+    return [sealedroot.seal_by_passphrase(root, "p", cost=sealedroot.LEAST_COST), by_shares], [
+        share.encode() for share in shares
+    ]
+
+
+def _sealed_root(data: bytes) -> None:
+    """A document in a file; opening is tried with a key that is not its own."""
+    document = sealedroot.parse_sealed_root(data)
+    again = sealedroot.parse_sealed_root(sealedroot.seal_again(document, bytes(32), bytes(32)))
+    each(
+        lambda: sealedroot.open_sealed_root(document, bytes(32)), lambda: sealedroot.open_sealed_root(again, bytes(32))
+    )
+
+
+def _share(data: bytes) -> None:
+    share = sealedroot.parse_share(data.decode("utf-8", "surrogateescape"))
+    same(len(share.value) <= 32, True)
+
+
+def _wrapped_key(data: bytes) -> None:
+    root = bytes(32)
+    known = {envelope.identity_of(root): root}
+    each(
+        lambda: envelope.unwrap_with(known, "fuzz", "one", data),
+        lambda: envelope.unwrap_with({}, "fuzz", "one", data),
+        lambda: envelope.require_root(known, "fuzz", data.hex()),
+    )
+
+
+def _key_store_address(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    each(
+        lambda: address.split_address(text, parameters=("seal", "token-file", "ca-file")),
+        lambda: address.split_parameters(text, ";", ("token", "object")),
+        lambda: open_keystore(text) if text.startswith("pkcs11:") else None,
+    )
+
+
 def _reference_set(data: bytes) -> None:
     """A set as it is, and as the payload of an envelope that the right key has signed."""
     envelope = sign_envelope(data, world.signer(), payload_type=PAYLOAD_TYPE)
@@ -1414,6 +1459,31 @@ TARGETS: Final[Mapping[str, Target]] = {
     ),
     "crypto/cose": _target(_cose, seeds(_cose_files, "nitro/*/*.cbor"), limits.COSE_BYTES, "crypto.cose"),
     "crypto/dsse": _target(_dsse, seeds(lambda: _sets()[1:2]), limits.REFERENCE_SET_BYTES, "crypto.dsse"),
+    "crypto/sealed-root": _target(_sealed_root, seeds(lambda: _sealed_roots()[0]), 4096, "crypto.keystore.sealedroot"),
+    "crypto/share": _target(_share, seeds(lambda: _sealed_roots()[1]), 4096, "crypto.keystore.sealedroot"),
+    "crypto/wrapped-key": _target(
+        _wrapped_key,
+        seeds(lambda: [envelope.wrap_under(bytes(32), "one", bytes(32))]),
+        4096,
+        "crypto.keystore.envelope",
+        "crypto.keystore.interface",
+    ),
+    "crypto/key-store-address": _target(
+        _key_store_address,
+        seeds(
+            lambda: [
+                b"file:///root.key?seal=shares",
+                b"vault://host:8200/secret/root?token-file=/t&ca-file=/c",
+                b"pkcs11:token=t;object=o?module-path=/m&pin-source=file:/p",
+                b"token=a%20b;object=c",
+                b"token=a;token=b",
+                b"token=%ff",
+                b"token=%00",
+            ]
+        ),
+        4096,
+        "crypto.keystore.uri",
+    ),
     "crypto/jwt": _target(_jwt, seeds(_tokens), limits.KBS_RESPONSE_BYTES, "crypto.jwt"),
     "rats/reference-set": _target(
         _reference_set, seeds(_sets), limits.REFERENCE_SET_BYTES, "rats.referenceset", "crypto.references"
@@ -1522,6 +1592,7 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
         _SECRETS: (
             "crypto.aead",
             "crypto.jwe",
+            "crypto.keystore.shamir",
             "crypto.signer",
             "crypto.streamseal",
             "crypto.tlsca",
@@ -1536,6 +1607,12 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
             "tee.collateral.gate",
             "tee.collateral.sources",
             "tee.collateral.transport",
+        ),
+        "a place of the owner's that keeps a key: its answers are read by a schema": (
+            "crypto.keystore.file",
+            "crypto.keystore.pkcs11",
+            "crypto.keystore.registry",
+            "crypto.keystore.vault",
         ),
         "keeps answers that were found": ("crypto.remembered",),
         "reads a table that is part of the build": ("tee.advisories",),

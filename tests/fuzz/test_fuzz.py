@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from fuzz.targets import NOT_PARSERS, TARGETS, Target
 FUZZ = Path(__file__).resolve().parent
 PACKAGES = ("cloister.wire", "cloister.crypto", "cloister.rats", "cloister.tee")
 RUNS, RUN_SECONDS, PROCESSES = 1_000, 3, 2
+ENDLESS = 60  # seconds by the clock for one small input, which takes milliseconds
 
 
 # -- every parser is there -----------------------------------------------------------------------------------
@@ -70,9 +72,28 @@ def test_the_shared_vectors_are_among_the_seeds(vectors: Path) -> None:
 # -- hypothesis ----------------------------------------------------------------------------------------------
 
 
-def attempt(target: Target, data: bytes) -> None:
-    with contextlib.suppress(CloisterError):
-        target.run(data)
+class Endless(BaseException):
+    """One input takes longer than any may; no parser's handler of exceptions catches this."""
+
+
+def attempt(target: Target, data: bytes, seconds: float = ENDLESS) -> None:
+    def give_up(number: int, frame: object) -> None:
+        raise Endless(f"{len(data)} bytes are not done in {seconds} s: {data[:64].hex()}")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with contextlib.suppress(CloisterError):
+            target.run(data)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_input_without_an_end_is_a_failure() -> None:
+    with pytest.raises(Endless, match="78"):
+        attempt(planted.TARGETS["loop"], b"x", 0.2)
+    attempt(planted.TARGETS["loop"], b"", 0.2)
 
 
 @functools.cache
@@ -149,6 +170,26 @@ def test_guided_fuzzing_finds_planted_faults(tmp_path: Path, name: str, told: st
             planted.TARGETS[name].run(Path(str(found["input"])).read_bytes())
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("deaf", "did not end in"), ("seeds", "did not end in"), ("dead", "killed by SIGKILL")]
+)
+def test_a_target_that_does_not_finish_is_a_crash(tmp_path: Path, name: str, told: str) -> None:
+    """One that libFuzzer's clock does not reach, one that never begins, one that is killed; the next one still runs."""
+    corpora = {name: tmp_path / name, "careful": tmp_path / "careful"}
+    limits = {"runs": 1_000, "seconds": 3, "timeout_seconds": 1, "start_seconds": 4}
+    found, careful = drive(corpora, module="fuzz.planted", **limits)  # type: ignore[arg-type]  # numbers as named
+    assert told in str(found["crash"])
+    assert (careful["crash"], careful["executions"]) == (None, 1_000)
+
+
+def test_an_import_that_does_not_finish_is_a_crash_of_every_target(tmp_path: Path) -> None:
+    corpora = {name: tmp_path / name for name in ("crash", "careful")}
+    limits = {"runs": 9, "seconds": 1, "timeout_seconds": 1, "start_seconds": 1}
+    for found in drive(corpora, module="fuzz.planted_import", **limits):  # type: ignore[arg-type]  # as named
+        assert "did not end in" in str(found["crash"])
+        assert found["executions"] == 0
+
+
 def test_a_careful_parser_is_let_pass(tmp_path: Path) -> None:
     """Beside one that crashes, which must not take it along."""
     corpora = {name: tmp_path / name for name in ("crash", "careful")}
@@ -216,6 +257,13 @@ def test_the_largest_inputs_end_in_time_and_memory() -> None:
         print(done.stdout)
         assert done.returncode == 0, done.stdout + done.stderr
     assert sum(len(done.stdout.splitlines()) - 1 for done in parts) == len(TARGETS)
+
+
+def test_costs_of_an_input_without_an_end_are_too_high() -> None:
+    done = run("costs.py", "loop", "careful", "--from", "fuzz.planted", "--seconds", "0.5")
+    assert done.returncode == 1, done.stdout + done.stderr
+    loop, careful = sorted(done.stdout.splitlines()[1:], key=lambda line: line.startswith("careful"))
+    assert loop.endswith("did not finish: SIGPROF") and careful.startswith("careful") and "finish" not in careful
 
 
 @pytest.mark.parametrize(

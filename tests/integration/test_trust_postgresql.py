@@ -12,17 +12,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 import postgres_process
 from cloister.crypto.jwe import EphemeralKey
+from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import KeyReleaseDenied, Unavailable
 from cloister.protocol.kbs import SealedResource
 from cloister.protocol.tenants import DEFAULT_TENANT
@@ -34,6 +36,7 @@ from trust_process import Owner, Running, attestation_body, enrolment, make_owne
 from trust_world import CANARY, MODEL
 
 pytestmark = pytest.mark.tool
+T = TypeVar("T")
 SECONDS = 1.0
 RESOURCE = f"/kbs/v0/resource/{MODEL}"
 
@@ -86,15 +89,20 @@ def refused_in_time(store: Store) -> set[str]:
     return codes
 
 
-def recovered(store: Store) -> None:
-    """Everything works again, within the time that a reconnection takes."""
-    until = time.monotonic() + 10
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """Return what `work` returns once it is not refused any more; a service asks its keys again after a second."""
+    until = time.monotonic() + seconds
     while True:
         try:
-            put(store, "after")
-            break
+            return work()
         except Unavailable:
             assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def recovered(store: Store) -> None:
+    """Everything works again, within the time that a reconnection takes."""
+    within(10, lambda: put(store, "after"))
     assert {"before", "after"} <= names(store)
     store.check()
     assert store.healthy
@@ -219,8 +227,56 @@ class TestReplica:
         put(store, "after")
 
 
+@pytest.fixture(scope="module")
+def authority() -> CertificateAuthority:
+    return CertificateAuthority.create("database CA", at=datetime.now(UTC))
+
+
+@pytest.fixture(scope="module")
+def guarded(authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQLServer]:
+    issued = authority.issue_server(("localhost",), at=datetime.now(UTC))
+    files = {"ssl_cert_file": issued.certificate_pem, "ssl_key_file": issued.key_pem}
+    with postgres_process.running(options={"ssl": "on"}, files=files) as made:
+        (made.directory / "data" / "pg_hba.conf").write_text("local all all trust\nhostssl all all all trust\n")
+        made.execute("SELECT pg_reload_conf()")
+        yield made
+
+
+class TestAuthentication:
+    """A server that offers TLS, under a CA of the test's own."""
+
+    @staticmethod
+    def address(server: PostgreSQLServer, ca: Path, host: str, **more: str) -> str:
+        query = "&".join(f"{name}={value}" for name, value in {"sslrootcert": str(ca), **more}.items())
+        return f"postgresql://cloister@{host}:{server.port}/postgres?{query}"
+
+    @pytest.fixture
+    def ca(self, authority: CertificateAuthority, tmp_path: Path) -> Path:
+        (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
+        return tmp_path / "ca.pem"
+
+    def test_of_the_server_named(self, guarded: PostgreSQLServer, ca: Path) -> None:
+        store = Store(self.address(guarded, ca, "localhost", sslmode="verify-full"))
+        where = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        for run in (store.write, store.read):
+            assert run(lambda connection: connection.execute(text(where)).scalar_one()) is True
+        store.close()
+
+    def test_by_another_name_is_refused(self, guarded: PostgreSQLServer, ca: Path) -> None:
+        """127.0.0.2 is not in the certificate, and not taken for this machine's own: no mode has to be said."""
+        with pytest.raises(Unavailable) as caught:
+            Store(self.address(guarded, ca, "127.0.0.2"))
+        assert caught.value.code == "trust.store.failed"
+
+    def test_by_another_ca_is_refused(self, guarded: PostgreSQLServer, tmp_path: Path) -> None:
+        other = tmp_path / "other.pem"
+        other.write_bytes(CertificateAuthority.create("other CA", at=datetime.now(UTC)).certificate_pem)
+        with pytest.raises(Unavailable):
+            Store(self.address(guarded, other, "localhost", sslmode="verify-full"))
+
+
 class TestService:
-    """Three replicas as processes, each with a state directory of its own that holds the same keys."""
+    """Three replicas as processes, each with a state directory of its own that holds the same root key."""
 
     @pytest.fixture
     def owner(self, tmp_path: Path, place: Place) -> Owner:
@@ -232,10 +288,12 @@ class TestService:
             services = []
             for number in range(3):
                 state = owner.state.with_name(f"replica{number}")
-                shutil.copytree(owner.state, state, ignore=shutil.ignore_patterns("trust.db*"))
+                state.mkdir(mode=0o700)
+                shutil.copy2(owner.state / "root.key", state)
                 options = ("--database", owner.database, "--store-seconds", "1", "--request-seconds", "3")
                 services.append(stack.enter_context(running(state, *options)))
                 assert not (state / "trust.db").exists()
+            assert len({service.ca_pem for service in services}) == 1
             yield services
 
     def test_a_handshake_goes_on_when_its_replica_is_killed(self, owner: Owner, replicas: list[Running]) -> None:
@@ -284,6 +342,6 @@ class TestService:
         server.start()
         for service in replicas:
             client = service.client(owner)
-            assert client.get_resource(MODEL) == CANARY
+            assert within(3, lambda client=client: client.get_resource(MODEL)) == CANARY
             client.wipe()
         assert all(service.process.poll() is None for service in replicas)

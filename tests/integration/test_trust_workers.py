@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -155,3 +156,38 @@ class TestPlainHTTP:
         arguments = ("--insecure-http", "--listen", "0.0.0.0:0")
         done = subprocess.run(command(owner.state, *arguments), capture_output=True, text=True, timeout=20)
         assert done.returncode == 1 and "reach" in done.stderr
+
+
+class TestMetrics:
+    """Whoever of the workers is asked answers for all of them."""
+
+    def counted(self, text: bytes) -> dict[str, float]:
+        lines = [line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    def test_workers_are_added_up(self, owner: Owner, service: Running) -> None:
+        for _ in range(10):
+            assert handshake(owner, service) == CANARY
+        assert {line["worker"] for line in service.lines() if line["event"] == "answered"} == {1, 2}
+        os.kill(workers_of(service)[0], signal.SIGKILL)  # what it counted stays
+        until(lambda: [line["event"] for line in service.lines()].count("worker ready") == 3)
+        for _ in range(4):
+            found = self.counted(service.request("GET", "/metrics")[2])
+            assert found['cloister_releases_total{tee="tpm"}'] == 10
+            assert found['cloister_handshakes_total{tee="tpm",tier="affirming"}'] == 10
+            assert found['cloister_request_seconds_count{route="auth"}'] == 10
+            assert found["cloister_sessions"] == 10 and found["cloister_store_healthy"] == 1
+            assert found["cloister_store_batch_writes_count"] >= 30
+
+    def test_at_an_address_of_their_own(self, owner: Owner) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with running(owner.state, "--metrics-listen", f"127.0.0.1:{port}") as service:
+            assert service.request("GET", "/metrics")[0] == 404
+            service.report["port"] = port
+            status, headers, body = service.request("GET", "/metrics")
+            assert status == 200 and b"cloister_requests_total" in body and headers["content-type"].startswith("text/")
+            assert service.request("GET", "/healthz")[0] == 404
+            assert service.request("POST", "/kbs/v0/auth", b"{}")[0] == 404
+            assert service.end() == 0

@@ -22,6 +22,8 @@ from cloister.cli import (
     evidence,
     explain,
     image,
+    key,
+    log,
     podvm,
     policy,
     refs,
@@ -73,6 +75,7 @@ app.command("doctor", short_help="List what this machine can do, each line with 
 app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)
 app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(collateral.app, name="collateral")
+app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
@@ -82,6 +85,7 @@ app.add_typer(secret.app, name="secret")
 app.add_typer(policy.app, name="policy")
 app.add_typer(access.token, name="token")
 app.add_typer(access.tenant, name="tenant")
+app.add_typer(key.app, name="key")
 app.command("approve", short_help="Approve what several people must agree to.")(access.approve_command)
 app.command("audit", short_help="Show who got what, when, under which code.")(audit.audit_command)
 

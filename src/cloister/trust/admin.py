@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
@@ -20,12 +21,13 @@ from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.trust.access import LOCAL_OWNER, AccessControl
 from cloister.trust.administration import Administration, AdministrationParts
-from cloister.trust.events import NO_EVENTS
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
+from cloister.trust.keys.signing import LOG
+from cloister.trust.releaselog import make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
-from cloister.trust.store.database import Store
+from cloister.trust.statestore import open_store
 from cloister.trust.store.policies import PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry
@@ -39,7 +41,7 @@ class TrustAdmin:
     Args:
         state_dir: the directory.
         clock: aware UTC now.
-        database: address of the database; empty for the one in the directory.
+        database: address of the database; empty for the one the directory names.
         password_file: file with the password of the database's user, or None.
         key_store: address of the key store; empty for the one the directory names.
 
@@ -58,15 +60,24 @@ class TrustAdmin:
         key_store: str = "",
     ) -> None:
         self._state = StateDirectory(state_dir)
-        self._store = Store(database or self._state.database, self._state.write_lock, password_file=password_file)
+        self._announced = read_announced(state_dir)
+        self._log = make_release_log(state_dir, parse_witnesses(self._announced.witnesses))
+        try:
+            self._store = open_store(self._state, database=database, password_file=password_file, batch_hook=self._log)
+        except BaseException:
+            self._log.close()
+            raise
         try:
             self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+            if not self._keys.sealed:
+                self._log.open(self._store, self._keys.signing.signing_key(LOG).private)
         except BaseException:
             self._store.close()
+            self._log.close()
             raise
         self.keys = KeyAdministration(self._store, self._keys)
         self.administration = Administration(
-            parts=AdministrationParts(store=self._store, keys=self._keys.ring, clock=clock, events=NO_EVENTS),
+            parts=AdministrationParts(store=self._store, keys=self._keys.ring, clock=clock, events=self._log),
             access=AccessControl(self._store, clock),
             keys=self.keys,
         )
@@ -83,8 +94,9 @@ class TrustAdmin:
         self.close()
 
     def close(self) -> None:
-        """Close the store and let go of the keys."""
+        """Close the store and the log in it, and let go of the keys."""
         self._store.close()
+        self._log.close()
         self._keys.close()
 
     # Resources
@@ -260,6 +272,11 @@ class TrustAdmin:
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""
         return self._keys.authority().certificate_pem.decode("ascii")
+
+    def release_log_pins(self) -> ReleaseLogPins:
+        """Return what guests pin of the release log: its key, and the witnesses the service was last started with."""
+        keys = tuple(str(witness.key) for witness in parse_witnesses(self._announced.witnesses))
+        return ReleaseLogPins(key=str(self._log.key), witnesses=keys, cosignatures=self._announced.cosignatures)
 
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""

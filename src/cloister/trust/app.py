@@ -37,7 +37,7 @@ from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings
 from cloister.trust.statedir import StateDirectory, write_whole
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
-from cloister.trust.web import metrics_application, trust_application
+from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
 from cloister.trust.web.admin.mount import mount_administration
 from cloister.trust.workers import Supervisor
 
@@ -178,6 +178,10 @@ async def serve_until(
             telemetry=telemetry,
             readiness=service.readiness(),
             webhook=webhook,
+            files={
+                JWKS: lambda _: json_response(service.keys.signing.jwks()),
+                LOG: lambda path: log_response(service.public_log.get(path)),
+            },
         )
         tls = nullcontext((None, None)) if settings.insecure_http else _tls(service, settings)
         with tls as (certificate, key), _reserved(settings) if held is None else nullcontext(held.port) as port:

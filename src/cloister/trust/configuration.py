@@ -29,7 +29,7 @@ FILE_BYTES: Final = 64 * 1024  # a configuration file is written by hand
 _ROWS: Final = {setting.field: setting for setting in TABLE}
 _ATTRIBUTES: Final = {"data": ("state",), "listen": ("host", "port")}
 _TYPES: Final = typing.get_type_hints(TrustSettings)
-_EMPTY: Final = frozenset(item.name for item in fields(TrustSettings) if item.default == "")
+_EMPTY: Final = {item.name: item.default for item in fields(TrustSettings) if item.default in ("", ())}
 _SWITCH_WORDS: Final = {"1": True, "true": True, "0": False, "false": False}
 
 Origins = Mapping[str, str]
@@ -189,6 +189,8 @@ def _as_flag(row: Setting, value: object, place: str) -> str | bool:
     if kind == tuple[str, ...]:
         if isinstance(value, list) and value and all(isinstance(item, str) and "," not in item for item in value):
             return ",".join(value)
+        if value == [] and row.field in _EMPTY:
+            return ""
         raise _wrong(place, "a list of texts", value)
     right = type(value) in allowed.get(kind, (int,) if kind == (int | None) else (str,))
     if not right:
@@ -201,7 +203,7 @@ def _parsed(row: Setting, given: str | bool, place: str) -> Any:  # Any: the typ
     if row.parse is None:
         return bool(given)
     if not given and row.field in _EMPTY:
-        return ""
+        return _EMPTY[row.field]
     if not given or "\0" in str(given):
         raise _wrong(place, row.help, given)
     try:

@@ -17,6 +17,7 @@ def add_gauges(telemetry: Telemetry, service: TrustService) -> None:
     telemetry.gauge("sessions", "Sessions on record.", service.sessions)
     telemetry.gauge("store_healthy", "Whether the last write was committed in time.", lambda: service.store.healthy)
     telemetry.gauge("keys_sealed", "Whether the key store waits to be unsealed.", lambda: service.keys.sealed)
+    telemetry.gauge("log_size", "Entries of the newest checkpoint.", service.log_size)
     telemetry.gauge("collateral_age_seconds", "Age of the newest collateral.", service.collateral_seconds)
 
 

@@ -18,13 +18,16 @@ from sqlalchemy import func, select
 
 from cloister.errors import RequestRefused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.tlog.checkpoint import parse_checkpoint
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
+from cloister.trust.keys.signing import LOG
 from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
+from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
+from cloister.trust.statestore import open_store
 from cloister.trust.store import schema
-from cloister.trust.store.database import Store
 from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
@@ -67,19 +70,30 @@ class TrustService:
         self._brokers: dict[str, KeyBroker] = {}
         self._making = threading.Lock()
         self.state = StateDirectory(settings.state)
-        self.store = Store(
-            settings.database or self.state.database,
-            self.state.write_lock,
-            seconds=settings.store_seconds,
-            password_file=settings.database_password_file,
-            committed=committed,
-        )
+        announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
+        self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
+        try:
+            self.store = open_store(
+                self.state,
+                database=settings.database,
+                password_file=settings.database_password_file,
+                seconds=settings.store_seconds,
+                batch_hook=self.log,
+                committed=committed,
+            )
+        except BaseException:
+            self.log.close()
+            raise
         self._exists = exists if exists is not None else TenantStore(self.store).serves
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            self.keys.take_shares()
+            self._open_log()
         except BaseException:
             self.store.close()
+            self.log.close()
             raise
+        self.public_log = PublicLog(self.log, self.store)
         self._collateral = CollateralSource(settings.collateral or settings.state)
 
     @property
@@ -96,6 +110,7 @@ class TrustService:
         # Asked each time, before anything is made: a stranger's names must not fill memory, a tenant may have ended.
         if tenant != DEFAULT_TENANT and not self._exists(tenant):
             raise RequestRefused("trust.request.path", "no such address")
+        self._open_log()
         broker = self._brokers.get(tenant)
         if broker is None:
             with self._making:
@@ -108,6 +123,7 @@ class TrustService:
         checks: dict[str, Check] = {
             "store": self.store.probe,
             "key_store": self.keys.ring.check,
+            "log": self._check_log,
             "clock": self._check_clock,
         }
         if self.settings.collateral_days:
@@ -148,8 +164,18 @@ class TrustService:
                 clock=self._clock,
                 random=self._random,
                 tenant=tenant,
+                log=self.log,
+                cosignatures=self.settings.log_cosignatures,
             )
         )
+
+    def log_size(self) -> float:
+        """Return the number of entries of the newest checkpoint."""
+        return float(parse_checkpoint(self.log.newest.text).size)
+
+    def _check_log(self) -> None:
+        self._open_log()
+        self.log.check()
 
     def _check_clock(self) -> None:
         try:
@@ -166,13 +192,15 @@ class TrustService:
         )
 
     def check(self) -> None:
-        """Return if guests can be served: the store answers, and the key store does.
+        """Return if guests can be served: the store answers, the key store does, and the log may be written.
 
         Raises:
             Unavailable: one does not, or the service is sealed.
         """
         self.store.check()
         self.keys.check()
+        self._open_log()
+        self.log.check()
 
     def __enter__(self) -> TrustService:
         return self
@@ -183,6 +211,12 @@ class TrustService:
         self.close()
 
     def close(self) -> None:
-        """Close the store and let go of the keys."""
+        """Close the store and the log in it, and let go of the keys."""
         self.store.close()
+        self.log.close()
         self.keys.close()
+
+    def _open_log(self) -> None:
+        """Begin with the log, unless its key is sealed still: then the first request after that does."""
+        if not self.log.opened and not self.keys.sealed:
+            self.log.open(self.store, self.keys.signing.signing_key(LOG).private)

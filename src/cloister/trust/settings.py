@@ -26,7 +26,8 @@ class TrustSettings:
 
     Attributes:
         state: directory of the service's state, private to its user.
-        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for one in the state directory.
+        database: address of the database, `postgresql://...` or `sqlite:///PATH`; empty for the one that the
+            state directory names.
         database_password_file: file with the password of the database's user and nothing else, or None.
         host: IP address to listen on.
         port: TCP port; 0 takes a free one, which the ready report names.
@@ -44,6 +45,8 @@ class TrustSettings:
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
         client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
+        log_witnesses: who is asked for cosignatures, `KEY@URL` each.
+        log_cosignatures: how many of them must have cosigned a release before the resource goes out.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
         workers: processes that share state and port.
@@ -78,6 +81,8 @@ class TrustSettings:
     queue: int = 128
     sessions: int = 20_000
     client_rate: float = 0.0
+    log_witnesses: tuple[str, ...] = ()
+    log_cosignatures: int = 0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
     workers: int = 1
@@ -166,6 +171,10 @@ def _workers(text: str) -> int:
     if not 0 < value <= WORKERS:
         raise ValueError(text)
     return value
+
+
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _count(text: str) -> int:
@@ -294,6 +303,20 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_rate,
         help="requests per second of one client address; 0 for no limit",
         controls="availability only; behind a proxy all clients have one address",
+    ),
+    Setting(
+        field="log_witnesses",
+        flag="--log-witnesses",
+        parse=_names,
+        help="comma-separated witnesses of the release log, KEY@URL each",
+        controls="who can stop the log, and whose word is taken that a restored database is the newest",
+    ),
+    Setting(
+        field="log_cosignatures",
+        flag="--log-cosignatures",
+        parse=_natural,
+        help="how many witnesses must have cosigned a release before the resource goes out",
+        controls="how much later a fork is noticed; guests demand what their measured init data says regardless",
     ),
     Setting(
         field="shutdown_seconds",

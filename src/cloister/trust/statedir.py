@@ -2,6 +2,7 @@
 
     root.key          the root key, when it is kept in a file            0600
     key-store         address of the key store, when it is elsewhere     0600
+    database          address of the database, when it is elsewhere      0600
     keys.seen         highest generation of the data keys ever seen      0600
     ca.pem            CA certificate for clients, written at each start  0644
     tls-N.key, .pem   server certificate of process N while it runs      0600, 0644
@@ -88,13 +89,32 @@ class StateDirectory:
         Raises:
             Unavailable: the directory cannot be written (`trust.state.io`).
         """
-        place = self._place("key-store")
+        if wanted:
+            self.remember("key-store", wanted)
+            return wanted
+        return self.remembered("key-store") or file_uri(self.root_key_file)
+
+    def remember(self, name: str, text: str) -> None:
+        """Keep a text in the private file of that name.
+
+        Raises:
+            Unavailable: the directory cannot be written (`trust.state.io`).
+        """
+        place = self._place(name)
         with self.files():
-            if wanted:
-                if not place.exists() or _read_private(place) != wanted.encode():
-                    _write(place, wanted.encode(), _PRIVATE_FILE)
-                return wanted
-            return _read_private(place).decode() if place.exists() else file_uri(self.root_key_file)
+            if not place.exists() or _read_private(place) != text.encode():
+                _write(place, text.encode(), _PRIVATE_FILE)
+
+    def remembered(self, name: str) -> str:
+        """Return the text in the private file of that name, empty when there is none.
+
+        Raises:
+            Refused: others can read it (`trust.state.permissions`).
+            Unavailable: it cannot be read (`trust.state.io`).
+        """
+        place = self._place(name)
+        with self.files():
+            return _read_private(place).decode() if place.exists() else ""
 
     def legacy(self) -> LegacyKeys:
         """Return the keys that an older version kept in files.
@@ -191,6 +211,11 @@ class StateDirectory:
         finally:
             for file in (certificate, key):
                 file.unlink(missing_ok=True)
+
+    @property
+    def has_kept_tls(self) -> bool:
+        """Whether a service that starts sealed has a certificate to answer with."""
+        return self._place("tls-kept.pem").exists() and self._place("tls-kept.key").exists()
 
     def _kept_tls(self) -> tuple[Path, Path]:
         certificate, key = (self._place(f"tls-kept.{kind}") for kind in ("pem", "key"))

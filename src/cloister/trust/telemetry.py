@@ -25,13 +25,12 @@ ROUTES: Final = frozenset(
     {"auth", "attest", "resource", "plugin", "health", "ready", "metrics", "jwks", "log", "admin", "unknown"}
 )
 TIERS: Final = frozenset({"none", "affirming", "warning", "contraindicated"})
-FAMILIES: Final = frozenset(
-    {
-        "appraisal", "crypto", "evidence", "protocol", "rats", "tee", "wire", "trust.access", "trust.attest",
-        "trust.auth", "trust.internal", "trust.keystore", "trust.lease", "trust.log", "trust.release",
-        "trust.request", "trust.resource", "trust.session", "trust.state", "trust.store", "trust.token",
-    }
+_OURS: Final = (
+    "access", "approval", "attest", "auth", "internal", "keys", "lease", "plugin", "release", "releaselog", "request",
+    "resource", "session", "state", "store", "tenant", "token", "verifier",
 )  # fmt: skip
+_SHARED: Final = ("appraisal", "crypto", "evidence", "protocol", "rats", "tee", "tlog", "wire")
+FAMILIES: Final = frozenset({*_SHARED, *(f"trust.{name}" for name in _OURS)})
 _STATUSES: Final = frozenset({"2xx", "3xx", "4xx", "5xx"})
 _REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)

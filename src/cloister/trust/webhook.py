@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 
 from cloister.errors import FormatRefused, Refused, Unavailable
@@ -208,6 +207,8 @@ def _here(host: str) -> bool:
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
+    import httpx  # a tenth of a second that services without a webhook do not spend
+
     try:
         with httpx.Client(timeout=_SEND_SECONDS, trust_env=False) as client:
             return client.post(url, content=body, headers=headers).status_code

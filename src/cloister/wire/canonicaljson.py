@@ -15,6 +15,7 @@ from cloister.errors import FormatRefused
 
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
 _MAX_DEPTH: Final = 64
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 type_error_code: Final = "wire.canonicaljson.unsupported_value"
 
@@ -26,8 +27,7 @@ def encode_canonical(value: object) -> bytes:
         FormatRefused: a float, an integer outside +-(2**53-1), a key that is not text, a lone surrogate, or nesting
             deeper than 64.
     """
-    ordered = _ordered(value, 0)
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = _ENCODER.encode(_ordered(value, 0))
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as err:
@@ -49,7 +49,7 @@ def _ordered(value: object, depth: int) -> object:
         for key in value:
             if not isinstance(key, str):
                 raise FormatRefused(type_error_code, "object key is not text", actual=type(key).__name__)
-        keys = sorted(value, key=_utf16_units)
+        keys = sorted(value) if "".join(value).isascii() else sorted(value, key=_utf16_units)  # equal, but quicker
         return {key: _ordered(value[key], depth + 1) for key in keys}
     raise FormatRefused(type_error_code, "value has no canonical form", actual=type(value).__name__)
 

@@ -359,6 +359,15 @@ def test_sections_that_do_not_fit_are_refused() -> None:
     assert refusal(append_sections, bytes(signed) + b"signature", []).code == "imagetool.pe.malformed"
 
 
+@pytest.mark.parametrize("alignment", [0, 64 * 1024 + 1, 0xFFFFFFFF])
+def test_a_file_alignment_that_would_fill_memory_is_refused(alignment: int) -> None:
+    changed = bytearray(STUB)
+    struct.pack_into("<I", changed, 124, 64 * 1024)
+    assert section_content(append_sections(bytes(changed), [(".a", b"b")]), ".a") == b"b"
+    struct.pack_into("<I", changed, 124, alignment)
+    assert refusal(parse_pe, bytes(changed)).code == "imagetool.pe.malformed"
+
+
 def test_authenticode_leaves_out_what_the_standard_says() -> None:
     digest = authenticode_sha256(STUB)
     image = parse_pe(STUB)
@@ -376,6 +385,7 @@ def test_authenticode_leaves_out_what_the_standard_says() -> None:
         assert same == (at in left_out)
 
 
+@example(at=127, value=0xFF)  # an alignment that would pad a section to gigabytes
 @example(at=123, value=0x80)  # an alignment with which the end does not fit 32 bits
 @given(st.integers(0, 1023), st.integers(0, 255))
 def test_pe_survives_damage(at: int, value: int) -> None:

@@ -19,6 +19,7 @@ from cloister.protocol.launch import (
     hcrtm_start_value,
     parse_launch_blob,
 )
+from cloister.wire.canonicaljson import encode_canonical
 
 
 def launch(**changes: Any) -> LaunchMeasurement:
@@ -47,6 +48,19 @@ def test_blob_is_sorted_compact_ascii() -> None:
     assert value["profile"] == "seabios"
     assert value["machine"] == "q35"
     assert value["cmdline"] == "sha256:" + hashlib.sha256(b"console=ttyS0").hexdigest()
+
+
+@given(
+    st.sampled_from(LaunchProfile),
+    st.integers(1, 64),
+    st.dictionaries(
+        st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True), st.just(digest_text(b"rom")), max_size=4
+    ),
+)
+def test_blob_is_what_the_general_encoder_gives(profile: LaunchProfile, vcpus: int, roms: dict[str, str]) -> None:
+    make = uki if profile is LaunchProfile.UKI else launch
+    blob = make(vcpus=vcpus, option_roms=roms).blob()
+    assert blob == encode_canonical(json.loads(blob))
 
 
 def test_known_registers() -> None:

@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import Connection
 
 from cloister.crypto.jwt import key_id, verify_jwt
 from cloister.crypto.keystore.file import file_uri, seal_file_by_shares
@@ -27,6 +28,7 @@ from cloister.protocol.resourceuri import parse_resource_path
 from cloister.testing.tpm import NOW
 from cloister.testing.vault import FakeVault
 from cloister.trust.admin import TrustAdmin
+from cloister.trust.events import LogEvent
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.ring import RETIRED_KEPT
 from cloister.trust.keys.signing import TOKEN_KEPT, TOKEN_LEAD
@@ -319,7 +321,7 @@ class TestAltered:
             "UPDATE signing_keys SET kid = 'other' WHERE purpose = 'token'",
             "UPDATE signing_keys SET purpose = 'admin' WHERE purpose = 'token'",
             "UPDATE signing_keys SET sealed = (SELECT sealed FROM signing_keys WHERE purpose = 'ca')",
-            "UPDATE signing_keys SET sealed = randomblob(400) WHERE purpose = 'log'",
+            "UPDATE signing_keys SET sealed = randomblob(400) WHERE purpose = 'ca'",
             "INSERT INTO signing_keys SELECT purpose, 'mine', sealed, 0, 0, NULL FROM signing_keys WHERE kid LIKE '_%'",
         ],
     )
@@ -569,6 +571,52 @@ class TestVaultAway:
                 assert first.ring.root == second.ring.root
             assert vault.secret() is not None and len(vault.secret() or {}) == 1
             assert not (tmp_path / "two/root.key").exists()
+
+
+class Heard:
+    """Listens for events; refuses all of them when told to."""
+
+    def __init__(self) -> None:
+        self.events: list[LogEvent] = []
+        self.refusing = False
+
+    def append(self, connection: Connection, event: LogEvent) -> object:
+        assert connection.in_transaction()
+        if self.refusing:
+            raise Unavailable("trust.store.failed", "the log must not be written now")
+        self.events.append(event)
+        return None
+
+
+class TestEvents:
+    def test_every_change_of_a_key_is_told(self, tmp_path: Path) -> None:
+        heard, clock = Heard(), Clock()
+        with service_keys(tmp_path / "state", clock, events=heard) as keys:
+            ring = keys.ring
+            ring.rotate_root()
+            ring.rotate_data_key()
+            keys.signing.rotate_token_key()
+            keys.signing.rotate_token_key(revoke=True)
+            told = [(event.kind, event.fields["action"]) for event in heard.events]
+            assert told == [
+                ("key", action)
+                for action in ("begin", "create", "create", "rotate_root", "rotate_data_key", "rotate", "revoke")
+            ]
+            assert heard.events[4].fields["data_key"] == ring.current().active.identity
+            assert heard.events[4].fields["generation"] == "3"
+
+    def test_a_change_that_cannot_be_told_does_not_happen(self, tmp_path: Path) -> None:
+        heard = Heard()
+        with service_keys(tmp_path / "state", events=heard) as keys:
+            before = (keys.ring.root, keys.ring.entries(), keys.signing.entries())
+            heard.refusing = True
+            for change in (keys.ring.rotate_root, keys.ring.rotate_data_key, keys.signing.rotate_token_key):
+                with pytest.raises(Unavailable):
+                    change()
+            assert (keys.ring.root, keys.ring.entries(), keys.signing.entries()) == before
+            heard.refusing = False
+            keys.ring.rotate_root()
+            keys.check()
 
 
 class TestAddressOfTheKeyStore:

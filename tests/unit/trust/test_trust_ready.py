@@ -125,7 +125,7 @@ class TestService:
         assert status == 200
         assert body == {
             "status": "ok",
-            "checks": {"store": "ok", "key_store": "ok", "clock": "ok", "collateral": "ok"},
+            "checks": {"store": "ok", "key_store": "ok", "log": "ok", "clock": "ok", "collateral": "ok"},
         }
 
     def test_a_store_that_cannot_be_written(self, new_world: Factory) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,14 +15,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cloister.trust.releaselog.keyfile import load_log_key
 from sqlalchemy import Connection, func, select
 
-from cloister.errors import Refused, Unavailable
+from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
+from cloister.tlog.receipt import LogPins, parse_receipt, verify_receipt
+from cloister.trust.events import LogEvent
 from cloister.trust.keybroker import Credentials
+from cloister.trust.releaselog import OpenedLog, ReleaseLog
+from cloister.trust.releaselog.highwater import HighWater
 from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
+from cloister.trust.statedir import StateDirectory
+from cloister.trust.statestore import open_store
+from cloister.trust.store.records import AuditRow, RecordStore
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
 from store_places import Place
@@ -40,14 +51,15 @@ def world(place: Place, quick: Path) -> Iterator[World]:
 
 @pytest.fixture
 def replicas(world: World, place: Place) -> Iterator[list[TrustService]]:
-    """Three services: of one state directory on SQLite, of three with the same keys on PostgreSQL."""
+    """Three services: of one state directory on SQLite, of three with the same root key on PostgreSQL."""
     with ExitStack() as stack:
         services = [world.service]
         for number in range(2):
             settings = world.settings
             if place.server is not None:
                 state = world.state.with_name(f"replica{number}")
-                shutil.copytree(world.state, state)
+                state.mkdir(mode=0o700)
+                shutil.copy2(world.state / "root.key", state)
                 settings = replace(settings, state=state)
             services.append(stack.enter_context(TrustService(settings, clock=world.clock)))
         yield services
@@ -64,6 +76,15 @@ def test_a_handshake_goes_from_one_to_the_next(world: World, replicas: list[Trus
     assert guest.open(guest.resource(cookie=guest.cookie)) == CANARY
     assert guest.open(guest.resource()) == CANARY, "by its token"
     assert [row.level for row in world.admin.list_audit()] == [Level.MEASURED] * 2
+
+
+def test_another_root_key_is_refused_at_the_start(world: World, place: Place) -> None:
+    if place.server is None:
+        (world.state / "root.key").unlink()
+    settings = world.settings if place.server is None else replace(world.settings, state=world.state.with_name("new"))
+    with pytest.raises(CloisterError) as caught:
+        TrustService(settings, clock=world.clock)
+    assert caught.value.code.startswith(("trust.keys.", "trust.state.", "crypto.keystore."))
 
 
 def test_one_nonce_at_three_replicas_at_once(world: World, replicas: list[TrustService]) -> None:
@@ -167,3 +188,63 @@ class TestSessions:
             with pytest.raises(Refused) as caught:
                 store.accept_nonce(cookie, (1).to_bytes(32), at=NOW)
             assert caught.value.code in ("trust.session.nonce_used", "trust.session.unknown")
+
+
+def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
+    """No position twice, none left out, and every receipt holds, whichever replica gave it."""
+    key = load_log_key(quick, origin="log.example/test")
+    opened = []
+    for number in range(3):
+        own = quick / f"replica{number}"
+        own.mkdir(mode=0o700)
+        log = ReleaseLog(key, HighWater(own), cosigner=None, random=secrets.token_bytes)
+        opened.append(OpenedLog(store=place.open(batch_hook=log), log=log))
+        log.open(opened[-1].store, seconds=3)
+
+    def append(number: int) -> int:
+        one = opened[number % 3]
+        event = LogEvent(kind="release", at=NOW, tenant=DEFAULT_TENANT, fields={"resource": f"default/key/{number}"})
+        appended = one.store.write(lambda connection: one.log.append(connection, event))
+        receipt = one.log.receipt(appended, deadline=time.monotonic() + 5)
+        return verify_receipt(parse_receipt(receipt), LogPins(key=key.verifier)).index
+
+    with ThreadPoolExecutor(9) as threads:
+        assert sorted(threads.map(append, range(90))) == list(range(90))
+    for one in opened:
+        one.log.close()
+
+
+class TestStateDirectory:
+    """Commands on a state directory find the database that its service uses."""
+
+    @pytest.fixture
+    def state(self, quick: Path) -> StateDirectory:
+        return StateDirectory(quick / "state")
+
+    def test_remembers_where_its_database_is(self, state: StateDirectory, place: Place) -> None:
+        for address in (place.address, ""):
+            store = open_store(state, database=address)
+            RecordStore(store).record_release(AuditRow(at=NOW, decision="released", code="x"), seconds=3)
+            store.close()
+        assert RecordStore(place.open()).last_audit() == 2
+        assert not state.database.exists()
+        assert (state.path / "database").stat().st_mode & 0o077 == 0
+
+    @pytest.mark.parametrize("address", ["postgresql://u:secret-word@127.0.0.1/db", "postgresql://u@127.0.0.1:1/db"])
+    def test_forgets_what_did_not_work(self, state: StateDirectory, address: str) -> None:
+        with pytest.raises(CloisterError):
+            open_store(state, database=address, seconds=1)
+        assert not (state.path / "database").exists()
+        open_store(state).close()
+        assert state.database.exists()
+
+    def test_remembers_the_password_file(self, state: StateDirectory, place: Place, tmp_path: Path) -> None:
+        password = tmp_path / "password"
+        password.write_text("x")
+        password.chmod(0o600)
+        open_store(state, database=place.address, password_file=password).close()
+        assert state.remembered("database") == f"{place.address}\n{password}"
+        if place.server is not None:
+            password.chmod(0o644)
+            with pytest.raises(Refused, match="password"):
+                open_store(state)

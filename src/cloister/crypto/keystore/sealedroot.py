@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -42,6 +43,10 @@ _SALT_BYTES: Final = 16
 _SET_BYTES: Final = 4
 _CHECK_BYTES: Final = 4
 _SHARE_PREFIX: Final = "cloister-share"
+_NUMBER: Final = r"([1-9][0-9]{0,2})"
+_SHARE: Final = re.compile(rf"{_SHARE_PREFIX}\.([0-9a-f]{{8}})\.{_NUMBER}\.{_NUMBER}\.([A-Za-z0-9_-]{{48}})")
+_SALT: Final = re.compile(r"[A-Za-z0-9_-]{22}")
+_SET: Final = re.compile(r"[0-9a-f]{8}")
 _MALFORMED: Final = "crypto.keystore.malformed"
 
 
@@ -83,9 +88,13 @@ def parse_sealed_root(data: bytes) -> SealedRoot:
         raise _malformed("not a sealed root key") from err
     by_passphrase = document.seal == "passphrase"
     cost = document.cost
-    if by_passphrase and not (LEAST_COST <= cost <= MOST_COST and cost & (cost - 1) == 0 and document.salt):
+    if by_passphrase and not (
+        LEAST_COST <= cost <= MOST_COST and cost & (cost - 1) == 0 and _SALT.fullmatch(document.salt)
+    ):
         raise _malformed("no such cost or salt")
-    if not by_passphrase and not 2 <= document.threshold <= document.shares <= MOST_SHARES:
+    if not by_passphrase and not (
+        2 <= document.threshold <= document.shares <= MOST_SHARES and _SET.fullmatch(document.set)
+    ):
         raise _malformed("no such sharing")
     return document
 
@@ -151,7 +160,7 @@ def passphrase_key(document: SealedRoot, passphrase: str) -> bytes:
         Refused: an empty or endless passphrase (`crypto.keystore.unseal`).
     """
     text = unicodedata.normalize("NFKC", passphrase)
-    if not 0 < len(text) <= PASSPHRASE_CHARS:
+    if not 0 < len(text) <= PASSPHRASE_CHARS or any("\ud800" <= char <= "\udfff" for char in text):
         raise Refused("crypto.keystore.unseal", "no passphrase was given")
     salt = decode_b64url(document.salt, path="salt", ceiling=64)
     memory = 256 * document.cost * 8
@@ -164,15 +173,14 @@ def parse_share(text: str) -> Share:
     Raises:
         Refused: not a share, or mistyped (`crypto.keystore.share`).
     """
-    parts = text.strip().split(".")
-    try:
-        prefix, name, threshold, x, body = parts if len(text) < 256 else []
-        data = decode_b64url(body, path="share", ceiling=ROOT_KEY_BYTES + _CHECK_BYTES)
-        value, check = data[:ROOT_KEY_BYTES], data[ROOT_KEY_BYTES:]
-        share = Share(set=name, threshold=int(threshold), x=int(x), value=value)
-    except (ValueError, FormatRefused) as err:
-        raise not_a_share("not a share") from err
-    if prefix != _SHARE_PREFIX or not hmac.compare_digest(check, _check(share)):
+    parts = _SHARE.fullmatch(text.strip())
+    if parts is None:
+        raise not_a_share("not a share")
+    name, threshold, x, body = parts.groups()
+    data = decode_b64url(body, path="share", ceiling=ROOT_KEY_BYTES + _CHECK_BYTES)
+    value, check = data[:ROOT_KEY_BYTES], data[ROOT_KEY_BYTES:]
+    share = Share(set=name, threshold=int(threshold), x=int(x), value=value)
+    if not hmac.compare_digest(check, _check(share)):
         raise not_a_share("a share with a slip in it")
     return share
 

@@ -14,6 +14,7 @@ from cloister.errors import FormatRefused
 
 _MAX_IMAGE: Final = 1 << 31
 _MAX_SECTIONS: Final = 96  # the ceiling of the PE loader
+_MAX_FILE_ALIGNMENT: Final = 64 * 1024  # the format's own ceiling; each appended section is padded to it
 _PE_POINTER: Final = 0x3C
 _COFF_BYTES: Final = 20
 _PE32_PLUS: Final = 0x20B
@@ -138,8 +139,10 @@ def _parse(data: bytes) -> PEImage:
     section_alignment, file_alignment = struct.unpack_from("<II", data, optional + 32)
     (headers_bytes,) = struct.unpack_from("<I", data, optional + 60)
     (directories,) = struct.unpack_from("<I", data, optional + 108)
-    if directories <= _CERTIFICATE_DIRECTORY or count > _MAX_SECTIONS or not section_alignment or not file_alignment:
+    if directories <= _CERTIFICATE_DIRECTORY or count > _MAX_SECTIONS or not section_alignment:
         raise _malformed("headers are not those of a UEFI program")
+    if not 0 < file_alignment <= _MAX_FILE_ALIGNMENT:
+        raise _malformed(f"file alignment of {file_alignment} bytes: expected 1 to {_MAX_FILE_ALIGNMENT}")
     certificate_entry = optional + _OPTIONAL_DIRECTORIES + _CERTIFICATE_DIRECTORY * 8
     _, certificate_bytes = struct.unpack_from("<II", data, certificate_entry)
     table = optional + optional_bytes

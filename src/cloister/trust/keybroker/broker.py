@@ -34,6 +34,8 @@ from cloister.protocol.kbs import (
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Tier
+from cloister.tlog.receipt import HEADER as RECEIPT_HEADER
+from cloister.trust.events import NO_EVENTS, Receipts
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
 from cloister.trust.keybroker.denials import DenialBook, RequestContext
 from cloister.trust.keybroker.inputs import ReleaseInputs
@@ -82,6 +84,8 @@ class BrokerParts:
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
         tenant: whose key broker it is.
+        log: the release log.
+        cosignatures: how many witnesses must have cosigned a release before the resource goes out.
     """
 
     store: Store
@@ -93,6 +97,8 @@ class BrokerParts:
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
     tenant: str = DEFAULT_TENANT
+    log: Receipts = NO_EVENTS
+    cosignatures: int = 0
 
 
 class KeyBroker:
@@ -103,7 +109,7 @@ class KeyBroker:
         tenant = parts.tenant
         self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit, tenant=tenant)
         self._resources = ResourceStore(parts.store, parts.root_key, tenant=tenant)
-        self._records = RecordStore(parts.store, tenant=tenant)
+        self._records = RecordStore(parts.store, tenant=tenant, events=parts.log)
         self._inputs = ReleaseInputs(parts.store, tenant=tenant)
         self._proposals = ProposalStore(parts.store, tenant=tenant)
         self._denials = DenialBook(self._records)
@@ -212,7 +218,7 @@ class KeyBroker:
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
         """Steps: 1 the path; 2 a token; 3 verified; 4 the key-release policy; 5 the resource, sealed to the guest's
-        key; 6 the audit row, durable before the deadline; 7 the release.
+        key; 6 the audit row and the log's entry, durable and cosigned before the deadline; 7 the release.
         """
         # 1
         wanted = parse_resource_path(path)
@@ -232,9 +238,10 @@ class KeyBroker:
             sealed = encode_message(seal_for(token.guest_key, resource.content))
         # 6
         with span("audit"):
-            self._record(resource, context, deadline)
+            receipt = self._record(resource, context, deadline)
         # 7
-        return Answer(status=200, body=sealed)
+        headers = ((RECEIPT_HEADER.lower().encode(), receipt.encode()),) if receipt else ()
+        return Answer(status=200, body=sealed, headers=headers)
 
     def _token(self, credentials: Credentials, at: datetime) -> str:
         if credentials.cookie:
@@ -269,12 +276,13 @@ class KeyBroker:
             return frozenset()
         return self._proposals.approved_by(prefixes_of(wanted), token.init_data, at=at)
 
-    def _record(self, resource: Resource, context: RequestContext, deadline: float) -> None:
+    def _record(self, resource: Resource, context: RequestContext, deadline: float) -> str:
         left = deadline - time.monotonic()
         if left <= 0:
             raise Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
         row = context.audit_row(decision=RELEASED, code=RELEASED_CODE, resource_version=resource.version)
-        self._records.record_release(row, seconds=left)
+        appended = self._records.record_release(row, seconds=left)
+        return self._parts.log.receipt(appended, cosignatures=self._parts.cosignatures, deadline=deadline)
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
         def work(connection: Connection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from cloister.trust.keys.reseal import data_keys_in_use, reseal_step
 from cloister.trust.keys.service import ServiceKeys
@@ -90,6 +91,17 @@ class KeyAdministration:
             Refused: not an address of a key store.
         """
         return self._keys.move_root(key_store)
+
+    def prepare_seal(self, names: tuple[str, ...]) -> Path:
+        """Return the root key file that can be sealed, after keeping a certificate for a start that is sealed.
+
+        Args:
+            names: names and addresses of the service, for that certificate.
+
+        Raises:
+            Refused: the root key is in another key store, which has its own seal (`crypto.keystore.uri`).
+        """
+        return self._keys.prepare_seal(names)
 
     def rotate_data_key(self, *, progress: Callable[[int], None] = lambda rows: None) -> str:
         """Make a new data key and seal every row under it; return its identity.

@@ -29,6 +29,8 @@ from cloister.crypto.aead import AES256_KEY_BYTES
 from cloister.crypto.keystore import KeyStore, UnsealProgress
 from cloister.crypto.keystore.file import write_private
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.trust.events import NO_EVENTS, Events, LogEvent
 from cloister.trust.keys.ringrows import (
     ACTIVE,
     RETIRED,
@@ -110,6 +112,7 @@ class KeyRing:
         keystore: holds the root key.
         clock: aware UTC now.
         seen: file that remembers the highest generation, or None.
+        events: told of every change, in its transaction.
         proved_seconds: how long the service goes on without its key store.
         monotonic: seconds of a clock that does not jump.
     """
@@ -121,6 +124,7 @@ class KeyRing:
         *,
         clock: Callable[[], datetime],
         seen: Path | None = None,
+        events: Events = NO_EVENTS,
         proved_seconds: float = PROVED_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -129,6 +133,7 @@ class KeyRing:
         self._next: KeyStore | None = None
         self._clock = clock
         self._seen = seen
+        self._events = events
         self._proved_seconds = proved_seconds
         self._monotonic = monotonic
         self._loading = threading.RLock()
@@ -246,7 +251,7 @@ class KeyRing:
             rows.append(self._wrapped(root, old, state=RETIRED, created_at=now, retired_at=now))
         ring = sign_ring(1, root, rows, active)
         try:
-            self._store.write(lambda connection: write_ring(connection, ring, replaces=0))
+            self._store.write(lambda connection: self._write(connection, ring, 0, "begin"))
         except Refused as err:
             if err.code != "trust.keys.conflict":
                 raise  # else another replica made it first
@@ -275,7 +280,7 @@ class KeyRing:
             # 5
             new = sign_ring(ring.rows.generation + 1, root, rows, ring.active)
             try:
-                self._replace(ring, new)
+                self._replace(ring, new, "rotate_root")
             except Refused:
                 self._keystore.settle(self._look(older_than=0).rows.root, [root])
                 raise
@@ -298,7 +303,7 @@ class KeyRing:
             ring = self._look(older_than=0, prove=True)
             rows = self._wrapped_anew(ring, keystore, root)
             new = sign_ring(ring.rows.generation + 1, root, rows, ring.active)
-            self._store.write(lambda connection: write_ring(connection, new, replaces=ring.rows.generation))
+            self._store.write(lambda connection: self._write(connection, new, ring.rows.generation, "move_root"))
             return root
 
         self._next = keystore  # opens what `move` writes, from the instant it is there
@@ -324,7 +329,8 @@ class KeyRing:
                 replace(row, state=RETIRED, retired_at=now) if row.state == ACTIVE else row for row in ring.rows.keys
             ]
             fresh = self._wrapped(ring.rows.root, active, state=ACTIVE, created_at=now, retired_at=None)
-            self._replace(ring, sign_ring(ring.rows.generation + 1, ring.rows.root, [*old, fresh], active))
+            new = sign_ring(ring.rows.generation + 1, ring.rows.root, [*old, fresh], active)
+            self._replace(ring, new, "rotate_data_key")
             return active.identity
 
         return self._retried(rotate)
@@ -349,16 +355,27 @@ class KeyRing:
                 if gone:
                     rows = [row for row in ring.rows.keys if row.id not in gone]
                     new = sign_ring(ring.rows.generation + 1, ring.rows.root, rows, ring.active)
-                    write_ring(connection, new, replaces=ring.rows.generation)
+                    self._write(connection, new, ring.rows.generation, "drop_data_keys")
                 return tuple(sorted(gone))
 
             return self._store.write(work) if old else ()
 
         return self._retried(drop)
 
-    def _replace(self, old: OpenRing, new: RingRows) -> None:
-        self._store.write(lambda connection: write_ring(connection, new, replaces=old.rows.generation))
+    def _replace(self, old: OpenRing, new: RingRows, action: str) -> None:
+        self._store.write(lambda connection: self._write(connection, new, old.rows.generation, action))
         self._look(older_than=0)
+
+    def _write(self, connection: Connection, ring: RingRows, replaces: int, action: str) -> None:
+        write_ring(connection, ring, replaces=replaces)
+        fields = {
+            "action": action,
+            "generation": str(ring.generation),
+            "root": ring.root,
+            "data_key": ring.active.id,
+            "ring": ring.mac.hex(),
+        }
+        self._events.append(connection, LogEvent(kind="key", at=self._clock(), tenant=DEFAULT_TENANT, fields=fields))
 
     def _retried(self, change: Callable[[], _Result]) -> _Result:
         for _ in range(_ATTEMPTS):

@@ -16,8 +16,11 @@ from pathlib import Path
 from cloister.crypto.keystore import KeyStore, UnsealProgress, open_keystore
 from cloister.crypto.keystore.file import file_uri
 from cloister.crypto.tlsca import CertificateAuthority
+from cloister.errors import Refused
+from cloister.trust.events import NO_EVENTS, Events
 from cloister.trust.keys.ring import PROVED_SECONDS, KeyRing
 from cloister.trust.keys.signing import SigningKey, SigningKeys, TokenIssuer, adopted_authority, adopted_token_key
+from cloister.trust.keys.unsealing import UnsealSocket
 from cloister.trust.rowseal import LEGACY
 from cloister.trust.statedir import LegacyKeys, StateDirectory
 from cloister.trust.store.database import Store
@@ -31,6 +34,7 @@ class ServiceKeys:
         store: the database.
         key_store: address of the key store; empty for what the state directory says.
         clock: aware UTC now.
+        events: told of every change of a key, in its transaction.
         proved_seconds: how long the service goes on without its key store.
 
     Raises:
@@ -45,6 +49,7 @@ class ServiceKeys:
         *,
         key_store: str = "",
         clock: Callable[[], datetime],
+        events: Events = NO_EVENTS,
         proved_seconds: float = PROVED_SECONDS,
     ) -> None:
         self._state = state
@@ -52,9 +57,12 @@ class ServiceKeys:
         self._uri = state.key_store(key_store)
         self._keystore: KeyStore = open_keystore(self._uri)
         self._begun = False
+        self._socket: UnsealSocket | None = None
         self._started_sealed = self._keystore.sealed
-        self.ring = KeyRing(store, self._keystore, clock=clock, seen=state.seen_file, proved_seconds=proved_seconds)
-        self.signing = SigningKeys(store, self.ring, clock=clock)
+        self.ring = KeyRing(
+            store, self._keystore, clock=clock, seen=state.seen_file, events=events, proved_seconds=proved_seconds
+        )
+        self.signing = SigningKeys(store, self.ring, clock=clock, events=events)
         if not self._started_sealed:
             self._begin()
 
@@ -96,6 +104,15 @@ class ServiceKeys:
             self._begin()
         return progress
 
+    def take_shares(self) -> None:
+        """Take shares by a socket in the state directory while the service is sealed.
+
+        Raises:
+            Unavailable: the socket cannot be made (`trust.state.io`).
+        """
+        if self.sealed and self._socket is None:
+            self._socket = UnsealSocket(self._state.path, self.unseal)
+
     def progress(self) -> UnsealProgress:
         """Return how far a sealed service is."""
         return self.ring.progress()
@@ -123,6 +140,21 @@ class ServiceKeys:
             self._state.taken_over(["root.key"])
         return identity
 
+    def prepare_seal(self, names: tuple[str, ...]) -> Path:
+        """Return the root key file that can be sealed; see `KeyAdministration.prepare_seal`."""
+        if self._uri.partition("?")[0] != file_uri(self._state.root_key_file):
+            raise Refused(
+                "crypto.keystore.uri",
+                "only a root key in the state directory is sealed here",
+                path=self.place,
+                hint="Vault and hardware modules have their own seal; other files: `cloister key move` first",
+            )
+        # Only if a service never ran here: what it kept has the names it was started with.
+        if not self._state.has_kept_tls:
+            with self._state.issued_tls(self.authority(), names, at=self._clock(), keep=True):
+                pass
+        return self._state.root_key_file
+
     def token_issuer(self) -> TokenIssuer:
         """Return what signs tokens now."""
         return self.signing.token_issuer()
@@ -139,7 +171,9 @@ class ServiceKeys:
             yield files
 
     def close(self) -> None:
-        """Let go of the key store."""
+        """Let go of the key store and take no more shares."""
+        if self._socket is not None:
+            self._socket.close()
         self._keystore.close()
 
     def _begin(self) -> None:

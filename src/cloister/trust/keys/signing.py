@@ -1,4 +1,4 @@
-"""Signing keys: tokens (ES256), the service's own CA (P-256), log entries (Ed25519). Sealed in the database, so that
+"""Signing keys: tokens (ES256), the service's own CA (P-256), and on demand others. Sealed in the database, so that
 replicas share them.
 
 RFC 7517 (JWK set), RFC 7518 (ES256), RFC 8032 (Ed25519). A key's record, private key and times together, is sealed
@@ -40,6 +40,8 @@ from cloister.crypto.jwt import CLOCK_SKEW, key_id, public_jwk
 from cloister.crypto.signer import ECDSAP256PublicKey, ECDSAP256Signer, Signer
 from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import Refused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.trust.events import NO_EVENTS, Events, LogEvent
 from cloister.trust.keys.ring import KeyRing
 from cloister.trust.rowseal import SealedColumn
 from cloister.trust.store.database import Store, bump_configuration
@@ -144,6 +146,7 @@ class SigningKeys:
         store: the database.
         ring: seals the rows.
         clock: aware UTC now.
+        events: told of every change, in its transaction.
     """
 
     def __init__(
@@ -152,11 +155,13 @@ class SigningKeys:
         ring: KeyRing,
         *,
         clock: Callable[[], datetime],
+        events: Events = NO_EVENTS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._ring = ring
         self._clock = clock
+        self._events = events
         self._monotonic = monotonic
         self._reading = threading.RLock()
         self._keys: tuple[SigningKey, ...] = ()
@@ -170,7 +175,7 @@ class SigningKeys:
         """Make the keys every service needs, those of `adopted` first, unless they are there."""
         present = {key.purpose for key in self._read(older_than=0)}
         given = {key.purpose: key for key in adopted}
-        missing = [given.get(purpose) or self._fresh(purpose) for purpose in (TOKEN, CA, LOG) if purpose not in present]
+        missing = [given.get(purpose) or self._fresh(purpose) for purpose in (TOKEN, CA) if purpose not in present]
         if missing:
             self._add_first(missing)
 
@@ -269,11 +274,16 @@ class SigningKeys:
                 elif key.not_after < now - DEAD_KEPT:
                     _remove(connection, key)
             _store(connection, fresh, ring.seal)
+            self._tell(connection, fresh, "revoke" if revoke else "rotate")
             bump_configuration(connection)
 
         self._store.write(work)
         self._read(older_than=0)
         return fresh
+
+    def _tell(self, connection: Connection, key: SigningKey, action: str) -> None:
+        fields = {"action": action, "purpose": key.purpose, "kid": key.kid}
+        self._events.append(connection, LogEvent(kind="key", at=self._clock(), tenant=DEFAULT_TENANT, fields=fields))
 
     def _public(self, key: SigningKey) -> ECDSAP256PublicKey:
         if key.kid not in self._publics:
@@ -304,6 +314,7 @@ class SigningKeys:
             for key in keys:
                 if key.purpose not in present:  # else another replica was first
                     _store(connection, key, ring.seal)
+                    self._tell(connection, key, "create")
             bump_configuration(connection)
 
         self._store.write(work)

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, select
 from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
+from cloister.trust.events import NO_EVENTS, Events, LogEvent, loggable
 from cloister.trust.store.database import Store
 from cloister.trust.store.numbering import OF_TENANT, insert_numbered
 from cloister.trust.store.schema import audit, denials, evidence
@@ -29,6 +30,23 @@ RELEASED: Final = "released"
 DENIED: Final = "denied"
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
 _ID_CHARS: Final = 10
+
+# What an entry of the log commits to, of an audit row.
+_LOGGED: Final = (
+    "code",
+    "resource",
+    "resource_version",
+    "tee",
+    "level",
+    "instance",
+    "init_data",
+    "guest_key",
+    "appraisal_policy",
+    "appraisal_policy_digest",
+    "release_policy_digest",
+    "attestation",
+    "denial",
+)
 
 # Made once: building a statement costs more than running it.
 _INSERT_AUDIT: Final = insert_numbered(audit)
@@ -170,22 +188,33 @@ class RecordStore:
     Args:
         store: the database.
         tenant: whose.
+        events: the release log.
     """
 
-    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT, events: Events = NO_EVENTS) -> None:
         self._store = store
         self._tenant = tenant
+        self._events = events
 
-    def record_release(self, row: AuditRow, *, seconds: float) -> None:
-        """Make the audit row of a release durable. Returns only then; a caller releases nothing when this raises.
+    def record_release(self, row: AuditRow, *, seconds: float) -> object:
+        """Make the audit row of a release, and its entry in the release log, durable.
+
+        Returns only then, with what the log takes to give a receipt; a caller releases nothing when this raises.
 
         Raises:
-            Unavailable: the store failed or did not answer within `seconds`.
+            Unavailable: the store failed or did not answer within `seconds`, or the log must not be written.
         """
-        self._store.write(lambda connection: _insert_audit(connection, self._tenant, row), seconds=seconds)
+
+        def work(connection: Connection) -> object:
+            _insert_audit(connection, self._tenant, row)
+            return self._events.append(connection, self._event("release", row))
+
+        return self._store.write(work, seconds=seconds)
 
     def record_denial(self, record: DenialRecord, row: AuditRow) -> None:
-        """Store a denial and its audit row.
+        """Store a denial and its audit row; in the release log, too, if it was anybody's who had proven anything.
+
+        Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
 
         Raises:
             Unavailable: the store failed.
@@ -197,9 +226,16 @@ class RecordStore:
             whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
             newest = int(connection.execute(_INSERT_DENIAL, whole).scalar_one())
             _insert_audit(connection, self._tenant, row)
+            if row.attestation or (record.stage == "attest" and row.tee):  # a token; an accepted session
+                self._events.append(connection, self._event("denial", row))
             _prune_denials(connection, self._tenant, newest)
 
         self._store.write(work)
+
+    def _event(self, kind: str, row: AuditRow) -> LogEvent:
+        values = {name: getattr(row, name) for name in _LOGGED}
+        logged = {name: loggable(str(value)) for name, value in values.items() if value}
+        return LogEvent(kind=kind, at=row.at, tenant=self._tenant, fields=logged)
 
     def denial(self, identity: str) -> DenialRecord:
         """Return a denial with the findings of its appraisal put before its own.

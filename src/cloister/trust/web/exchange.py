@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from cloister.errors import CloisterError, FormatRefused, RequestRefused
 from cloister.trust.keybroker import error_answer
 from cloister.trust.tracing import Correlation
@@ -59,6 +61,11 @@ class Response:
     headers: Headers = ()
     code: str = ""
     denial: str = ""
+
+
+def json_response(body: object) -> Response:
+    """Return 200 with `body` as JSON."""
+    return Response(status=200, body=msgspec.json.encode(body))
 
 
 def error_response(error: CloisterError, *, stage: str = "", headers: Headers = ()) -> Response:

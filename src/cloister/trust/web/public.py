@@ -12,14 +12,19 @@ from typing import Final, Protocol
 import msgspec
 
 from cloister.trust.readiness import Readiness
+from cloister.trust.releaselog import PublicFile
 from cloister.trust.settings import TrustSettings
 from cloister.trust.web.exchange import Request, Response
 from cloister.trust.web.gate import Limits, Route
 
 File = Callable[[str], Response]
 
+JWKS: Final = "/.well-known/jwks.json"
+LOG: Final = "/log/"
 NO_FILES: Final[Mapping[str, File]] = {}
 _LIMITS: Final = Limits(body_bytes=0, seconds=10, admitted=32)
+_IMMUTABLE: Final = ((b"cache-control", b"public, max-age=31536000, immutable"),)
+_CHANGING: Final = ((b"cache-control", b"no-cache"),)
 
 
 class Healthy(Protocol):
@@ -90,6 +95,12 @@ def metrics_route(metrics: Callable[[], tuple[bytes, bytes]]) -> Route:
         return Response(status=200, body=body, content_type=content_type)
 
     return _route("metrics", answer)
+
+
+def log_response(file: PublicFile) -> Response:
+    """Return what is public of the release log; a tile never changes, a checkpoint does."""
+    headers = _IMMUTABLE if file.immutable else _CHANGING
+    return Response(status=200, body=file.body, content_type=file.content_type.encode(), headers=headers)
 
 
 def _route(name: str, handle: Callable[[Request], Response]) -> Route:

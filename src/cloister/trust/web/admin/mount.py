@@ -11,7 +11,6 @@ from typing import Any, Final, cast
 from cloister.protocol.admin.base import PREFIX, REQUEST_BYTES
 from cloister.trust.access import TOKEN_FILE, AccessControl
 from cloister.trust.administration import Administration, AdministrationParts
-from cloister.trust.events import NO_EVENTS, Events
 from cloister.trust.keys import KeyAdministration
 from cloister.trust.service import TrustService, utc_now
 from cloister.trust.settings import TrustSettings
@@ -24,14 +23,11 @@ _ADMITTED: Final = 16  # at once: administration is rare, and guests come first
 _SECONDS: Final = 60.0  # a data key's rotation seals every resource anew
 
 
-def mount_administration(
-    service: TrustService, *, events: Events = NO_EVENTS, clock: Callable[[], datetime] = utc_now
-) -> Mount:
+def mount_administration(service: TrustService, *, clock: Callable[[], datetime] = utc_now) -> Mount:
     """Return the mount; the first start on a database writes the first token into the state directory.
 
     Args:
         service: that is administered.
-        events: the release log.
         clock: aware UTC now.
 
     Raises:
@@ -41,7 +37,7 @@ def mount_administration(
     access = AccessControl(service.store, clock)
     access.bootstrap(service.settings.state / TOKEN_FILE)
     administration = Administration(
-        parts=AdministrationParts(store=service.store, keys=service.keys.ring, clock=clock, events=events),
+        parts=AdministrationParts(store=service.store, keys=service.keys.ring, clock=clock, events=service.log),
         access=access,
         keys=KeyAdministration(service.store, service.keys),
         settings=_shown(service.settings),

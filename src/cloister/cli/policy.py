@@ -214,11 +214,7 @@ def what_if(
     if output is Output.JSON:
         print_struct(found)
         return
-    print_line(
-        f"{len(found.cases)} decisions: {found.newly_denied} would be denied now, "
-        f"{found.newly_released} would be released now"
-    )
-    words = {True: "released", False: "denied"}
+    print_line(f"{found.tried} decisions were made again, {len(found.changes)} would be others")
     print_table(
         ("no.", "when", "what", "to", "level", "was", "would be", "because"),
         (
@@ -228,11 +224,11 @@ def what_if(
                 case.resource,
                 short(case.init_data),
                 case.level,
-                words[case.before],
-                words[case.after],
-                "; ".join(finding.message for finding in case.findings),
+                case.was,
+                case.would,
+                "; ".join(finding.message for finding in case.findings if not finding.ok),
             )
-            for case in found.cases
+            for case in found.changes
         ),
     )
 

@@ -6,7 +6,11 @@ Why not a JOSE library: CoCo's guest does not authenticate the header bytes it r
 header and serialises it again: `alg`, `enc`, then every other member sorted, without blanks. Only a header written in
 that order is authentic to it, so the header is written here by hand, and a golden test fixes the bytes.
 
-The broker seals for P-256, P-521 and RSA keys that a guest bound to its evidence; the guest opens with its P-256 key.
+The broker seals for P-256, P-521 and RSA keys that a guest bound to its evidence; a guest has a key of one of these
+kinds. Guests of protocol 0.1.1 know RSA1_5 alone, and a form of their own: the tag behind the ciphertext, a header
+that is neither encoded nor authenticated. Both are there for a broker whose owner asked for them in words, never for a
+guest of ours: padding of PKCS #1 v1.5 tells an attacker who may ask often enough what was encrypted.
+
 What is sealed is authentic only to whoever trusts the channel it came over: anybody can seal to a public key.
 
 `cryptography` is imported with this module: inside the guest import it late or in a background thread.
@@ -14,6 +18,7 @@ What is sealed is authentic only to whoever trusts the channel it came over: any
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 from collections.abc import Mapping
@@ -28,12 +33,13 @@ from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from cloister.errors import FormatRefused, Refused
-from cloister.protocol.kbs import SealedResource
+from cloister.protocol.kbs import TEXT_EVIDENCE, VERSION, SealedResource
 from cloister.wire.base64 import decode_b64url, encode_b64url
 from cloister.wire.limits import KIB, RESOURCE_BYTES
 
 ECDH_ES_A256KW: Final = "ECDH-ES+A256KW"
 RSA_OAEP_256: Final = "RSA-OAEP-256"
+RSA1_5: Final = "RSA1_5"  # RFC 8017 section 7.2; deprecated everywhere
 A256GCM: Final = "A256GCM"
 
 _CEK_BYTES: Final = 32
@@ -48,7 +54,7 @@ _CURVES: Final[Mapping[str, tuple[type[ec.EllipticCurve], int]]] = {
     "P-256": (ec.SECP256R1, 32),
     "P-521": (ec.SECP521R1, 66),
 }
-_GUEST_CURVE: Final = "P-256"
+_OWN_RSA_BYTES: Final = 384  # of keys made here: 3072 bits, RFC 7518 asks for 2048
 _KEY: Final = "crypto.jwe.key"
 
 
@@ -69,11 +75,15 @@ class _EphemeralPublic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class _GuestHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     alg: str
     enc: str
-    epk: _EphemeralPublic
+    epk: _EphemeralPublic | None = None
 
 
-def parse_recipient(jwk: Mapping[str, str]) -> Recipient:
+def parse_recipient(jwk: Mapping[str, str], *, insecure_rsa1_5: bool = False) -> Recipient:
     """Check the public JWK of a guest.
+
+    Args:
+        jwk: as sent.
+        insecure_rsa1_5: whether a key for RSA1_5 is one to seal to.
 
     Raises:
         FormatRefused: unknown key type, curve or algorithm, surplus or missing member, a point off its curve, an RSA
@@ -88,46 +98,70 @@ def parse_recipient(jwk: Mapping[str, str]) -> Recipient:
             )
         return Recipient(algorithm=ECDH_ES_A256KW, key=_ec_public(jwk["crv"], jwk["x"], jwk["y"]))
     if kind == "RSA":
-        _require_members(jwk, {"kty", "alg", "n", "e"}, RSA_OAEP_256)
-        return Recipient(algorithm=RSA_OAEP_256, key=_rsa_public(jwk["n"], jwk["e"]))
+        algorithm = RSA1_5 if insecure_rsa1_5 and jwk.get("alg") == RSA1_5 else RSA_OAEP_256
+        _require_members(jwk, {"kty", "alg", "n", "e"}, algorithm)
+        return Recipient(algorithm=algorithm, key=_rsa_public(jwk["n"], jwk["e"]))
     raise FormatRefused(_KEY, "unknown key type", path="kty", expected="EC or RSA", actual=str(kind)[:20])
 
 
-def seal_for(recipient: Recipient, plaintext: bytes) -> SealedResource:
+def seal_for(recipient: Recipient, plaintext: bytes, *, version: str = VERSION) -> SealedResource:
     """Encrypt `plaintext` so that only the holder of the recipient's private key reads it.
 
+    Args:
+        recipient: whom for.
+        plaintext: a resource.
+        version: of the protocol the recipient speaks; 0.1.1 has a form of its own.
+
     Raises:
-        FormatRefused: longer than a resource may be (`crypto.jwe.too_long`).
+        FormatRefused: longer than a resource may be (`crypto.jwe.too_long`), or a key that this version cannot seal to
+            (`crypto.jwe.key`).
     """
     if len(plaintext) > RESOURCE_BYTES:
         raise FormatRefused("crypto.jwe.too_long", "resource too long", expected=f"at most {RESOURCE_BYTES} bytes")
     cek, iv = os.urandom(_CEK_BYTES), os.urandom(_IV_BYTES)
+    if version == TEXT_EVIDENCE:
+        return _seal_legacy(recipient, plaintext, cek, iv)
     if isinstance(recipient.key, rsa.RSAPublicKey):
-        return _seal_rsa(recipient.key, plaintext, cek, iv)
+        return _seal_rsa(recipient.key, recipient.algorithm, plaintext, cek, iv)
     return _seal_ec(recipient.key, plaintext, ec.generate_private_key(recipient.key.curve), cek, iv)
 
 
+class KeyKind(enum.StrEnum):
+    """Kinds of key that a guest may make."""
+
+    P256 = "P-256"
+    P521 = "P-521"
+    RSA = "RSA-OAEP-256"
+
+
 class EphemeralKey:
-    """The guest's P-256 key pair of one boot: its public half goes into the evidence, what it opens stays inside."""
+    """The guest's key pair of one boot: its public half goes into the evidence, what it opens stays inside."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_kind")
 
-    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
-        if not isinstance(key.curve, ec.SECP256R1):
-            raise RuntimeError("the guest's key is on P-256")
-        self._key: ec.EllipticCurvePrivateKey | None = key
+    def __init__(self, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
+        self._kind = _kind_of(key)
+        self._key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = key
 
     @classmethod
-    def generate(cls) -> EphemeralKey:
-        """Return a fresh key."""
-        return cls(ec.generate_private_key(ec.SECP256R1()))
+    def generate(cls, kind: KeyKind = KeyKind.P256) -> EphemeralKey:
+        """Return a fresh key. P-256 costs least; a broker may know only the others."""
+        if kind is KeyKind.RSA:
+            return cls(rsa.generate_private_key(public_exponent=_EXPONENT, key_size=8 * _OWN_RSA_BYTES))
+        return cls(ec.generate_private_key(_CURVES[kind.value][0]()))
 
     def __repr__(self) -> str:
-        return "EphemeralKey(wiped)" if self._key is None else "EphemeralKey(P-256)"
+        return "EphemeralKey(wiped)" if self._key is None else f"EphemeralKey({self._kind})"
 
     def public_jwk(self) -> dict[str, str]:
         """Return the public key as the protocol's `tee-pubkey`."""
-        jwk = _public_members(self._private().public_key())
+        private = self._private()
+        if isinstance(private, rsa.RSAPrivateKey):
+            numbers = private.public_key().public_numbers()
+            modulus = numbers.n.to_bytes(private.key_size // 8, "big")
+            exponent = numbers.e.to_bytes(3, "big")
+            return {"kty": "RSA", "alg": RSA_OAEP_256, "n": encode_b64url(modulus), "e": encode_b64url(exponent)}
+        jwk = _public_members(private.public_key())
         return {"kty": "EC", "crv": jwk["crv"], "alg": ECDH_ES_A256KW, "x": jwk["x"], "y": jwk["y"]}
 
     def open(self, sealed: SealedResource) -> bytes:
@@ -138,15 +172,12 @@ class EphemeralKey:
             Refused: sealed to another key or altered; which cannot be told (`crypto.jwe.not_authentic`).
         """
         private = self._private()
-        header = _parse_header(sealed.protected)
-        wrapped = _exactly(sealed.encrypted_key, "encrypted_key", _WRAPPED_CEK_BYTES)
+        header = _parse_header(sealed.protected, self._kind)
         iv = _exactly(sealed.iv, "iv", _IV_BYTES)
         tag = _exactly(sealed.tag, "tag", _TAG_BYTES)
         ciphertext = decode_b64url(sealed.ciphertext, path="ciphertext", ceiling=RESOURCE_BYTES)
-        sender = _ec_public(_GUEST_CURVE, header.epk.x, header.epk.y)
-        kek = _agree(private, sender)
         try:
-            cek = aes_key_unwrap(kek, wrapped)
+            cek = _unwrap(private, header, sealed.encrypted_key)
             return AESGCM(cek).decrypt(iv, ciphertext + tag, sealed.protected.encode("ascii"))
         except (InvalidUnwrap, InvalidTag, ValueError) as err:
             raise Refused(
@@ -157,10 +188,41 @@ class EphemeralKey:
         """Forget the private key. CPython cannot promise that no copy stays in freed memory."""
         self._key = None
 
-    def _private(self) -> ec.EllipticCurvePrivateKey:
+    def _private(self) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
         if self._key is None:
             raise RuntimeError("the ephemeral key was wiped")
         return self._key
+
+
+def _kind_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> KeyKind:
+    if isinstance(key, rsa.RSAPrivateKey):
+        if key.key_size // 8 not in _RSA_BYTES or key.public_key().public_numbers().e != _EXPONENT:
+            raise RuntimeError("a guest's RSA key has 2048, 3072 or 4096 bits")
+        return KeyKind.RSA
+    name = next((name for name, (curve, _) in _CURVES.items() if isinstance(key.curve, curve)), "")
+    if not name:
+        raise RuntimeError("a guest's key is on P-256 or P-521")
+    return KeyKind(name)
+
+
+def _unwrap(private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, header: _GuestHeader, encrypted_key: str) -> bytes:
+    """Return the content-encryption key.
+
+    Raises:
+        FormatRefused: malformed.
+        InvalidUnwrap, ValueError: for another key, or altered.
+    """
+    if isinstance(private, rsa.RSAPrivateKey):
+        wrapped = _exactly(encrypted_key, "encrypted_key", private.key_size // 8)
+        cek = private.decrypt(wrapped, _oaep())
+        if len(cek) != _CEK_BYTES:
+            raise ValueError("another length than the key has")
+        return cek
+    wrapped = _exactly(encrypted_key, "encrypted_key", _WRAPPED_CEK_BYTES)
+    epk = header.epk
+    if epk is None:
+        raise RuntimeError("a header without a key was accepted for this kind")
+    return aes_key_unwrap(_agree(private, _ec_public(epk.crv, epk.x, epk.y)), wrapped)
 
 
 def _seal_ec(
@@ -171,9 +233,26 @@ def _seal_ec(
     return _encrypt({"alg": ECDH_ES_A256KW, "enc": A256GCM, "epk": epk}, wrapped, plaintext, cek, iv)
 
 
-def _seal_rsa(key: rsa.RSAPublicKey, plaintext: bytes, cek: bytes, iv: bytes) -> SealedResource:
-    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
-    return _encrypt({"alg": RSA_OAEP_256, "enc": A256GCM}, key.encrypt(cek, oaep), plaintext, cek, iv)
+def _seal_rsa(key: rsa.RSAPublicKey, algorithm: str, plaintext: bytes, cek: bytes, iv: bytes) -> SealedResource:
+    wrapped = key.encrypt(cek, padding.PKCS1v15() if algorithm == RSA1_5 else _oaep())
+    return _encrypt({"alg": algorithm, "enc": A256GCM}, wrapped, plaintext, cek, iv)
+
+
+def _seal_legacy(recipient: Recipient, plaintext: bytes, cek: bytes, iv: bytes) -> SealedResource:
+    """Seal as CoCo's broker did in protocol 0.1.1: header in the clear, nothing authenticated but the text."""
+    if not isinstance(recipient.key, rsa.RSAPublicKey) or recipient.algorithm != RSA1_5:
+        raise FormatRefused(_KEY, "guests of this protocol version have RSA1_5 keys", path="alg", expected=RSA1_5)
+    return SealedResource(
+        protected=json.dumps({"alg": RSA1_5, "enc": A256GCM}, separators=(",", ":")),
+        encrypted_key=encode_b64url(recipient.key.encrypt(cek, padding.PKCS1v15())),
+        iv=encode_b64url(iv),
+        ciphertext=encode_b64url(AESGCM(cek).encrypt(iv, plaintext, None)),
+        tag="",
+    )
+
+
+def _oaep() -> padding.OAEP:
+    return padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
 
 
 def _encrypt(header: dict[str, object], wrapped: bytes, plaintext: bytes, cek: bytes, iv: bytes) -> SealedResource:
@@ -260,7 +339,7 @@ def _exactly(text: str, name: str, width: int) -> bytes:
     return data
 
 
-def _parse_header(protected: str) -> _GuestHeader:
+def _parse_header(protected: str, kind: KeyKind) -> _GuestHeader:
     text = decode_b64url(protected, path="protected", ceiling=_HEADER_BYTES)
     try:
         header = msgspec.json.decode(text, type=_GuestHeader)
@@ -268,8 +347,9 @@ def _parse_header(protected: str) -> _GuestHeader:
         raise FormatRefused(
             "crypto.jwe.malformed", "not a protected header of this protocol", path="protected"
         ) from err
-    found = (header.alg, header.enc, header.epk.kty, header.epk.crv)
-    accepted = (ECDH_ES_A256KW, A256GCM, "EC", _GUEST_CURVE)
+    epk = (header.epk.kty, header.epk.crv) if header.epk is not None else ()
+    found = (header.alg, header.enc, *epk)
+    accepted = (RSA_OAEP_256, A256GCM) if kind is KeyKind.RSA else (ECDH_ES_A256KW, A256GCM, "EC", kind.value)
     if found != accepted:
         raise FormatRefused(
             "crypto.jwe.algorithm",

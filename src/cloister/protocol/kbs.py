@@ -1,4 +1,8 @@
-"""The key broker protocol of CNCF Confidential Containers, version 0.4.0: messages and the report-data hash.
+"""The key broker protocol of CNCF Confidential Containers, versions 0.4.0, 0.2.0 and 0.1.1: messages and hashes.
+
+Messages are those of 0.4.0 where nothing else is said. The older versions differ in the Attestation: no init data, no
+further devices, no nonce repeated, and in 0.1.1 the evidence is JSON text and a resource's JWE is of a form of its own
+(`cloister.crypto.jwe`).
 
 RCAR handshake: Request -> Challenge -> Attestation -> Response, as JSON over HTTPS under `/kbs/v0`. Field names and
 their mixed spelling (kebab-case outside, snake_case inside `tee-evidence`) follow the deployed protocol, so that
@@ -20,8 +24,11 @@ from cloister.errors import FormatRefused
 from cloister.wire.base64 import decode_b64
 from cloister.wire.canonicaljson import encode_canonical
 from cloister.wire.limits import CERTIFICATE_BYTES, KBS_REQUEST_BYTES, NONCE_BYTES, TPM_RESPONSE_BYTES
+from cloister.wire.strictjson import parse_json_object
 
 VERSION: Final = "0.4.0"
+VERSIONS: Final = ("0.1.1", "0.2.0", VERSION)  # what there is, oldest first; 0.3.0 was in no release
+TEXT_EVIDENCE: Final = "0.1.1"  # evidence is JSON text, and sealed resources are of the form before RFC 7516
 PREFIX: Final = "/kbs/v0"
 SESSION_COOKIE: Final = "kbs-session-id"
 ERROR_TYPE_PREFIX: Final = "https://github.com/confidential-containers/kbs/errors/"
@@ -76,6 +83,13 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     init_data: InitDataMember | None = msgspec.field(default=None, name="init-data")
 
 
+class LegacyAttestation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /attest` before 0.4.0; the nonce is the session's, and there is no init data."""
+
+    tee_pubkey: dict[str, str] = msgspec.field(name="tee-pubkey")
+    tee_evidence: JSONValue = msgspec.field(name="tee-evidence")
+
+
 class AttestAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `POST /attest`."""
 
@@ -111,7 +125,7 @@ class TPMCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class SealedResource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Answer to `GET /resource`: a flattened JWE (RFC 7516 section 7.2.2)."""
+    """Answer to `GET /resource`: a flattened JWE (RFC 7516 section 7.2.2); in 0.1.1 only nearly one."""
 
     protected: str
     encrypted_key: str
@@ -173,6 +187,50 @@ def device_report_data(runtime: RuntimeData) -> bytes:
     evidence binds its text (`report_data`), so that devices cannot be swapped afterwards.
     """
     return hashlib.sha384(encode_canonical({"nonce": runtime.nonce, "tee-pubkey": runtime.tee_pubkey})).digest()
+
+
+def bound_data(version: str, runtime: RuntimeData, additional_evidence: str) -> bytes:
+    """Return the 48-byte SHA-384 that primary evidence must carry in this version of the protocol.
+
+    Before 0.4.0 there were no further devices, and none were hashed.
+    """
+    return report_data(runtime, additional_evidence) if version == VERSION else device_report_data(runtime)
+
+
+def parse_legacy_attestation(data: bytes, version: str) -> tuple[dict[str, str], JSONValue]:
+    """Return key and evidence of an Attestation before 0.4.0.
+
+    Raises:
+        FormatRefused: not of that version (`protocol.kbs.*`).
+    """
+    message = decode_message(data, LegacyAttestation)
+    evidence = message.tee_evidence
+    if version == TEXT_EVIDENCE:
+        if not isinstance(evidence, str):
+            raise FormatRefused(
+                "protocol.kbs.malformed", "evidence of this version is JSON text", path="tee-evidence", expected="text"
+            )
+        try:
+            text = evidence.encode("utf-8")
+        except UnicodeEncodeError as err:
+            raise FormatRefused("protocol.kbs.malformed", "evidence is not text", path="tee-evidence") from err
+        evidence = parse_json_object(
+            text, ceiling=KBS_REQUEST_BYTES, code="protocol.kbs.evidence", family=FormatRefused
+        )
+    return message.tee_pubkey, evidence
+
+
+def is_legacy_attestation(data: bytes) -> bool:
+    """Return whether a body of `POST /attest` is shaped as before 0.4.0.
+
+    Raises:
+        FormatRefused: not JSON, or too long.
+    """
+    return decode_message(data, _AnyAttestation).tee_pubkey is not msgspec.UNSET
+
+
+class _AnyAttestation(msgspec.Struct, frozen=True, kw_only=True):
+    tee_pubkey: msgspec.Raw | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="tee-pubkey")
 
 
 def parse_tpm_enrolment(extra_params: JSONValue) -> tuple[bytes, bytes] | None:

@@ -108,6 +108,7 @@ class EAR:
         expires_at: aware UTC.
         submodules: by name; at least the primary one.
         audience: `aud`, for whom the result was made; empty when it does not say.
+        protocol: version of the key broker protocol the guest speaks; empty for the newest.
     """
 
     issuer: str
@@ -116,6 +117,7 @@ class EAR:
     expires_at: datetime
     submodules: Mapping[str, EARSubmodule]
     audience: str = ""
+    protocol: str = ""
 
     @property
     def primary(self) -> EARSubmodule:
@@ -137,6 +139,7 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True):
     exp: int
     submods: dict[str, EARSubmodule]
     aud: str = ""
+    protocol: str = msgspec.field(default="", name="ear.cloister.protocol")
 
 
 def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
@@ -165,6 +168,7 @@ def encode_ear(
     verifier: str,
     identity: str,
     audience: str = "",
+    protocol: str = "",
 ) -> dict[str, Any]:
     """Return the EAR claims set (unsigned); the caller signs it as a JWT.
 
@@ -174,10 +178,12 @@ def encode_ear(
         verifier: build name of the verifier.
         identity: id of the result, `jti`.
         audience: for whom it is, `aud`; left out when empty.
+        protocol: version of the key broker protocol the guest speaks, where it is not the newest; left out when empty.
     """
     primary = results[PRIMARY]
     return {
         **({"aud": audience} if audience else {}),
+        **({"ear.cloister.protocol": protocol} if protocol else {}),
         "eat_profile": EAR_PROFILE,
         "iat": int(primary.issued_at.timestamp()),
         "exp": int(primary.expires_at.timestamp()),
@@ -220,6 +226,7 @@ def decode_ear(claims: Mapping[str, Any]) -> EAR:  # Any: JSON of a token whose 
         expires_at=expires,
         submodules=dict(wire.submods),
         audience=wire.aud,
+        protocol=wire.protocol,
     )
 
 

@@ -147,7 +147,8 @@ class TrustAdmin:
         """Store the next version of the release rule of a prefix, given as its file (TOML, JSON or Rego).
 
         Raises:
-            FormatRefused: not a rule, or not a prefix.
+            FormatRefused: not a rule, or not a prefix; Rego that does not load.
+            Unavailable: Rego, and this installation cannot run it.
         """
         return self._office.rules.put(prefix, text)
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from cloister.errors import CloisterError, Unavailable
+from cloister.crypto.jwe import Recipient
+from cloister.errors import CloisterError, KeyReleaseDenied, Unavailable
 from cloister.protocol.initdata import InitData
-from cloister.protocol.kbs import RuntimeData
-from cloister.rats.result import Finding
+from cloister.protocol.kbs import VERSION, RuntimeData
+from cloister.rats.claims import Level
+from cloister.rats.result import Finding, Tier
 from cloister.trust.events import NO_EVENTS, Events, LogEvent
 from cloister.trust.store.records import AppraisalRecord
 
@@ -24,9 +26,12 @@ __all__ = [
     "AppraisalRequest",
     "Appraised",
     "AttestationService",
+    "AttestedGuest",
     "Events",
     "IssuedChallenge",
     "LogEvent",
+    "Plugin",
+    "PluginDenied",
     "Undecided",
 ]
 
@@ -56,6 +61,7 @@ class AppraisalRequest:
         init_data: as sent; the evidence must bind its digest. None when the guest sent none: the result names none.
         session_secret: what credential activation must have recovered.
         at: time of the appraisal, aware UTC.
+        version: of the protocol, which says what the evidence must be bound to.
     """
 
     tee: str
@@ -65,6 +71,7 @@ class AppraisalRequest:
     init_data: InitData | None
     session_secret: bytes
     at: datetime
+    version: str = VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -126,5 +133,94 @@ class AttestationService(Protocol):
             Refused: evidence that is not authentic or not bound; no policy to judge by.
             Undecided: what would decide it is not had.
             Unavailable: the store failed.
+        """
+        ...
+
+
+class AttestedGuest(Protocol):
+    """A verified Attestation Result as plugins of the key broker see it: its signature, issuer and time held.
+
+    Attributes:
+        attestation: id of the result.
+        tee: technology.
+        tier: the verdict.
+        level: what the evidence proved.
+        instance: identity of the chip or vTPM.
+        init_data: digest of the init data, `sha256:` and digits.
+        policy_id: appraisal policy.
+        policy_digest: of the text applied.
+        pcr00: launch measurement, empty when the technology has none.
+        guest_key: what answers are sealed to.
+        guest_key_id: SHA-256 of its canonical JWK, hex.
+        issued_at: aware UTC.
+        expires_at: aware UTC.
+    """
+
+    @property
+    def attestation(self) -> str: ...
+    @property
+    def tee(self) -> str: ...
+    @property
+    def tier(self) -> Tier: ...
+    @property
+    def level(self) -> Level: ...
+    @property
+    def instance(self) -> str: ...
+    @property
+    def init_data(self) -> str: ...
+    @property
+    def policy_id(self) -> str: ...
+    @property
+    def policy_digest(self) -> str: ...
+    @property
+    def pcr00(self) -> str: ...
+    @property
+    def guest_key(self) -> Recipient: ...
+    @property
+    def guest_key_id(self) -> str: ...
+    @property
+    def issued_at(self) -> datetime: ...
+    @property
+    def expires_at(self) -> datetime: ...
+
+
+class PluginDenied(KeyReleaseDenied):
+    """A plugin's policy says no; recorded like any denial.
+
+    Args:
+        finding: the primary cause.
+        path: what was asked for.
+        findings: all checks that were made.
+    """
+
+    __slots__ = ("findings",)
+
+    def __init__(self, finding: Finding, *, path: str, findings: Sequence[Finding]) -> None:
+        super().__init__(
+            finding.code,
+            finding.message,
+            path=path,
+            expected=finding.expected,
+            actual=finding.actual,
+            hint=finding.hint,
+        )
+        self.findings = tuple(findings)
+
+
+class Plugin(Protocol):
+    """Answers `/kbs/v0/{name}/{path}?{query}` for attested guests; the broker seals what it returns to the guest."""
+
+    def handle(self, path: str, query: str, body: bytes, token: AttestedGuest) -> bytes:
+        """Return the plaintext of the answer; what the plugin gave out is then recorded, durably.
+
+        Args:
+            path: after the plugin's name, without a slash at either end.
+            query: as in the address, percent-encoded, without `?`.
+            body: of the request, may be empty.
+            token: verified by the broker for its own tenant.
+
+        Raises:
+            Refused: malformed, missing or denied; `PluginDenied` carries the findings.
+            Unavailable: the store failed: nothing was given out.
         """
         ...

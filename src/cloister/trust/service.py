@@ -17,17 +17,21 @@ from cryptography.x509 import load_pem_x509_certificate
 from sqlalchemy import func, select
 
 from cloister.errors import RequestRefused, Unavailable
+from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.tlog.checkpoint import parse_checkpoint
 from cloister.trust.keybroker import BrokerParts, KeyBroker
+from cloister.trust.keybroker.policy import prefixes_of
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
+from cloister.trust.rego.engine import RegoEngine
 from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
 from cloister.trust.store import schema
+from cloister.trust.store.proposals import ProposalStore
 from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
@@ -93,6 +97,7 @@ class TrustService:
             self.store.close()
             self.log.close()
             raise
+        self.rego = RegoEngine()
         self.public_log = PublicLog(self.log, self.store)
         self._collateral = CollateralSource(settings.collateral or settings.state)
 
@@ -164,10 +169,25 @@ class TrustService:
                 clock=self._clock,
                 random=self._random,
                 tenant=tenant,
-                log=self.log,
+                events=self.log,
+                receipts=self.log,
+                witnesses=len(self.settings.log_witnesses),
                 cosignatures=self.settings.log_cosignatures,
+                rego=self.rego,
+                approved_by=self._approvals(tenant),
+                minimum_protocol=self.settings.minimum_protocol,
+                insecure_rsa1_5=self.settings.insecure_rsa1_5,
             )
         )
+
+    def _approvals(self, tenant: str) -> Callable[[str, str], frozenset[str]]:
+        """Return who approved the release of a resource to guests with init data, as the broker asks."""
+        proposals = ProposalStore(self.store, tenant=tenant)
+
+        def approved_by(resource: str, init_data: str) -> frozenset[str]:
+            return proposals.approved_by(prefixes_of(parse_resource_path(resource)), init_data, at=self._clock())
+
+        return approved_by
 
     def log_size(self) -> float:
         """Return the number of entries of the newest checkpoint."""
@@ -215,6 +235,7 @@ class TrustService:
         self.store.close()
         self.log.close()
         self.keys.close()
+        self.rego.close()
 
     def _open_log(self) -> None:
         """Begin with the log, unless its key is sealed still: then the first request after that does."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloister.errors import FormatRefused, Refused
+from cloister.protocol.kbs import VERSIONS
 
 LOOPBACK: Final = "127.0.0.1"
 PORT: Final = 7070
@@ -58,6 +59,9 @@ class TrustSettings:
         collateral_days: age of the newest collateral from which on the service is not ready; 0 to ignore it.
         insecure_http: plain HTTP, for a proxy on the same machine that ends TLS.
         insecure_http_any_address: allow that on an address that others can reach.
+        minimum_protocol: oldest version of the key broker protocol that is spoken; nothing is negotiated below it.
+        insecure_rsa1_5: seal to keys for RSA1_5, without which guests of protocol 0.1.1 get nothing.
+        insecure_unsigned_reference_values: take CoCo's unsigned reference value messages.
 
     Raises:
         Refused: plain HTTP on an address that others can reach (`trust.settings.insecure_http`).
@@ -94,6 +98,9 @@ class TrustSettings:
     collateral_days: int = 7
     insecure_http: bool = False
     insecure_http_any_address: bool = False
+    minimum_protocol: str = VERSIONS[0]
+    insecure_rsa1_5: bool = False
+    insecure_unsigned_reference_values: bool = False
 
     def __post_init__(self) -> None:
         if self.webhook_url and self.webhook_secret_file is None:
@@ -175,6 +182,12 @@ def _workers(text: str) -> int:
 
 def _natural(text: str) -> int:
     return 0 if text == "0" else _count(text)
+
+
+def _protocol(text: str) -> str:
+    if text not in VERSIONS:
+        raise ValueError(text)
+    return text
 
 
 def _count(text: str) -> int:
@@ -324,6 +337,27 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_seconds,
         help="time given to requests in flight on SIGTERM",
         controls="availability only",
+    ),
+    Setting(
+        field="minimum_protocol",
+        flag="--minimum-protocol",
+        parse=_protocol,
+        help="oldest version of the key broker protocol that is spoken: 0.1.1, 0.2.0 or 0.4.0",
+        controls="whether guests may speak versions that bind no init data; rules have to allow such guests besides",
+    ),
+    Setting(
+        field="insecure_rsa1_5",
+        flag="--insecure-rsa1-5",
+        parse=None,
+        help="seal to keys for RSA1_5, the only ones that guests of protocol 0.1.1 have",
+        controls="resources of guests with such keys, for who can ask those guests to open many texts (Bleichenbacher)",
+    ),
+    Setting(
+        field="insecure_unsigned_reference_values",
+        flag="--insecure-unsigned-reference-values",
+        parse=None,
+        help="take reference values in CoCo's message, which nobody signs, from who may register reference values",
+        controls="nothing alone; whoever has such a credential then decides which code is acceptable",
     ),
     Setting(
         field="die_with_parent",

@@ -103,6 +103,131 @@ def test_golden_answer_for_a_fixed_ephemeral_key() -> None:
     assert coco_open_ec(recipient, sealed) == SECRET
 
 
+def test_golden_answer_on_p521() -> None:
+    """Any change of these bytes breaks unmodified CoCo guests."""
+    recipient = ec.derive_private_key(0x1111, ec.SECP521R1())
+    ephemeral = ec.derive_private_key(0x2222, ec.SECP521R1())
+    sealed = jwe._seal_ec(recipient.public_key(), SECRET, ephemeral, b"\x01" * 32, b"\x02" * 12)
+    header = (
+        '{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":{"crv":"P-521","kty":"EC",'
+        '"x":"AXT7zWUNS0fFHku2oGO79gArTqL8sOlTDVnYL5_2-2VATsBnNgZcHOFISALYzdQ84bPdIwIYGAtycs8LYA22qdXq",'
+        '"y":"AMrQT75W-QgcZJpsb2Jd7tFqPBzz4J0ZphIc4qer7sFLIG2J4qAgUtJ5whJ2vhlGg-9I1plu6YsOxg1PoIRlRDTT"}}'
+    )
+    assert unpadded(sealed.protected).decode() == header
+    assert msgspec.to_builtins(sealed) == {
+        "protected": base64.urlsafe_b64encode(header.encode()).rstrip(b"=").decode(),
+        "encrypted_key": "U2BMCqlGqHm0TlBZ4mo3YiWgSIuSIYPrKY70ZB_BMGuLu13x1bVmQQ",
+        "iv": "AgICAgICAgICAgIC",
+        "ciphertext": "ZvaiLDN3rpvzuNShLtO7n9bCvs-JyPkUrqvAlArbBxA",
+        "tag": "o1d_TNIIzxTCPA0K5nY5Gw",
+    }
+    assert coco_open_ec(recipient, sealed) == SECRET
+
+
+def coco_parse(protected: str) -> str:
+    """The client's rule, strictly: only a header that it would write with the same bytes opens anything."""
+    text = unpadded(protected)
+    if coco_header_bytes(protected) != text:
+        raise ValueError("another order, or blanks")
+    return text.decode()
+
+
+@pytest.mark.parametrize("kind", list(jwe.KeyKind))
+def test_item_1_every_header_we_write_is_one_that_cocos_client_writes(kind: jwe.KeyKind) -> None:
+    key = own_key(kind)
+    protected = jwe.seal_for(jwe.parse_recipient(key.public_jwk()), SECRET).protected
+    text = coco_parse(protected)
+    assert " " not in text and text.index('"alg"') < text.index('"enc"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"enc":"A256GCM","alg":"ECDH-ES+A256KW"}',
+        '{"alg":"ECDH-ES+A256KW", "enc":"A256GCM"}',
+        '{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256"}}',
+        '{"alg":"ECDH-ES+A256KW","cty":"x","enc":"A256GCM"}',
+        '{"alg":"ECDH-ES+A256KW","enc":"A256GCM","kid":"x","epk":{}}',
+    ],
+)
+def test_the_rule_of_cocos_client_finds_any_other_header(text: str) -> None:
+    with pytest.raises(ValueError, match="another order"):
+        coco_parse(base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode())
+
+
+_KEYS: dict[jwe.KeyKind, jwe.EphemeralKey] = {}
+
+
+def own_key(kind: jwe.KeyKind) -> jwe.EphemeralKey:
+    """One guest's key of each kind: making an RSA key is slow."""
+    return _KEYS.setdefault(kind, jwe.EphemeralKey.generate(kind))
+
+
+class TestKindsOfKey:
+    @pytest.mark.parametrize("kind", list(jwe.KeyKind))
+    def test_each_opens_what_is_sealed_to_it(self, kind: jwe.KeyKind) -> None:
+        key = own_key(kind)
+        assert key.open(jwe.seal_for(jwe.parse_recipient(key.public_jwk()), SECRET)) == SECRET
+        assert str(kind) in repr(key)
+
+    @pytest.mark.parametrize("kind", list(jwe.KeyKind))
+    def test_each_refuses_what_is_sealed_to_another_of_its_kind(self, kind: jwe.KeyKind) -> None:
+        sealed = jwe.seal_for(jwe.parse_recipient(jwe.EphemeralKey.generate(kind).public_jwk()), SECRET)
+        with pytest.raises(Refused) as caught:
+            own_key(kind).open(sealed)
+        assert caught.value.code == "crypto.jwe.not_authentic"
+
+    @pytest.mark.parametrize("kind", list(jwe.KeyKind))
+    def test_each_refuses_what_is_sealed_to_another_kind(self, kind: jwe.KeyKind) -> None:
+        for other in set(jwe.KeyKind) - {kind}:
+            sealed = jwe.seal_for(jwe.parse_recipient(own_key(other).public_jwk()), SECRET)
+            with pytest.raises(FormatRefused) as caught:
+                own_key(kind).open(sealed)
+            assert caught.value.code in ("crypto.jwe.algorithm", "crypto.jwe.malformed")
+
+    def test_other_keys_are_a_mistake_of_ours(self) -> None:
+        with pytest.raises(RuntimeError):
+            jwe.EphemeralKey(ec.generate_private_key(ec.SECP384R1()))
+
+
+class TestRSA15:
+    """For guests of protocol 0.1.1, by an owner who asked for it."""
+
+    @staticmethod
+    def jwk() -> tuple[rsa.RSAPrivateKey, dict[str, str]]:
+        key = rsa.generate_private_key(65537, 2048)
+        return key, {**rsa_jwk(key), "alg": "RSA1_5"}
+
+    def test_it_is_off(self) -> None:
+        with pytest.raises(FormatRefused) as caught:
+            jwe.parse_recipient(self.jwk()[1])
+        assert caught.value.code == "crypto.jwe.key"
+
+    def test_the_form_of_011(self) -> None:
+        """Header in the clear, tag behind the ciphertext, no associated data: as CoCo's broker of that time wrote."""
+        key, jwk = self.jwk()
+        sealed = jwe.seal_for(jwe.parse_recipient(jwk, insecure_rsa1_5=True), SECRET, version="0.1.1")
+        assert sealed.protected == '{"alg":"RSA1_5","enc":"A256GCM"}' and sealed.tag == ""
+        cek = key.decrypt(unpadded(sealed.encrypted_key), padding.PKCS1v15())
+        assert AESGCM(cek).decrypt(unpadded(sealed.iv), unpadded(sealed.ciphertext), None) == SECRET
+
+    def test_the_form_of_later_versions(self) -> None:
+        key, jwk = self.jwk()
+        sealed = jwe.seal_for(jwe.parse_recipient(jwk, insecure_rsa1_5=True), SECRET, version="0.2.0")
+        assert coco_parse(sealed.protected) == '{"alg":"RSA1_5","enc":"A256GCM"}'
+        assert coco_decrypt(key.decrypt(unpadded(sealed.encrypted_key), padding.PKCS1v15()), sealed) == SECRET
+
+    def test_the_old_form_is_for_no_other_key(self) -> None:
+        for kind in jwe.KeyKind:
+            with pytest.raises(FormatRefused) as caught:
+                jwe.seal_for(jwe.parse_recipient(own_key(kind).public_jwk()), SECRET, version="0.1.1")
+            assert caught.value.code == "crypto.jwe.key"
+
+    def test_asking_for_it_changes_nothing_for_other_keys(self) -> None:
+        jwk = own_key(jwe.KeyKind.RSA).public_jwk()
+        assert jwe.parse_recipient(jwk, insecure_rsa1_5=True).algorithm == "RSA-OAEP-256"
+
+
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP521R1()])
 def test_a_coco_guest_opens_what_is_sealed_to_an_ec_key(curve: ec.EllipticCurve) -> None:
     key = ec.generate_private_key(curve)

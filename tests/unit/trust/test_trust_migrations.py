@@ -30,7 +30,7 @@ from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.migrations import HEAD, REVISIONS, VERSIONS, chain
 from cloister.trust.store.migrations.runner import downgrade, upgrade
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
-from cloister.trust.store.records import RELEASED, AuditRow, RecordStore
+from cloister.trust.store.records import RELEASED, AuditRow, RecordStore, store_audit
 from cloister.trust.store.resources import ResourceStore
 from store_places import Place
 
@@ -199,7 +199,8 @@ def test_a_database_from_before_revisions_is_taken_over(quick: Path, version: in
         assert store.read(lambda c: c.execute(text("SELECT tenant, used_at FROM nonces")).one()) == ("default", 6)
         store.close()
     store = Store(file)
-    RecordStore(store).record_release(AuditRow(at=NOW, decision=RELEASED, code="trust.released"), seconds=1)
+    row = AuditRow(at=NOW, decision=RELEASED, code="trust.released")
+    store.write(lambda connection: store_audit(connection, "default", row))
     assert [row.sequence for row in RecordStore(store).list_audit()] == [7, 8]
     store.close()
 

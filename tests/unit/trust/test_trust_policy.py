@@ -17,16 +17,8 @@ from cloister.protocol.resourceuri import parse_resource_path
 from cloister.rats.claims import Level
 from cloister.rats.result import Tier
 from cloister.testing.tpm import NOW
-from cloister.trust.keybroker.policy import (
-    RegoAnswer,
-    ReleaseDecision,
-    ReleaseFacts,
-    ReleaseRules,
-    encode_release_rule,
-    evaluate_release,
-    parse_legacy_policy,
-    parse_release_rule,
-)
+from cloister.trust.keybroker.decision import RegoAnswer, ReleaseDecision, ReleaseFacts, evaluate_release
+from cloister.trust.keybroker.policy import ReleaseRules, encode_release_rule, parse_legacy_policy, parse_release_rule
 from cloister.trust.keybroker.token import VerifiedToken
 from cloister.trust.store.policies import RELEASE, PolicyStore
 from trust_world import MODEL, World, rule

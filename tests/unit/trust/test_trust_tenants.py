@@ -25,6 +25,7 @@ from cloister.trust.rowseal import DataKey
 from cloister.trust.store import records, schema
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore, root_id
+from cloister.trust.store.leases import Lease, LeaseStore, find_lease, keep_lease
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
 from cloister.trust.store.records import (
     DENIED,
@@ -34,9 +35,11 @@ from cloister.trust.store.records import (
     DenialRecord,
     RecordStore,
     store_appraisal,
+    store_audit,
 )
 from cloister.trust.store.references import ReferenceStore
 from cloister.trust.store.resources import ResourceStore
+from cloister.trust.store.revocations import RevocationStore, add_revocation
 from cloister.trust.store.sessions import SessionStore, attach_token
 from cloister.trust.store.tenancy import sealed_name
 from store_places import Place
@@ -46,6 +49,7 @@ PATH = parse_resource_path("default/model/one")
 ROOT = TrustedRoot(tee="tpm", level=Level.MEASURED, name="root", der=b"der")
 NONCE = bytes(range(32))
 LIFE = timedelta(minutes=5)
+POD = "sha256:" + "1" * 64
 TENANTS = (DEFAULT_TENANT, "acme", "other-2")
 
 
@@ -64,6 +68,8 @@ class Space:
         self.roots = RootStore(self.store, **own)
         self.records = RecordStore(self.store, **own)
         self.sessions = SessionStore(self.store, KEY, limit=3, **own)
+        self.revocations = RevocationStore(self.store, **own)
+        self.leases = LeaseStore(self.store, **own)
         self.cookie = ""
 
     def fill(self) -> None:
@@ -73,12 +79,14 @@ class Space:
         self.policies.put(APPRAISAL, "default", mark.encode(), at=NOW)
         self.references.put([reference(mark)], at=NOW)
         self.roots.put(ROOT, at=NOW)
-        self.records.record_release(audit(mark), seconds=3)
+        self.store.write(lambda connection: store_audit(connection, mark, audit(mark)))
         self.records.record_denial(denial(mark), audit(mark, denial=DENIAL))
         self.store.write(lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), **self.own))
         self.cookie = self.sessions.open(tee=mark, nonce=NONCE, secret=mark.encode(), at=NOW, lifetime=LIFE)
         accepted = self.sessions.accept_nonce(self.cookie, NONCE, at=NOW)
         self.store.write(lambda connection: attach_token(connection, accepted, mark))
+        self.store.write(lambda connection: add_revocation(connection, mark, POD, NOW))
+        self.store.write(lambda connection: keep_lease(connection, mark, lease(mark)))
 
     @property
     def own(self) -> dict[str, str]:
@@ -101,6 +109,10 @@ class Space:
             "appraisal": getattr(self.records.appraisal(ATTESTATION), "tee", ""),
             "evidence": (self.records.evidence(ATTESTATION) or b"").decode(),
             "token": attempt(lambda: self.sessions.token(self.cookie, at=NOW)),
+            "policies in force": [policy.text.decode() for policy in self.policies.current_all(APPRAISAL)],
+            "revoked": sorted(self.revocations.list()),
+            "leases": [item.tee for item in self.leases.running(at=NOW)],
+            "lease": getattr(self.store.read(lambda c: find_lease(c, self.tenant, str(PATH), "key")), "tee", ""),
         }
 
 
@@ -119,6 +131,10 @@ NOTHING: dict[str, Any] = {
     "appraisal": "",
     "evidence": "",
     "token": "trust.session.unknown",
+    "policies in force": [],
+    "revoked": [],
+    "leases": [],
+    "lease": "",
 }
 DENIAL, ATTESTATION = "d-aaaaaaaaaa", "a-aaaaaaaaaa"
 
@@ -126,6 +142,10 @@ DENIAL, ATTESTATION = "d-aaaaaaaaaa", "a-aaaaaaaaaa"
 def everything(mark: str) -> dict[str, Any]:
     return {
         **dict.fromkeys(("resource", "resource exists", "policy", "denial", "appraisal", "evidence", "token"), mark),
+        "policies in force": [mark],
+        "revoked": [POD],
+        "leases": [mark],
+        "lease": mark,
         "resources": [str(PATH)],
         "roots": ["root"],
         "policies": [mark],
@@ -134,6 +154,13 @@ def everything(mark: str) -> dict[str, Any]:
         "audit of a pod": [mark, mark],
         "last audit": 2,
     }
+
+
+def lease(mark: str) -> Lease:
+    return Lease(
+        resource=str(PATH), guest_key="key", init_data=POD, instance="", tee=mark, level="measured", attestation="",
+        granted_at=NOW, expires_at=NOW + LIFE, renewals=0,
+    )  # fmt: skip
 
 
 def attempt(ask: Callable[[], Any]) -> Any:
@@ -338,4 +365,7 @@ def test_every_class_that_keeps_rows_is_in_the_matrix() -> None:
             if kind.__module__ == module.name and "store" in inspect.signature(kind).parameters:
                 assert "tenant" in inspect.signature(kind).parameters, name
                 found.add(name)
-    assert found == {"ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"}
+    assert found == {
+        *("ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"),
+        *("RevocationStore", "LeaseStore"),
+    }

@@ -99,7 +99,7 @@ class DryRun(Body, frozen=True):
 
 
 class DryRunCase(Answer, frozen=True):
-    """What would become of one decision.
+    """A decision that would be another one, or of which that cannot be told.
 
     Attributes:
         sequence: of its audit row.
@@ -108,9 +108,10 @@ class DryRunCase(Answer, frozen=True):
         init_data: digest of the pod's init data.
         level: what its evidence proved.
         attestation: id of the evidence.
-        before: whether it was released.
-        after: whether it would be.
-        findings: checks that would not hold.
+        was: `released` or `denied`.
+        would: `released`, `denied`, or `unknown` where a rule in Rego would decide.
+        rule: prefix of the rule that would decide; empty for the default.
+        findings: checks that would not hold; of one that would be released, those that were made.
     """
 
     sequence: int
@@ -119,14 +120,14 @@ class DryRunCase(Answer, frozen=True):
     init_data: str
     level: str
     attestation: str
-    before: bool
-    after: bool
+    was: str
+    would: str
+    rule: str
     findings: list[FindingWire]
 
 
 class DryRunAnswer(Answer, frozen=True):
-    """What would change, the newest decision first."""
+    """What would change, the oldest decision first; `tried` is how many were made again."""
 
-    cases: list[DryRunCase]
-    newly_denied: int
-    newly_released: int
+    tried: int
+    changes: list[DryRunCase]

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloister.protocol.resourceuri import ResourcePath
-from cloister.rats.result import Finding
+from cloister.protocol.resourceuri import parse_resource_path
 from cloister.trust.access import Permission
 from cloister.trust.administration.desk import Desk, TenantStores
 from cloister.trust.approvals import ResourcePrefix
-from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, parse_release_rule, prefixes_of
-from cloister.trust.keybroker.rehearsal import rehearse_release
-from cloister.trust.store.records import RELEASED, AuditRow
+from cloister.trust.keybroker.policy import WITNESSES, ReleaseRules, prefixes_of
+from cloister.trust.keybroker.rulebook import checked_rule
+from cloister.trust.keybroker.whatif import Changed, recorded_decisions, what_if
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RehearsedDecision:
-    """A decision of the past, and what it would be.
+class Rehearsal:
+    """What came of one.
 
     Attributes:
-        row: of the audit.
-        after: whether it would be released.
-        failures: checks that would not hold.
+        tried: how many decisions were made again.
+        changed: those that would be others, oldest first.
     """
 
-    row: AuditRow
-    after: bool
-    failures: tuple[Finding, ...]
-
-    @property
-    def before(self) -> bool:
-        """Whether it was released."""
-        return self.row.decision == RELEASED
+    tried: int
+    changed: tuple[Changed, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +32,27 @@ class Rehearsals:
 
     desk: Desk
 
-    def rule(self, prefix: ResourcePrefix, text: bytes, *, limit: int) -> tuple[RehearsedDecision, ...]:
-        """Try a rule on the newest decisions about what lies under its prefix, the newest first.
+    def rule(self, prefix: ResourcePrefix, text: bytes, *, last: int) -> Rehearsal:
+        """Try a rule on the newest decisions about what lies under its prefix.
 
-        Decisions whose evidence is not kept any more are left out.
+        Decisions whose evidence is not kept any more are left out; witnesses count as enough.
 
         Raises:
-            FormatRefused: not a rule for the prefix; one in Rego (`trust.release_policy.rehearsal`).
+            FormatRefused: not a rule for the prefix.
+            Unavailable: Rego, and this installation cannot run it.
         """
-        candidate = parse_release_rule(str(prefix), text)
+        candidate = checked_rule(str(prefix), text)
+        at = self.desk.now()
 
-        def work(stores: TenantStores) -> tuple[RehearsedDecision, ...]:
+        def work(stores: TenantStores) -> Rehearsal:
             now = stores.rules.rules()
-            rules: Mapping[str, ReleaseRule] = {**now.rules, candidate.prefix: candidate}
-            changed = ReleaseRules(rules=rules, revoked=now.revoked)
-            found = []
-            for row in stores.queries.newest_decisions(limit):
-                if row.resource.count("/") != 2 or not row.attestation:
-                    continue
-                path = ResourcePath(*row.resource.split("/"))
-                record = stores.records.appraisal(row.attestation) if prefix.covers(path) else None
-                if record is None:
-                    continue
-                approved = stores.proposals.approved_by(prefixes_of(path), record.init_data, at=row.at)
-                decision = rehearse_release(changed, row, record, approved_by=approved)
-                found.append(RehearsedDecision(row=row, after=decision.allowed, failures=decision.failures))
-            return tuple(found)
+            changed = ReleaseRules(rules={**now.rules, candidate.prefix: candidate}, revoked=now.revoked)
+            decisions = [item for item in recorded_decisions(stores.records, last=last) if prefix.covers(item.path)]
+
+            def approved_by(resource: str, init_data: str) -> frozenset[str]:
+                return stores.proposals.approved_by(prefixes_of(parse_resource_path(resource)), init_data, at=at)
+
+            found = what_if(changed, decisions, approved_by=approved_by, witnesses=WITNESSES)
+            return Rehearsal(tried=len(decisions), changed=found)
 
         return self.desk.look(Permission.POLICY_READ, f"what if {prefix}", work)

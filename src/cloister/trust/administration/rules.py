@@ -20,8 +20,8 @@ from cloister.trust.administration.desk import Desk, TenantStores
 from cloister.trust.administration.policies import missing_policy
 from cloister.trust.approvals import ResourcePrefix, parse_resource_prefix, require_no_demand
 from cloister.trust.keybroker.policy import ReleaseRules as RulesInForce
-from cloister.trust.keybroker.policy import encode_release_rule, parse_release_rule
-from cloister.trust.keybroker.rulebook import LEGACY
+from cloister.trust.keybroker.policy import encode_release_rule
+from cloister.trust.keybroker.rulebook import LEGACY, checked_rule
 from cloister.trust.store.policies import RELEASE, StoredPolicy
 
 _T = TypeVar("_T")
@@ -78,9 +78,8 @@ class ReleaseRules:
     def put(self, prefix: str, text: bytes) -> StoredPolicy:
         """Store the next version of a rule, given as its file.
 
-        Raises:
-            FormatRefused: not a rule, or not a prefix (`trust.release_policy.malformed`).
-            Refused: several people must approve it (`trust.approval.needed`).
+            Raises:
+        XX people must approve it (`trust.approval.needed`).
         """
         at = self.desk.now()
         return self._alone(f"release {prefix}", lambda stores: stores.rules.put(prefix, text, at=at), text)
@@ -152,9 +151,10 @@ def check_rule(prefix: ResourcePrefix, text: bytes) -> None:
     """Return if the text is a rule for the prefix.
 
     Raises:
-        FormatRefused: it is not (`trust.release_policy.malformed`).
+        FormatRefused: it is not (`trust.release_policy.malformed`), or is Rego that does not load.
+        Unavailable: Rego, and this installation cannot run it.
     """
-    parse_release_rule(str(prefix), text)
+    checked_rule(str(prefix), text)
 
 
 def put_rule(

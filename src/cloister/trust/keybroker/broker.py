@@ -1,51 +1,74 @@
 """The key broker: sessions, attestation, release. A Relying Party in the words of RFC 9334.
 
-Key broker protocol 0.4.0 (`cloister.protocol.kbs`), without HTTP: each method takes what a request carries and
-returns an `Answer`. A refusal is recorded before it is answered; a release is recorded, durably, before the sealed
-resource leaves this module. When the store cannot record, nothing is released and `Unavailable` comes out.
+Key broker protocol 0.4.0, 0.2.0 and 0.1.1 (`cloister.protocol.kbs`), without HTTP: each method takes what a request
+carries and returns an `Answer`. A refusal is recorded before it is answered; a release is recorded, durably, before the
+sealed resource leaves this module. When the store cannot record, nothing is released and `Unavailable` comes out.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from sqlalchemy import Connection
 
 from cloister.crypto.jwe import parse_recipient, seal_for
 from cloister.crypto.signer import ECDSAP256PublicKey
-from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, Unavailable
+from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, RequestRefused, Unavailable
 from cloister.protocol.initdata import InitData, parse_initdata
 from cloister.protocol.kbs import (
     VERSION,
+    VERSIONS,
     AttestAnswer,
     Attestation,
     Challenge,
     InitDataMember,
     Request,
+    RuntimeData,
+    TEEEvidence,
     decode_message,
     decode_nonce,
     encode_message,
+    is_legacy_attestation,
+    parse_legacy_attestation,
 )
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Tier
-from cloister.tlog.receipt import HEADER as RECEIPT_HEADER
-from cloister.trust.events import NO_EVENTS, Receipts
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
-from cloister.trust.keybroker.denials import DenialBook, RequestContext
+from cloister.trust.keybroker.decision import (
+    NOT_ASKED,
+    RegoAnswer,
+    ReleaseDecision,
+    ReleaseFacts,
+    evaluate_floor,
+    evaluate_release,
+)
+from cloister.trust.keybroker.denials import DenialBook, RequestContext, event_fields
 from cloister.trust.keybroker.inputs import ReleaseInputs
-from cloister.trust.keybroker.policy import ReleaseDecision, ReleaseFacts, ReleaseRules, evaluate_release, prefixes_of
+from cloister.trust.keybroker.leasing import grant_lease
+from cloister.trust.keybroker.policy import ReleaseRule
+from cloister.trust.keybroker.regoinput import rego_input
 from cloister.trust.keybroker.token import VerifiedToken, verify_token
-from cloister.trust.roles import AppraisalRequest, Appraised, AttestationService, Undecided
+from cloister.trust.rego.engine import RegoEngine, RegoQuery
+from cloister.trust.roles import (
+    NO_EVENTS,
+    AppraisalRequest,
+    Appraised,
+    AttestationService,
+    Events,
+    LogEvent,
+    Plugin,
+    Undecided,
+)
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
-from cloister.trust.store.proposals import ProposalStore
-from cloister.trust.store.records import RELEASED, RecordStore, store_appraisal
+from cloister.trust.store.leases import Lease
+from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, store_appraisal, store_audit
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
 from cloister.trust.tracing import mark, span
@@ -53,6 +76,9 @@ from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import NONCE_BYTES
 
 RELEASED_CODE: Final = "trust.released"
+RENEWED_CODE: Final = "trust.renewed"
+Headers = tuple[tuple[bytes, bytes], ...]
+_OLD_NAMES: Final = {"azsnpvtpm": "az-snp-vtpm", "aztdxvtpm": "az-tdx-vtpm"}  # as guests wrote them before 0.4.0
 _INIT_DATA_FORMAT: Final = "toml"
 
 
@@ -70,6 +96,23 @@ class Credentials:
     bearer: str = ""
 
 
+class Receipts(Protocol):
+    """What hands out receipts of entries in the release log: `cloister.trust.releaselog.ReleaseLog`."""
+
+    def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
+        """Return the receipt of an entry whose transaction is durable, as the value of its header.
+
+        Raises:
+            Unavailable: too few witnesses cosigned in time, or the store failed.
+        """
+        ...
+
+
+def nobody_approved(resource: str, init_data: str) -> frozenset[str]:
+    """Return who approved the release of a resource to guests with this init data: nobody."""
+    return frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerParts:
     """What a key broker is made of.
@@ -84,8 +127,15 @@ class BrokerParts:
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
         tenant: whose key broker it is.
-        log: the release log.
-        cosignatures: how many witnesses must have cosigned a release before the resource goes out.
+        events: told of every release and denial, in its transaction.
+        receipts: hands out what proves a release to the guest; None where there is no release log.
+        witnesses: how many witnesses cosign the release log.
+        cosignatures: how many must have cosigned any release before the resource goes out.
+        approved_by: names of those who approved the release of a resource (first) to guests with init data (second).
+        rego: evaluates rules in Rego; None where there are none.
+        plugins: what answers `/kbs/v0/{name}/..`, by name.
+        minimum_protocol: oldest version of the protocol that is spoken.
+        insecure_rsa1_5: whether guests may have keys for RSA1_5; those of protocol 0.1.1 have no others.
     """
 
     store: Store
@@ -97,8 +147,15 @@ class BrokerParts:
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
     tenant: str = DEFAULT_TENANT
-    log: Receipts = NO_EVENTS
+    events: Events = NO_EVENTS
+    receipts: Receipts | None = None
+    witnesses: int = 0
     cosignatures: int = 0
+    approved_by: Callable[[str, str], frozenset[str]] = nobody_approved
+    rego: RegoEngine | None = None
+    plugins: Mapping[str, Plugin] = field(default_factory=dict)
+    minimum_protocol: str = VERSIONS[0]
+    insecure_rsa1_5: bool = False
 
 
 class KeyBroker:
@@ -109,10 +166,10 @@ class KeyBroker:
         tenant = parts.tenant
         self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit, tenant=tenant)
         self._resources = ResourceStore(parts.store, parts.root_key, tenant=tenant)
-        self._records = RecordStore(parts.store, tenant=tenant, events=parts.log)
+        self._records = RecordStore(parts.store, tenant=tenant)
         self._inputs = ReleaseInputs(parts.store, tenant=tenant)
-        self._proposals = ProposalStore(parts.store, tenant=tenant)
-        self._denials = DenialBook(self._records)
+        self._denials = DenialBook(self._records, tenant=tenant, events=parts.events)
+        self._spoken = VERSIONS[VERSIONS.index(parts.minimum_protocol) :]
 
     def auth(self, body: bytes) -> Answer:
         """Answer `POST /auth`.
@@ -158,21 +215,32 @@ class KeyBroker:
         except Refused as err:
             return self._denials.deny(err, context)
 
+    def plugin(
+        self, name: str, path: str, query: str, body: bytes, credentials: Credentials, *, deadline: float
+    ) -> Answer:
+        """Answer a request to a plugin, `/{name}/{path}?{query}`.
+
+        Raises:
+            Unavailable: the store failed, or the deadline passed.
+        """
+        self._parts.root_key.require_open()
+        context = RequestContext(stage="resource", at=self._parts.clock(), resource=f"{name}/{path}"[:400])
+        try:
+            return self._ask_plugin(name, path, query, body, credentials, deadline, context)
+        except Refused as err:
+            return self._denials.deny(err, context)
+
     def _auth(self, body: bytes, context: RequestContext) -> Answer:
         version = decode_message(body, _Version).version
-        if version != VERSION:
-            raise Refused(
-                VERSION_CODE,
-                # CoCo's clients look for this phrase.
-                f"KBS Client Protocol Version Mismatch: expect ={VERSION} while the request is {version[:20]}",
-                hint="use a guest whose key broker client speaks this version",
-            )
+        self._require_spoken(version)
         request = decode_message(body, Request)
-        context.tee = request.tee[:40]
-        issued = self._parts.verifier.challenge(request.tee, request.extra_params)
+        tee = _OLD_NAMES.get(request.tee, request.tee)
+        context.tee = tee[:40]
+        issued = self._parts.verifier.challenge(tee, request.extra_params)
         nonce = self._parts.random(NONCE_BYTES)
         cookie = self._sessions.open(
-            tee=request.tee,
+            version=version,
+            tee=tee,
             nonce=nonce,
             secret=issued.secret,
             at=context.at,
@@ -180,6 +248,16 @@ class KeyBroker:
         )
         challenge = Challenge(nonce=encode_b64(nonce), extra_params=issued.extra_params)
         return Answer(status=200, body=encode_message(challenge), cookie=cookie)
+
+    def _require_spoken(self, version: str) -> None:
+        if version in self._spoken:
+            return
+        raise Refused(
+            VERSION_CODE,
+            # CoCo's clients look for this phrase.
+            f"KBS Client Protocol Version Mismatch: expect ={VERSION} while the request is {version[:20]}",
+            hint=f"use a guest whose key broker client speaks one of {', '.join(self._spoken)}",
+        )
 
     def _attest(self, body: bytes, credentials: Credentials, context: RequestContext) -> Answer:
         """Steps: 1 a session is named; 2 the message is well formed; 3 session and nonce, spent in one transaction;
@@ -189,16 +267,19 @@ class KeyBroker:
         if not credentials.cookie:
             raise Refused("trust.session.none", "no session", hint="begin with /auth and send its cookie")
         # 2
-        message = decode_message(body, Attestation)
-        nonce = decode_nonce(message.runtime_data.nonce)
+        message = None if is_legacy_attestation(body) else decode_message(body, Attestation)
+        nonce = decode_nonce(message.runtime_data.nonce) if message is not None else None
         # 3
         session = self._sessions.accept_nonce(credentials.cookie, nonce, at=context.at)
         context.tee = session.tee
+        self._require_spoken(session.version)
+        if message is None:
+            message = _modern(body, session)
         # 4
         init_data = _init_data(message.init_data)
         context.init_data = init_data.digest_text if init_data is not None else ""
         # 5
-        parse_recipient(message.runtime_data.tee_pubkey)
+        parse_recipient(message.runtime_data.tee_pubkey, insecure_rsa1_5=self._parts.insecure_rsa1_5)
         # 6
         appraised = self._parts.verifier.appraise(
             AppraisalRequest(
@@ -209,6 +290,7 @@ class KeyBroker:
                 init_data=init_data,
                 session_secret=session.secret,
                 at=context.at,
+                version=session.version,
             )
         )
         # 7
@@ -217,31 +299,73 @@ class KeyBroker:
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
-        """Steps: 1 the path; 2 a token; 3 verified; 4 the key-release policy; 5 the resource, sealed to the guest's
-        key; 6 the audit row and the log's entry, durable and cosigned before the deadline; 7 the release.
+        """Steps: 1 the path; 2 a token; 3 verified; 4 the release rule; 5 the resource, sealed to the guest's key; 6
+        the audit row, the lease and the log entry, durable before the deadline; 7 the release, with what proves it.
         """
         # 1
         wanted = parse_resource_path(path)
         context.resource = str(wanted)
-        # 2
-        text = self._token(credentials, context.at)
-        # 3
-        token = verify_token(text, self._parts.token_keys, at=context.at, tenant=self._parts.tenant)
-        context.token = token
-        mark(tee=token.tee, tier=token.tier.value)
+        # 2, 3
+        token = self._verified(credentials, context)
         # 4
         with span("policy"):
-            self._decide(wanted, token, context)
+            decision = self._decide(wanted, token, context, deadline)
         # 5
         resource = self._resources.get(wanted)
         with span("seal"):
-            sealed = encode_message(seal_for(token.guest_key, resource.content))
+            sealed = encode_message(seal_for(token.guest_key, resource.content, version=token.protocol))
         # 6
         with span("audit"):
-            receipt = self._record(resource, context, deadline)
+            headers = self._record(resource, decision, token, context, deadline)
         # 7
-        headers = ((RECEIPT_HEADER.lower().encode(), receipt.encode()),) if receipt else ()
         return Answer(status=200, body=sealed, headers=headers)
+
+    def _ask_plugin(
+        self,
+        name: str,
+        path: str,
+        query: str,
+        body: bytes,
+        credentials: Credentials,
+        deadline: float,
+        context: RequestContext,
+    ) -> Answer:
+        """Steps: 1 there is such a plugin; 2 a token, 3 verified; 4 the guest is not revoked, and was judged by the
+        policy in force; 5 the plugin, which decides and records; 6 its answer, sealed to the guest's key.
+        """
+        # 1
+        plugin = self._parts.plugins.get(name)
+        if plugin is None:
+            raise RequestRefused("trust.request.path", "no such address", hint="this key broker has no such plugin")
+        # 2, 3
+        token = self._verified(credentials, context)
+        # 4
+        rules, appraisal_digest = self._inputs.current(token.policy_id)
+        facts = ReleaseFacts(appraisal_policy_digest=appraisal_digest)
+        decision = evaluate_floor(rules, token, facts, at=context.at)
+        context.findings = decision.findings
+        if not decision.allowed:
+            raise _denied(decision, token, context.resource)
+        if time.monotonic() >= deadline:
+            raise _too_late()
+        # 5
+        plaintext = plugin.handle(path, query, body, token)
+        # 6
+        return Answer(status=200, body=encode_message(seal_for(token.guest_key, plaintext, version=token.protocol)))
+
+    def _verified(self, credentials: Credentials, context: RequestContext) -> VerifiedToken:
+        """Return the token of a request, verified."""
+        parts = self._parts
+        token = verify_token(
+            self._token(credentials, context.at),
+            parts.token_keys,
+            at=context.at,
+            tenant=parts.tenant,
+            insecure_rsa1_5=parts.insecure_rsa1_5,
+        )
+        context.token = token
+        mark(tee=token.tee, tier=token.tier.value)
+        return token
 
     def _token(self, credentials: Credentials, at: datetime) -> str:
         if credentials.cookie:
@@ -252,37 +376,76 @@ class KeyBroker:
             "trust.token.missing", "neither session nor token", hint="attest first; send the cookie or the token"
         )
 
-    def _decide(self, wanted: ResourcePath, token: VerifiedToken, context: RequestContext) -> None:
+    def _decide(
+        self, wanted: ResourcePath, token: VerifiedToken, context: RequestContext, deadline: float
+    ) -> ReleaseDecision:
         rules, appraisal_digest = self._inputs.current(token.policy_id)
+        rule = rules.rule_for(wanted)
         facts = ReleaseFacts(
-            appraisal_policy_digest=appraisal_digest, approved_by=self._approved_by(rules, wanted, token, context.at)
+            appraisal_policy_digest=appraisal_digest,
+            rego=self._ask_rego(rule, wanted, token, deadline) if rule is not None and rule.rego else NOT_ASKED,
+            approved_by=self._approved(rule, wanted, token),
+            witnesses=self._parts.witnesses if self._parts.receipts is not None else 0,
         )
         decision = evaluate_release(rules, wanted, token, facts, at=context.at)
         context.findings = decision.findings
         context.release_policy_digest = decision.rule.digest if decision.rule is not None else ""
         if decision.allowed:
-            return
+            return decision
         # An affirmed guest learns that a name is wrong; anybody else learns nothing about which names exist.
         if token.tier is Tier.AFFIRMING:
             self._resources.require(wanted)
-        raise _denied(decision, token, wanted)
+        raise _denied(decision, token, str(wanted))
 
-    def _approved_by(
-        self, rules: ReleaseRules, wanted: ResourcePath, token: VerifiedToken, at: datetime
-    ) -> frozenset[str]:
-        """Return who approved this release, asked for only where the rule wants to know."""
-        rule = rules.rule_for(wanted)
+    def _approved(self, rule: ReleaseRule | None, wanted: ResourcePath, token: VerifiedToken) -> frozenset[str]:
         if rule is None or rule.approvals is None:
             return frozenset()
-        return self._proposals.approved_by(prefixes_of(wanted), token.init_data, at=at)
+        return self._parts.approved_by(str(wanted), token.init_data)
 
-    def _record(self, resource: Resource, context: RequestContext, deadline: float) -> str:
+    def _ask_rego(self, rule: ReleaseRule, wanted: ResourcePath, token: VerifiedToken, deadline: float) -> RegoAnswer:
+        if self._parts.rego is None:
+            return RegoAnswer(allowed=False, said="this service evaluates no Rego")
+        query = RegoQuery(plugin="resource", path=(wanted.repository, wanted.type, wanted.tag), query={})
+        said = self._parts.rego.decide(rule.rego, query, rego_input(token), deadline=deadline)
+        return RegoAnswer(allowed=said.allowed, said=said.words)
+
+    def _record(
+        self,
+        resource: Resource,
+        decision: ReleaseDecision,
+        token: VerifiedToken,
+        context: RequestContext,
+        deadline: float,
+    ) -> Headers:
+        """Make a release durable, with its lease and its entry in the release log; return what goes with it."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
-        row = context.audit_row(decision=RELEASED, code=RELEASED_CODE, resource_version=resource.version)
-        appended = self._records.record_release(row, seconds=left)
-        return self._parts.log.receipt(appended, cosignatures=self._parts.cosignatures, deadline=deadline)
+            raise _too_late()
+        parts, rule = self._parts, decision.rule
+
+        def work(connection: Connection) -> tuple[Lease | None, object]:
+            grant = grant_lease(connection, parts.tenant, rule, token, str(resource.path), at=context.at)
+            renewal = grant is not None and grant.renewal
+            row = context.audit_row(
+                decision=RENEWED if renewal else RELEASED,
+                code=RENEWED_CODE if renewal else RELEASED_CODE,
+                resource_version=resource.version,
+            )
+            store_audit(connection, parts.tenant, row)
+            kind = "renewal" if renewal else "release"
+            event = LogEvent(kind=kind, at=context.at, tenant=parts.tenant, fields=event_fields(row))
+            return grant.lease if grant is not None else None, parts.events.append(connection, event)
+
+        lease, appended = parts.store.write(work, seconds=left)
+        headers: Headers = ()
+        if lease is not None:
+            # Rounded down: a guest must not believe in a second that it does not have.
+            headers = ((b"cloister-lease", str(int((lease.expires_at - context.at).total_seconds())).encode()),)
+        if parts.receipts is not None:
+            wanted = max(parts.cosignatures, rule.witnesses if rule is not None else 0)
+            receipt = parts.receipts.receipt(appended, cosignatures=wanted, deadline=deadline)
+            headers = (*headers, (b"cloister-receipt", receipt.encode()))
+        return headers
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
         def work(connection: Connection) -> None:
@@ -311,16 +474,29 @@ def _init_data(member: InitDataMember | None) -> InitData | None:
     return parse_initdata(text)
 
 
-def _denied(decision: ReleaseDecision, token: VerifiedToken, wanted: ResourcePath) -> Refused:
+def _modern(body: bytes, session: AcceptedSession) -> Attestation:
+    """Return a message of an older version as one of the newest; the nonce is the session's."""
+    key, evidence = parse_legacy_attestation(body, session.version)
+    return Attestation(
+        runtime_data=RuntimeData(nonce=encode_b64(session.nonce), tee_pubkey=key),
+        tee_evidence=TEEEvidence(primary_evidence=evidence),
+    )
+
+
+def _too_late() -> Unavailable:
+    return Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
+
+
+def _denied(decision: ReleaseDecision, token: VerifiedToken, wanted: str) -> Refused:
     """Return the primary cause: what is wrong with the guest comes before what is wrong with the rule."""
     if token.tier is not Tier.AFFIRMING and token.failures:
         cause = token.failures[0]
-        return AppraisalRefused(cause.code, cause.message, path=str(wanted), hint=cause.hint)
+        return AppraisalRefused(cause.code, cause.message, path=wanted, hint=cause.hint)
     failure = decision.failures[0]
     return KeyReleaseDenied(
         failure.code,
         failure.message,
-        path=str(wanted),
+        path=wanted,
         expected=failure.expected,
         actual=failure.actual,
         hint=failure.hint,

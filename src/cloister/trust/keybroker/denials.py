@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection
 
 from cloister.errors import Refused
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding
 from cloister.trust.keybroker.answers import Answer, error_answer
 from cloister.trust.keybroker.token import VerifiedToken
-from cloister.trust.roles import Undecided
+from cloister.trust.roles import NO_EVENTS, Events, LogEvent, PluginDenied, Undecided
 from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
 from cloister.trust.tracing import current, mark
+
+_FIELD_CHARS: Final = 256  # an event's field has at most 1024 octets; guests choose some of these words
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,10 +77,18 @@ class RequestContext:
 
 
 class DenialBook:
-    """Records denials and answers them."""
+    """Records denials and answers them.
 
-    def __init__(self, records: RecordStore) -> None:
+    Args:
+        records: where they are kept.
+        tenant: whose.
+        events: told of each, in its transaction.
+    """
+
+    def __init__(self, records: RecordStore, *, tenant: str = DEFAULT_TENANT, events: Events = NO_EVENTS) -> None:
         self._records = records
+        self._tenant = tenant
+        self._events = events
 
     def deny(self, error: Refused | Undecided, context: RequestContext) -> Answer:
         """Store what was found and return the short answer.
@@ -88,6 +102,8 @@ class DenialBook:
         findings, hint = context.findings, error.hint
         if isinstance(error, Undecided):
             findings, hint = error.findings, error.remedy
+        elif isinstance(error, PluginDenied):
+            findings = error.findings
         row = context.audit_row(decision=DENIED, code=error.code, denial=denial)
         record = DenialRecord(
             id=denial,
@@ -108,5 +124,28 @@ class DenialBook:
             findings=tuple(stored_finding(finding) for finding in findings),
             request=current().identity,
         )
-        self._records.record_denial(record, row)
+        # Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
+        proven = bool(row.attestation) or (context.stage == "attest" and bool(row.tee))
+        self._records.record_denial(record, row, (lambda connection: self._append(connection, row)) if proven else None)
         return error_answer(error, stage=context.stage, denial=denial)
+
+    def _append(self, connection: Connection, row: AuditRow) -> object:
+        fields = {**event_fields(row), "code": row.code, "denial": row.denial}
+        return self._events.append(connection, LogEvent(kind="denial", at=row.at, tenant=self._tenant, fields=fields))
+
+
+def event_fields(row: AuditRow) -> dict[str, str]:
+    """Return what the release log is told of a decision: who, what, under which code and rules."""
+    fields = {
+        "resource": row.resource,
+        "resource_version": str(row.resource_version),
+        "guest_key": row.guest_key,
+        "init_data": row.init_data,
+        "tee": row.tee,
+        "level": row.level,
+        "instance": row.instance,
+        "attestation": row.attestation,
+        "appraisal_policy_digest": row.appraisal_policy_digest,
+        "release_policy_digest": row.release_policy_digest,
+    }
+    return {name: value[:_FIELD_CHARS] for name, value in fields.items()}

@@ -26,6 +26,7 @@ from cloister.trust.keybroker.policy import (
     parse_prefix,
     parse_release_rule,
 )
+from cloister.trust.rego.engine import check_rego
 from cloister.trust.store.database import Store
 from cloister.trust.store.policies import RELEASE, PolicyStore, StoredPolicy
 from cloister.trust.store.revocations import RevocationStore, add_revocation, withdraw_revocation
@@ -62,6 +63,8 @@ class RuleBook:
 
     def put(self, prefix: str, text: bytes, *, at: datetime, replaces: int | None = None) -> StoredPolicy:
         """Store the next version of a rule, given as its file.
+
+        Rego is stored unseen: the caller has checked it (`checked_rule`), outside of any transaction.
 
         Args:
             prefix: what it is about.
@@ -205,6 +208,19 @@ class RuleBook:
             return {**result, **dict.fromkeys(gone, _REMOVED)}
 
         return self._policies.change(RELEASE, texts, at=at, besides=besides)
+
+
+def checked_rule(prefix: str, text: bytes) -> ReleaseRule:
+    """Return the rule in a file, Rego only if it loads. Takes up to seconds for Rego: call it in no transaction.
+
+    Raises:
+        FormatRefused: not a rule, or Rego that does not load.
+        Unavailable: Rego, and this installation cannot run it (`rats.rego.absent`).
+    """
+    rule = parse_release_rule(prefix, text)
+    if rule.rego:
+        check_rego(rule.rego)
+    return rule
 
 
 def _rules_of(texts: Mapping[str, bytes]) -> dict[str, ReleaseRule]:

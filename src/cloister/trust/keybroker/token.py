@@ -19,7 +19,7 @@ from cloister.crypto.jwe import Recipient, parse_recipient
 from cloister.crypto.jwt import verify_jwt
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import FormatRefused, Refused
-from cloister.protocol.kbs import RuntimeData
+from cloister.protocol.kbs import VERSION, RuntimeData
 from cloister.protocol.tenants import DEFAULT_TENANT, audience_of
 from cloister.rats.claims import Level
 from cloister.rats.ear import ISSUER, PRIMARY, decode_ear
@@ -65,6 +65,7 @@ class VerifiedToken:
         failures: checks that did not hold.
         init_data_referenced: whether the reference values that the CPU's evidence matched name the init data.
         claims: all that the token says, as it says it.
+        protocol: version of the key broker protocol the guest speaks.
         issued_at: aware UTC.
         expires_at: aware UTC.
     """
@@ -85,16 +86,29 @@ class VerifiedToken:
     expires_at: datetime
     init_data_referenced: bool = False
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: JSON
+    protocol: str = VERSION
 
 
 def verify_token(
-    token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime, tenant: str = DEFAULT_TENANT
+    token: str,
+    keys: Mapping[str, ECDSAP256PublicKey],
+    *,
+    at: datetime,
+    tenant: str = DEFAULT_TENANT,
+    insecure_rsa1_5: bool = False,
 ) -> VerifiedToken:
     """Verify a token and return what it says.
 
     Steps: 1 signature by a pinned key, and time; 2 shape, profile, issuer and tenant, verdicts that agree with their
     findings; 3 life no longer than results live; 4 every submodule judged by the same policy, and what fails in any of
     them; 5 the guest's key is one that can be sealed to.
+
+    Args:
+        token: compact form.
+        keys: pinned keys by key id.
+        at: aware UTC.
+        tenant: for whom it must have been made.
+        insecure_rsa1_5: whether a guest's key may be one for RSA1_5.
 
     Raises:
         Refused: `crypto.jwt.*`, `rats.ear.*`, `trust.token.malformed`, `trust.token.foreign`, `crypto.jwe.key`.
@@ -128,7 +142,7 @@ def verify_token(
     if len({(item.policy_id, item.policy_digest) for item in ear.submodules.values()}) != 1:
         raise FormatRefused(_MALFORMED, "devices of one guest were judged by different policies", path="submods")
     # 5
-    recipient = parse_recipient(runtime.tee_pubkey)
+    recipient = parse_recipient(runtime.tee_pubkey, insecure_rsa1_5=insecure_rsa1_5)
     return VerifiedToken(
         attestation=ear.identity,
         tee=primary.tee,
@@ -152,6 +166,7 @@ def verify_token(
         expires_at=ear.expires_at,
         init_data_referenced=primary.init_data_referenced,
         claims=claims,
+        protocol=ear.protocol or VERSION,
     )
 
 

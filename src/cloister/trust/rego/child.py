@@ -3,8 +3,9 @@
     python -I -m cloister.trust.rego.child
 
 Why a process: the engine is a C++ library whose faults end the process they happen in, and it cannot be told to stop.
-Here a fault or an endless evaluation costs one decision, which is then a denial. Memory, files and descriptors are
-limited before the first policy is read; standard output belongs to the answers, and what the library prints is lost.
+Here a fault or an endless evaluation costs one decision, which is then a denial. Files, descriptors and processes are
+limited before the first policy is read; memory is watched from outside, because the library reserves more addresses
+than any limit on them could name. Standard output belongs to the answers, and what the library prints is lost.
 
 Frames: four bytes of length, big-endian, then JSON. A question has `digest`, `text` (left out when it was sent before),
 `query` (JSON of `plugin`, `resource-path`, `query`) and `input`. An answer has `value` (what `data.policy.allow` is;
@@ -20,7 +21,6 @@ import sys
 from collections import OrderedDict
 from typing import Any, BinaryIO, Final
 
-MEMORY_BYTES: Final = 768 * 1024 * 1024  # address space; the interpreter and the library take about 200 MiB of it
 POLICIES: Final = 64  # kept parsed
 _DESCRIPTORS: Final = 16
 _LENGTH: Final = 4
@@ -90,7 +90,6 @@ def main() -> int:
 def limit() -> None:
     """Take from this process what no evaluation needs."""
     for what, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, _DESCRIPTORS),
         (resource.RLIMIT_NPROC, 0),

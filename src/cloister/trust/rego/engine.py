@@ -22,10 +22,15 @@ from typing import Any, Final
 
 from cloister.errors import FormatRefused, Unavailable
 from cloister.trust.rego.child import frame
+from cloister.wire.limits import KIB, MIB
 
 SECONDS: Final = 2.0  # for one decision; CoCo's shipped policies take milliseconds
-INPUT_BYTES: Final = 1024 * 1024  # a token has at most 384 KiB
-_ANSWER_BYTES: Final = 64 * 1024
+MEMORY_BYTES: Final = 512 * MIB  # resident; past it an evaluation is ended
+KEPT_BYTES: Final = 256 * MIB  # a process that holds more after an answer is replaced: the library forgets to free
+INPUT_BYTES: Final = 1 * MIB  # a token has at most 384 KiB
+_ANSWER_BYTES: Final = 64 * KIB
+_LOOKED_EVERY_SECONDS: Final = 0.05
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _START_SECONDS: Final = 20.0
 _SHOWN: Final = 60
 _LENGTH: Final = 4
@@ -143,6 +148,8 @@ class RegoEngine:
             answer = self._exchange({**question, "digest": digest, "text": text}, ends)
         if isinstance(answer, dict):
             self._sent.add(digest)
+        if self._process is not None and _resident(self._process.pid) > KEPT_BYTES:
+            self._end()
         return answer
 
     def _exchange(self, question: Mapping[str, Any], ends: float) -> dict[str, Any] | str:  # Any: JSON
@@ -152,13 +159,16 @@ class RegoEngine:
         try:
             process.stdin.write(frame(json.dumps(question).encode()))
             process.stdin.flush()
-            length = int.from_bytes(_read(process.stdout.fileno(), _LENGTH, ends), "big")
+            length = int.from_bytes(_read(process, _LENGTH, ends), "big")
             if length > _ANSWER_BYTES:
                 raise ValueError(length)
-            answer: dict[str, Any] = json.loads(_read(process.stdout.fileno(), length, ends))
+            answer: dict[str, Any] = json.loads(_read(process, length, ends))
         except TimeoutError:
             self._end()
             return f"took longer than {self._seconds:g} s"
+        except MemoryError:
+            self._end()
+            return f"took more than {MEMORY_BYTES // MIB} MiB"
         except (OSError, ValueError):
             self._end()
             return "the evaluation ended the process"
@@ -221,22 +231,39 @@ def check_rego(text: str) -> None:
         engine.check(text)
 
 
-def _read(descriptor: int, length: int, ends: float) -> bytes:
-    """Read exactly `length` bytes.
+def _read(process: subprocess.Popen[bytes], length: int, ends: float) -> bytes:
+    """Read exactly `length` bytes of its output, with an eye on its memory.
 
     Raises:
         TimeoutError: not by `ends`.
-        ValueError: the other side ended.
+        MemoryError: it takes too much.
+        ValueError: it ended.
     """
+    if process.stdout is None:
+        raise ValueError("no output")
+    descriptor = process.stdout.fileno()
     waiting = select.poll()
     waiting.register(descriptor, select.POLLIN)
     data = b""
     while len(data) < length:
         left = ends - time.monotonic()
-        if left <= 0 or not waiting.poll(1000 * left):
+        if left <= 0:
             raise TimeoutError
+        if not waiting.poll(1000 * min(left, _LOOKED_EVERY_SECONDS)):
+            if _resident(process.pid) > MEMORY_BYTES:
+                raise MemoryError
+            continue
         chunk = os.read(descriptor, length - len(data))
         if not chunk:
             raise ValueError("the process ended")
         data += chunk
     return data
+
+
+def _resident(pid: int) -> int:
+    """Return the bytes of memory a process has, 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123  read at every question
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -88,13 +88,6 @@ class RecordQueries:
             for row in rows
         )
 
-    def newest_decisions(self, limit: int) -> tuple[AuditRow, ...]:
-        """Return audit rows about resources, the newest first."""
-        columns = audit.c
-        statement = select(audit).where(columns.tenant == self._tenant, columns.resource != "")
-        statement = statement.order_by(columns.sequence.desc()).limit(limit)
-        return tuple(map(audit_row_of, self._store.read(lambda connection: connection.execute(statement).all())))
-
     def policy_names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the policies of one kind."""
         columns = policies.c

@@ -7,6 +7,7 @@ anybody who reaches the port, so the oldest go when there are too many; likewise
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -27,6 +28,7 @@ DENIALS_KEPT: Final = 20_000
 EVIDENCE_KEPT: Final = 2_000
 LISTED: Final = 1_000
 RELEASED: Final = "released"
+RENEWED: Final = "renewed"
 DENIED: Final = "denied"
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
 _ID_CHARS: Final = 10
@@ -64,8 +66,8 @@ class AuditRow:
 
     Attributes:
         at: aware UTC.
-        decision: `released` or `denied`.
-        code: dotted code; `trust.released` for a release.
+        decision: `released`, `renewed` or `denied`.
+        code: dotted code; `trust.released` for a release, `trust.renewed` for one within a lease.
         resource: path, empty when the handshake did not come so far.
         resource_version: version released, else 0.
         tee: technology.
@@ -206,15 +208,15 @@ class RecordStore:
         """
 
         def work(connection: Connection) -> object:
-            _insert_audit(connection, self._tenant, row)
+            store_audit(connection, self._tenant, row)
             return self._events.append(connection, self._event("release", row))
 
         return self._store.write(work, seconds=seconds)
 
-    def record_denial(self, record: DenialRecord, row: AuditRow) -> None:
-        """Store a denial and its audit row; in the release log, too, if it was anybody's who had proven anything.
-
-        Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
+    def record_denial(
+        self, record: DenialRecord, row: AuditRow, besides: Callable[[Connection], object] | None = None
+    ) -> None:
+        """Store a denial and its audit row, and do what `besides` does in the same transaction.
 
         Raises:
             Unavailable: the store failed.
@@ -225,9 +227,9 @@ class RecordStore:
             values |= {"resource": record.resource, "attestation": record.attestation}
             whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
             newest = int(connection.execute(_INSERT_DENIAL, whole).scalar_one())
-            _insert_audit(connection, self._tenant, row)
-            if row.attestation or (record.stage == "attest" and row.tee):  # a token; an accepted session
-                self._events.append(connection, self._event("denial", row))
+            store_audit(connection, self._tenant, row)
+            if besides is not None:
+                besides(connection)
             _prune_denials(connection, self._tenant, newest)
 
         self._store.write(work)
@@ -321,7 +323,8 @@ def random_id(kind: str) -> str:
     return f"{kind}-{text}"
 
 
-def _insert_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
+def store_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
+    """Keep an audit row, within the caller's transaction: what it is about happens only once that is durable."""
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
     connection.execute(_INSERT_AUDIT, _storable(tenant, {**values, "at": to_micros(row.at)}))
 

@@ -17,6 +17,7 @@ from typing import Final
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from cloister.errors import Refused, Unavailable
+from cloister.protocol.kbs import VERSION
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
@@ -24,6 +25,7 @@ from cloister.trust.store.dialects import upsert
 from cloister.trust.store.schema import nonces, session_gauges, sessions
 from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.times import from_micros, to_micros
+from cloister.wire.limits import NONCE_BYTES
 
 COOKIE_CHARS: Final = 32
 SESSION_KEPT: Final = timedelta(hours=1)  # so long an expired session is told apart from one never issued
@@ -70,12 +72,16 @@ class AcceptedSession:
         tee: technology announced at `/auth`.
         secret: what credential activation must have recovered; empty without activation.
         tenant: whose session it is.
+        version: of the protocol, as announced at `/auth`.
+        nonce: that was accepted.
     """
 
     key: str
     tee: str
     secret: bytes
     tenant: str = DEFAULT_TENANT
+    version: str = VERSION
+    nonce: bytes = b""
 
 
 class SessionStore:
@@ -95,8 +101,12 @@ class SessionStore:
         self._tenant = tenant
         self._full_until = 0.0
 
-    def open(self, *, tee: str, nonce: bytes, secret: bytes, at: datetime, lifetime: timedelta) -> str:
+    def open(
+        self, *, tee: str, nonce: bytes, secret: bytes, at: datetime, lifetime: timedelta, version: str = VERSION
+    ) -> str:
         """Record a new session; return its cookie value.
+
+        Guests of versions before 0.4.0 do not send the nonce again, so it is kept with the secret, sealed.
 
         Raises:
             Unavailable: too many live sessions (`trust.session.overload`), or the store failed.
@@ -105,7 +115,8 @@ class SessionStore:
             raise _overload()
         cookie = secrets.token_hex(COOKIE_CHARS // 2)
         key = _key(cookie)
-        sealed = self._root_key.seal(_PURPOSE, sealed_name(self._tenant, key), secret) if secret else None
+        kept = secret if version == VERSION else nonce + secret
+        sealed = self._root_key.seal(_PURPOSE, sealed_name(self._tenant, key), kept) if kept else None
         now = to_micros(at)
 
         def work(connection: Connection) -> bool:
@@ -113,7 +124,7 @@ class SessionStore:
                 return False
             issued = {"tenant": self._tenant, "issued_at": now}
             connection.execute(_ISSUE_NONCE, {**issued, "hash": _nonce(nonce)})
-            row = {"key": key, "tee": tee, "nonce": _nonce(nonce), "secret": sealed}
+            row = {"key": key, "tee": tee, "nonce": _nonce(nonce), "secret": sealed, "version": version}
             connection.execute(_OPEN_SESSION, {**issued, **row, "expires_at": to_micros(at + lifetime)})
             return True
 
@@ -123,15 +134,20 @@ class SessionStore:
             raise _overload()
         return cookie
 
-    def accept_nonce(self, cookie: str, nonce: bytes, *, at: datetime) -> AcceptedSession:
+    def accept_nonce(self, cookie: str, nonce: bytes | None, *, at: datetime) -> AcceptedSession:
         """Spend the session's nonce.
 
-        Steps, all in one transaction: 1 the session exists; 2 it has not expired; 3 the nonce is the one issued for
-        it; 4 the nonce was never used.
+        Steps, all in one transaction: 1 the session exists; 2 it has not expired; 3 the message is of the version the
+        session began with, and the nonce is the one issued for it; 4 the nonce was never used.
+
+        Args:
+            cookie: names the session.
+            nonce: as sent; None for a message of a version before 0.4.0, which sends none.
+            at: aware UTC.
 
         Raises:
-            Refused: `trust.session.unknown`, `trust.session.expired`, `trust.session.nonce_mismatch`,
-                `trust.session.nonce_used`.
+            Refused: `trust.session.unknown`, `trust.session.expired`, `trust.session.version`,
+                `trust.session.nonce_mismatch`, `trust.session.nonce_used`.
             Unavailable: the store failed.
         """
         key = _key(cookie)
@@ -140,7 +156,14 @@ class SessionStore:
             # 1, 2
             row = _live_session(connection, self._tenant, key, at)
             # 3
-            if row.nonce != _nonce(nonce):
+            if (nonce is None) is (row.version == VERSION):
+                raise Refused(
+                    "trust.session.version",
+                    "the message is of another protocol version than the session",
+                    expected=row.version,
+                    hint="go on in the version that was announced at /auth",
+                )
+            if nonce is not None and row.nonce != _nonce(nonce):
                 raise Refused(
                     "trust.session.nonce_mismatch",
                     "the nonce is not the one issued for this session",
@@ -161,8 +184,10 @@ class SessionStore:
 
         row = self._store.write(work)
         name = sealed_name(self._tenant, key)
-        secret = self._root_key.open(_PURPOSE, name, row.secret) if row.secret is not None else b""
-        return AcceptedSession(key=key, tee=row.tee, secret=secret, tenant=self._tenant)
+        kept = self._root_key.open(_PURPOSE, name, row.secret) if row.secret is not None else b""
+        if nonce is None:
+            nonce, kept = kept[:NONCE_BYTES], kept[NONCE_BYTES:]
+        return AcceptedSession(key=key, tee=row.tee, secret=kept, tenant=self._tenant, version=row.version, nonce=nonce)
 
     def token(self, cookie: str, *, at: datetime) -> str:
         """Return the token of an attested session.

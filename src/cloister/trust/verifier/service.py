@@ -21,7 +21,7 @@ from cloister import __version__
 from cloister.crypto.jwt import sign_jwt
 from cloister.crypto.signer import Signer
 from cloister.errors import CloisterError, EndorsementError, FormatRefused, Unavailable
-from cloister.protocol.kbs import TPM_EXTRA, device_report_data, parse_tpm_enrolment, report_data
+from cloister.protocol.kbs import TPM_EXTRA, VERSION, bound_data, device_report_data, parse_tpm_enrolment
 from cloister.protocol.tenants import DEFAULT_TENANT, audience_of
 from cloister.rats.claims import Level
 from cloister.rats.ear import PRIMARY, encode_ear
@@ -123,6 +123,7 @@ class VerifierService:
             verifier=_BUILD,
             identity=identity,
             audience=self._audience,
+            protocol="" if request.version == VERSION else request.version,
         )
         return Appraised(
             token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
@@ -174,7 +175,7 @@ class _Appraisal:
         request = self._request
         evidence = Evidence(tee=request.tee, body=request.evidence)
         binding = ExpectedBinding(
-            report_data=report_data(request.runtime_data, request.additional_evidence),
+            report_data=bound_data(request.version, request.runtime_data, request.additional_evidence),
             init_data_digest=request.init_data.digest if request.init_data is not None else _NONE_SENT,
             session_secret=request.session_secret,
         )

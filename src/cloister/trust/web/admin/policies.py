@@ -94,7 +94,7 @@ def try_release_rule(
 ) -> DryRunAnswer:
     """Try a rule on the newest decisions under its prefix; nothing is changed."""
     prefix = _prefix(repository, kind, tag)
-    return wire.dry_run(office.rehearsals.rule(prefix, data.text.encode(), limit=data.limit))
+    return wire.dry_run(office.rehearsals.rule(prefix, data.text.encode(), last=data.limit))
 
 
 @deleting(_RULE, Permission.POLICY_WRITE, "Remove a release rule, or propose to")

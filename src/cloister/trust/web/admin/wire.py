@@ -17,7 +17,7 @@ from cloister.protocol.admin.references import Publisher, ReferenceEvent, Refere
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import entry_to_wire
 from cloister.trust.administration.approvals import Outcome, ProposalView
-from cloister.trust.administration.rehearsal import RehearsedDecision
+from cloister.trust.administration.rehearsal import Rehearsal
 from cloister.trust.refvalues import RegisteredValue
 from cloister.trust.store.access import StoredToken
 from cloister.trust.store.calls import CallRow
@@ -176,24 +176,23 @@ def evidence(record: AppraisalRecord, body: bytes) -> Evidence:
     return Evidence(findings=findings(record.findings), evidence=msgspec.json.decode(body), **values)
 
 
-def dry_run(decisions: Iterable[RehearsedDecision]) -> DryRunAnswer:
+def dry_run(rehearsal: Rehearsal) -> DryRunAnswer:
     """Return what a rule would change."""
-    cases = [
-        DryRunCase(
-            sequence=item.row.sequence,
-            at=item.row.at,
-            resource=item.row.resource,
-            init_data=item.row.init_data,
-            level=item.row.level,
-            attestation=item.row.attestation,
-            before=item.before,
-            after=item.after,
-            findings=findings(stored_finding(finding) for finding in item.failures),
-        )
-        for item in decisions
-    ]
     return DryRunAnswer(
-        cases=cases,
-        newly_denied=sum(1 for case in cases if case.before and not case.after),
-        newly_released=sum(1 for case in cases if case.after and not case.before),
+        tried=rehearsal.tried,
+        changes=[
+            DryRunCase(
+                sequence=item.decision.sequence,
+                at=item.decision.at,
+                resource=str(item.decision.path),
+                init_data=item.decision.guest.init_data,
+                level=item.decision.guest.level.value,
+                attestation=item.decision.attestation,
+                was=item.decision.was.value,
+                would=item.would.value,
+                rule=item.rule,
+                findings=findings(stored_finding(finding) for finding in item.why),
+            )
+            for item in rehearsal.changed
+        ],
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cloister.protocol.admin.policies import PolicyList, PolicyVersion
 
 _PRIVATE_FILE: Final = 0o600
+_CONTEXT: Final = "context"
 _SHOWN_DIGEST: Final = 19
 
 ServerOption = Annotated[
@@ -68,8 +69,13 @@ _OPTIONS: Final[Sequence[tuple[str, Any, Any]]] = (  # Any: annotations and defa
 )
 
 
-def administered(verb: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that takes the shared options and calls `verb` with a client as its first argument."""
+def administered(verb: Callable[..., None], *, group: bool = False) -> Callable[..., None]:
+    """Return a command that takes the shared options and calls `verb` with a client as its first argument.
+
+    Args:
+        verb: the command without the shared options.
+        group: whether it is what a group of commands does when none of them is named.
+    """
 
     @functools.wraps(verb)
     def command(
@@ -81,6 +87,9 @@ def administered(verb: Callable[..., None]) -> Callable[..., None]:
         state: Path | None,
         **own: Any,  # Any: the verb's own options
     ) -> None:
+        context: typer.Context | None = own.pop(_CONTEXT, None)
+        if context is not None and context.invoked_subcommand is not None:
+            return  # the group of a verb of its own: the verb does the work
         from cloister.sdk.administration import AdministrationTarget, open_administration
 
         target = AdministrationTarget(
@@ -96,6 +105,8 @@ def administered(verb: Callable[..., None]) -> Callable[..., None]:
     # The client's own type is not loaded for this: it brings the network library into every start.
     hints = get_type_hints(verb, localns={"AdminClient": object}, include_extras=True)
     kept = [item.replace(annotation=hints[item.name]) for item in inspect.signature(verb).parameters.values()][1:]
+    if group:
+        kept.insert(0, inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, annotation, default in _OPTIONS

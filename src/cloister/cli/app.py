@@ -87,7 +87,7 @@ app.add_typer(access.token, name="token")
 app.add_typer(access.tenant, name="tenant")
 app.add_typer(key.app, name="key")
 app.command("approve", short_help="Approve what several people must agree to.")(access.approve_command)
-app.command("audit", short_help="Show who got what, when, under which code.")(audit.audit_command)
+app.add_typer(audit.app, name="audit", short_help="Show who got what, when, under which code.")
 
 
 def _end(number: int, _: object) -> None:

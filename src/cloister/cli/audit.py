@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cloister.protocol.admin.records import AuditPage, CallPage
 
 
-@administered
+app = typer.Typer(rich_markup_mode=None)
+
+
 def audit_command(
     client: AdminClient,
     resource: Annotated[str, typer.Option(help="Path; with a trailing *, what begins like that.")] = "",
@@ -46,6 +48,9 @@ def audit_command(
         code=code,
     )
     print_struct(page) if output is Output.JSON else _print_rows(page, limit)
+
+
+app.callback(invoke_without_command=True)(administered(audit_command, group=True))
 
 
 def _print_rows(page: AuditPage, limit: int) -> None:

@@ -106,6 +106,10 @@ class TrustService:
         """The key broker of the default tenant."""
         return self.broker_of(DEFAULT_TENANT)
 
+    @broker.setter
+    def broker(self, broker: KeyBroker) -> None:
+        self._brokers[DEFAULT_TENANT] = broker
+
     def broker_of(self, tenant: str) -> KeyBroker:
         """Return the key broker of a tenant; it is made, with its verifier, when it is first asked for.
 

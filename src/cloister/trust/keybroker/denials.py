@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -34,6 +34,7 @@ class RequestContext:
         token: its verified Attestation Result.
         findings: of the key-release decision.
         release_policy_digest: of the text decided by.
+        request: correlation id.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class RequestContext:
     token: VerifiedToken | None = None
     findings: Sequence[Finding] = ()
     release_policy_digest: str = ""
+    request: str = field(default_factory=lambda: current().identity)  # rows are made in the store's thread
 
     def audit_row(self, *, decision: str, code: str, denial: str = "", resource_version: int = 0) -> AuditRow:
         """Return the audit row for a decision about this request."""
@@ -57,7 +59,7 @@ class RequestContext:
             init_data=self.init_data,
             release_policy_digest=self.release_policy_digest,
             denial=denial,
-            request=current().identity,
+            request=self.request,
         )
         token = self.token
         if token is None:
@@ -122,7 +124,7 @@ class DenialBook:
             init_data=row.init_data,
             attestation=row.attestation,
             findings=tuple(stored_finding(finding) for finding in findings),
-            request=current().identity,
+            request=context.request,
         )
         # Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
         proven = bool(row.attestation) or (context.stage == "attest" and bool(row.tee))

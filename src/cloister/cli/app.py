@@ -21,11 +21,13 @@ from cloister.cli import (
     doctor,
     evidence,
     explain,
+    identity,
     image,
     key,
     log,
     podvm,
     policy,
+    reappraise,
     refs,
     refsregistered,
     run,
@@ -75,6 +77,7 @@ app.command("doctor", short_help="List what this machine can do, each line with 
 app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)
 app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(collateral.app, name="collateral")
+app.add_typer(identity.app, name="identity")
 app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
@@ -87,6 +90,7 @@ app.add_typer(access.token, name="token")
 app.add_typer(access.tenant, name="tenant")
 app.add_typer(key.app, name="key")
 app.command("approve", short_help="Approve what several people must agree to.")(access.approve_command)
+audit.app.command("reappraise")(reappraise.reappraise_command)
 app.add_typer(audit.app, name="audit", short_help="Show who got what, when, under which code.")
 
 

@@ -15,12 +15,14 @@ from typing import Any
 
 from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.protocol.spiffe import parse_trust_domain
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
-from cloister.trust.access import LOCAL_OWNER, AccessControl
+from cloister.trust.access import LOCAL_OWNER, AccessControl, Permission
 from cloister.trust.administration import Administration, AdministrationParts
+from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_identity_policy
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
@@ -28,9 +30,12 @@ from cloister.trust.releaselog import make_release_log, parse_witnesses, read_an
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
-from cloister.trust.store.policies import PolicyStore, StoredPolicy
+from cloister.trust.store.leases import LeaseStore
+from cloister.trust.store.policies import IDENTITY, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry
+from cloister.trust.verifier import CollateralSource
+from cloister.trust.verifier.survey import Survey
 
 
 class TrustAdmin:
@@ -152,6 +157,25 @@ class TrustAdmin:
         """
         return self._office.rules.put(prefix, text)
 
+    def put_identity_policy(self, text: bytes) -> StoredPolicy:
+        """Store the identity policy: which pod gets which SPIFFE ID.
+
+        Raises:
+            FormatRefused: not a policy (`trust.identity.policy`, `trust.identity.template`).
+            Unavailable: the store failed.
+        """
+        parse_identity_policy(text)
+        at = self._office.desk.now()
+        return self._office.desk.change(
+            Permission.POLICY_WRITE,
+            "identity",
+            lambda stores: stores.policies.put(IDENTITY, IDENTITY_POLICY, text, at=at),
+        )
+
+    def identity_policy(self) -> StoredPolicy | None:
+        """Return the identity policy in force, None when there is none."""
+        return self._policies.current(IDENTITY, IDENTITY_POLICY)
+
     def release_rules(self) -> ReleaseRules:
         """Return the release rules and revocations in force."""
         return self._office.rules.rules()
@@ -269,6 +293,51 @@ class TrustAdmin:
         return self._records.evidence(identity)
 
     # What others pin
+
+    def identity_keys(self, trust_domain: str) -> tuple[dict[str, str], ...]:
+        """Return the keys of a trust domain, oldest first, without their private halves; times in ISO 8601.
+
+        Raises:
+            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
+        """
+        rows = self._identity(trust_domain).history()
+        return tuple(
+            {
+                "id": row.id,
+                "use": row.use,
+                "active_at": row.active_at.isoformat(timespec="seconds"),
+                "expires_at": row.expires_at.isoformat(timespec="seconds"),
+                "withdrawn_at": row.withdrawn_at.isoformat(timespec="seconds") if row.withdrawn_at else "",
+            }
+            for row in rows
+        )
+
+    def rotate_identity_keys(self, trust_domain: str) -> None:
+        """Make new keys for a trust domain; the old ones sign on until relying parties know the new.
+
+        Raises:
+            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
+        """
+        self._identity(trust_domain).rotate(at=self._office.desk.now())
+
+    def withdraw_identity_key(self, trust_domain: str, key: str) -> None:
+        """Take a key out of a trust domain's bundle at once.
+
+        Raises:
+            Refused: there is no such key (`trust.identity.key`).
+        """
+        self._identity(trust_domain).withdraw(key, at=self._office.desk.now())
+
+    def _identity(self, trust_domain: str) -> StoredAuthorities:
+        return StoredAuthorities(self._store, self._keys.ring, parse_trust_domain(trust_domain))
+
+    def survey(self, policy_id: str = "default") -> Survey:
+        """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
+        return Survey(self._store, self._keys.ring, policy_id=policy_id, leases=LeaseStore(self._store).ends)
+
+    def collateral(self, directory: Path | None = None) -> CollateralSource:
+        """Return what vendors publish as the service has it, or as another cache has it."""
+        return CollateralSource(directory or self._state.path)
 
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""

@@ -39,6 +39,7 @@ from cloister.trust.statedir import StateDirectory, write_whole
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
 from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
 from cloister.trust.web.admin.mount import mount_administration
+from cloister.trust.web.identity import identity_mounts
 from cloister.trust.workers import Supervisor
 
 _START_SECONDS: Final = 10.0
@@ -174,7 +175,7 @@ async def serve_until(
             service,
             settings,
             journal,
-            mounts=(mount_administration(service),),
+            mounts=(*identity_mounts(service.identity), mount_administration(service)),
             telemetry=telemetry,
             readiness=service.readiness(),
             webhook=webhook,

@@ -20,6 +20,7 @@ from cloister.errors import RequestRefused, Unavailable
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.tlog.checkpoint import parse_checkpoint
+from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keybroker.policy import prefixes_of
 from cloister.trust.keys import ServiceKeys
@@ -100,6 +101,10 @@ class TrustService:
         self.rego = RegoEngine()
         self.public_log = PublicLog(self.log, self.store)
         self._collateral = CollateralSource(settings.collateral or settings.state)
+        self._authorities = (
+            StoredAuthorities(self.store, self.keys.ring, settings.trust_domain) if settings.trust_domain else None
+        )
+        self.identity = self.identity_of(DEFAULT_TENANT)
 
     @property
     def broker(self) -> KeyBroker:
@@ -162,6 +167,7 @@ class TrustService:
             collateral=self._collateral,
             tenant=tenant,
         )
+        identity = self.identity if tenant == DEFAULT_TENANT else self.identity_of(tenant)
         return KeyBroker(
             BrokerParts(
                 store=self.store,
@@ -181,6 +187,7 @@ class TrustService:
                 approved_by=self._approvals(tenant),
                 minimum_protocol=self.settings.minimum_protocol,
                 insecure_rsa1_5=self.settings.insecure_rsa1_5,
+                plugins={PLUGIN: identity} if identity is not None else {},
             )
         )
 
@@ -225,6 +232,22 @@ class TrustService:
         self.keys.check()
         self._open_log()
         self.log.check()
+
+    def identity_of(self, tenant: str) -> IdentityService | None:
+        """Return the SPIFFE identities of a tenant, None without a trust domain; all tenants share its keys."""
+        if self._authorities is None:
+            return None
+        return IdentityService(
+            IdentityParts(
+                store=self.store,
+                authorities=self._authorities,
+                trust_domain=self.settings.trust_domain,
+                tenant=tenant,
+                issuer=self.settings.identity_issuer,
+                clock=self._clock,
+                events=self.log,
+            )
+        )
 
     def __enter__(self) -> TrustService:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -30,6 +31,7 @@ from cloister.testing.vault import FakeVault
 from cloister.trust.admin import TrustAdmin
 from cloister.trust.events import LogEvent
 from cloister.trust.keys import KeyAdministration, ServiceKeys
+from cloister.trust.keys.reseal import SEALED_COLUMNS, data_keys_in_use
 from cloister.trust.keys.ring import RETIRED_KEPT
 from cloister.trust.keys.signing import TOKEN_KEPT, TOKEN_LEAD
 from cloister.trust.rowseal import LEGACY, ROW_MAGIC, data_key_of
@@ -232,8 +234,6 @@ class TestRotation:
         old = data_key_of(sealed_rows(world.state)[0])
         world.service.keys.ring.rotate_data_key()
         world.clock.now += 10 * RETIRED_KEPT
-        from cloister.trust.keys.reseal import data_keys_in_use
-
         assert world.service.keys.ring.drop_retired(data_keys_in_use) == ()
         world.admin.keys.reseal()
         assert old not in {key.id for key in world.admin.keys.list_keys()}
@@ -646,3 +646,16 @@ def kid_of(token: str) -> str:
 def test_the_template_of_these_tests_has_no_keys_in_files() -> None:
     state, _, _ = furnished()
     assert not {path.name for path in state.iterdir()} & {"token.key", "ca.key"}
+
+
+def test_every_module_that_seals_rows_says_where_they_are(repository: Path) -> None:
+    """A column that sealing anew does not know would keep rows under a data key that is then removed."""
+    package = repository / "src/cloister/trust"
+    known = {column.table.name for column in SEALED_COLUMNS}
+    for module in sorted(package.rglob("*.py")):
+        text = module.read_text()
+        if "keys" in module.relative_to(package).parts or module.name == "rowseal.py":
+            continue
+        if re.search(r"(root_key|sealer|ring)\.seal\(", text):
+            named = re.findall(r"SealedColumn\([^)]*?table=(\w+)", text, re.DOTALL)
+            assert named and set(named) <= known, f"{module.name}: declare a SealedColumn, and add it to SEALED_COLUMNS"

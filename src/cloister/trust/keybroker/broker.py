@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from sqlalchemy import Connection
@@ -39,6 +39,7 @@ from cloister.protocol.kbs import (
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Tier
+from cloister.trust.events import Receipts
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
 from cloister.trust.keybroker.decision import (
     NOT_ASKED,
@@ -67,6 +68,7 @@ from cloister.trust.roles import (
 )
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
+from cloister.trust.store.evidence import seal_binding
 from cloister.trust.store.leases import Lease
 from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, store_appraisal, store_audit
 from cloister.trust.store.resources import Resource, ResourceStore
@@ -96,18 +98,6 @@ class Credentials:
     bearer: str = ""
 
 
-class Receipts(Protocol):
-    """What hands out receipts of entries in the release log: `cloister.trust.releaselog.ReleaseLog`."""
-
-    def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
-        """Return the receipt of an entry whose transaction is durable, as the value of its header.
-
-        Raises:
-            Unavailable: too few witnesses cosigned in time, or the store failed.
-        """
-        ...
-
-
 def nobody_approved(resource: str, init_data: str) -> frozenset[str]:
     """Return who approved the release of a resource to guests with this init data: nobody."""
     return frozenset()
@@ -130,7 +120,7 @@ class BrokerParts:
         events: told of every release and denial, in its transaction.
         receipts: hands out what proves a release to the guest; None where there is no release log.
         witnesses: how many witnesses cosign the release log.
-        cosignatures: how many must have cosigned any release before the resource goes out.
+        cosignatures: how many of them must have cosigned any release; a rule may ask for more.
         approved_by: names of those who approved the release of a resource (first) to guests with init data (second).
         rego: evaluates rules in Rego; None where there are none.
         plugins: what answers `/kbs/v0/{name}/..`, by name.
@@ -448,8 +438,10 @@ class KeyBroker:
         return headers
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
+        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding)
+
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body)
+            store_appraisal(connection, appraised.record, appraised.body, binding=binding)
             attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)

@@ -7,7 +7,7 @@ anybody who reaches the port, so the oldest go when there are too many; likewise
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -18,7 +18,6 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, select
 from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
-from cloister.trust.events import NO_EVENTS, Events, LogEvent, loggable
 from cloister.trust.store.database import Store
 from cloister.trust.store.numbering import OF_TENANT, insert_numbered
 from cloister.trust.store.schema import audit, denials, evidence
@@ -32,23 +31,6 @@ RENEWED: Final = "renewed"
 DENIED: Final = "denied"
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
 _ID_CHARS: Final = 10
-
-# What an entry of the log commits to, of an audit row.
-_LOGGED: Final = (
-    "code",
-    "resource",
-    "resource_version",
-    "tee",
-    "level",
-    "instance",
-    "init_data",
-    "guest_key",
-    "appraisal_policy",
-    "appraisal_policy_digest",
-    "release_policy_digest",
-    "attestation",
-    "denial",
-)
 
 # Made once: building a statement costs more than running it.
 _INSERT_AUDIT: Final = insert_numbered(audit)
@@ -184,34 +166,34 @@ class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     unchecked: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedResource:
+    """A resource that somebody got.
+
+    Attributes:
+        holder: thumbprint of the guest's key, or id of the result.
+        resource: path.
+        version: the newest released.
+        at: of the newest release, aware UTC.
+    """
+
+    holder: str
+    resource: str
+    version: int
+    at: datetime
+
+
 class RecordStore:
     """Records of one tenant.
 
     Args:
         store: the database.
         tenant: whose.
-        events: the release log.
     """
 
-    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT, events: Events = NO_EVENTS) -> None:
+    def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._tenant = tenant
-        self._events = events
-
-    def record_release(self, row: AuditRow, *, seconds: float) -> object:
-        """Make the audit row of a release, and its entry in the release log, durable.
-
-        Returns only then, with what the log takes to give a receipt; a caller releases nothing when this raises.
-
-        Raises:
-            Unavailable: the store failed or did not answer within `seconds`, or the log must not be written.
-        """
-
-        def work(connection: Connection) -> object:
-            store_audit(connection, self._tenant, row)
-            return self._events.append(connection, self._event("release", row))
-
-        return self._store.write(work, seconds=seconds)
 
     def record_denial(
         self, record: DenialRecord, row: AuditRow, besides: Callable[[Connection], object] | None = None
@@ -234,11 +216,6 @@ class RecordStore:
 
         self._store.write(work)
 
-    def _event(self, kind: str, row: AuditRow) -> LogEvent:
-        values = {name: getattr(row, name) for name in _LOGGED}
-        logged = {name: loggable(str(value)) for name, value in values.items() if value}
-        return LogEvent(kind=kind, at=row.at, tenant=self._tenant, fields=logged)
-
     def denial(self, identity: str) -> DenialRecord:
         """Return a denial with the findings of its appraisal put before its own.
 
@@ -255,7 +232,7 @@ class RecordStore:
                 actual=identity[:40],
                 hint=f"denials look like d-2xk7qmf4hb; the newest {DENIALS_KEPT} are kept",
             )
-        record: DenialRecord = _decode(row, DenialRecord)
+        record: DenialRecord = decode_record(row, DenialRecord)
         appraisal = self.appraisal(record.attestation) if record.attestation else None
         if appraisal is None:
             return record
@@ -267,13 +244,36 @@ class RecordStore:
         row = self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
         if row is None:
             return None
-        record: AppraisalRecord = _decode(row, AppraisalRecord)
+        record: AppraisalRecord = decode_record(row, AppraisalRecord)
         return record
 
     def evidence(self, identity: str) -> bytes | None:
         """Return the evidence an Attestation Result was made from, as it was received; None when not kept any more."""
         statement = select(evidence.c.body).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
+
+    def list_released(self, holders: Sequence[str], *, by_guest: bool) -> tuple[ReleasedResource, ...]:
+        """Return what was released to guests, or under Attestation Results: each resource once.
+
+        Args:
+            holders: thumbprints of guest keys, or ids of results; at most `LISTED` count.
+            by_guest: which of the two.
+        """
+        columns = audit.c
+        holder = columns.guest_key if by_guest else columns.attestation
+        theirs = (
+            columns.tenant == self._tenant,
+            columns.decision.in_((RELEASED, RENEWED)),
+            holder.in_(holders[:LISTED]),
+        )
+        newest = (func.max(columns.resource_version).label("version"), func.max(columns.at).label("at"))
+        grouped = select(holder.label("holder"), columns.resource, *newest).where(*theirs)
+        statement = grouped.group_by(holder, columns.resource).order_by(holder, columns.resource)
+        rows = self._store.read(lambda connection: connection.execute(statement).all())
+        return tuple(
+            ReleasedResource(holder=row.holder, resource=row.resource, version=row.version, at=from_micros(row.at))
+            for row in rows
+        )
 
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""
@@ -292,11 +292,25 @@ class RecordStore:
 
 
 def store_appraisal(
-    connection: Connection, record: AppraisalRecord, body: bytes, *, tenant: str = DEFAULT_TENANT
+    connection: Connection,
+    record: AppraisalRecord,
+    body: bytes,
+    *,
+    binding: bytes,
+    tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """Keep evidence and result, within the caller's transaction."""
+    """Keep evidence and result, within the caller's transaction.
+
+    Args:
+        connection: of the transaction.
+        record: the result.
+        body: the evidence as received.
+        binding: what it was bound to, sealed (`cloister.trust.store.evidence`).
+        tenant: whose.
+    """
     values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
-    whole = {**_storable(tenant, values), "body": body, "result": msgspec.json.encode(record)}
+    kept = {"body": body, "result": msgspec.json.encode(record), "binding": binding}
+    whole = {**_storable(tenant, values), **kept}
     newest = int(connection.execute(_INSERT_EVIDENCE, whole).scalar_one())
     if newest > EVIDENCE_KEPT:
         connection.execute(_FORGET_EVIDENCE, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})
@@ -354,7 +368,12 @@ def audit_row_of(row: Row[Any]) -> AuditRow:  # Any: the table's row type
     return AuditRow(at=from_micros(row.at), **values)
 
 
-def _decode(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+def decode_record(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+    """Return a stored record.
+
+    Raises:
+        Unavailable: it is damaged (`trust.store.failed`).
+    """
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as err:

@@ -27,6 +27,7 @@ class Request:
 
     Attributes:
         path: what follows the route's own part of the address.
+        query: as received, percent-encoded, without `?`.
         tenant: whose space it is about.
         headers: names in lower case, as received.
         body: whole.
@@ -35,6 +36,7 @@ class Request:
     """
 
     path: str
+    query: str
     tenant: str
     headers: Headers
     body: bytes

@@ -78,11 +78,14 @@ class ReleaseRules:
     def put(self, prefix: str, text: bytes) -> StoredPolicy:
         """Store the next version of a rule, given as its file.
 
-            Raises:
-        XX people must approve it (`trust.approval.needed`).
+        Raises:
+            FormatRefused: not a rule, or not a prefix (`trust.release_policy.malformed`); Rego that does not load.
+            Refused: several people must approve it (`trust.approval.needed`).
+            Unavailable: Rego, and this installation cannot run it.
         """
         at = self.desk.now()
-        return self._alone(f"release {prefix}", lambda stores: stores.rules.put(prefix, text, at=at), text)
+        checked = checked_rule(prefix, text).prefix
+        return self._alone(f"release {prefix}", lambda stores: stores.rules.put(checked, text, at=at), text)
 
     def remove(self, prefix: str) -> StoredPolicy:
         """Remove a rule.

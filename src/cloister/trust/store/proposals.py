@@ -179,6 +179,7 @@ class ProposalStore:
                 and_(allowed.tenant == approvals.c.tenant, allowed.proposal == approvals.c.proposal),
             )
             .where(
+                approvals.c.tenant == self._tenant,
                 allowed.tenant == self._tenant,
                 allowed.subject == subject,
                 allowed.prefix.in_(prefixes),

@@ -26,7 +26,7 @@ from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_id
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
-from cloister.trust.releaselog import make_release_log, parse_witnesses, read_announced
+from cloister.trust.releaselog import EventsOnceOpen, make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -73,7 +73,8 @@ class TrustAdmin:
             self._log.close()
             raise
         try:
-            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+            events = EventsOnceOpen(self._log)
+            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock, events=events)
             if not self._keys.sealed:
                 self._log.open(self._store, self._keys.signing.signing_key(LOG).private)
         except BaseException:

@@ -27,7 +27,7 @@ from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
 from cloister.trust.rego.engine import RegoEngine
-from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
+from cloister.trust.releaselog import Announced, EventsOnceOpen, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -91,7 +91,8 @@ class TrustService:
             raise
         self._exists = exists if exists is not None else TenantStore(self.store).serves
         try:
-            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            events = EventsOnceOpen(self.log)
+            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock, events=events)
             self.keys.take_shares()
             self._open_log()
         except BaseException:

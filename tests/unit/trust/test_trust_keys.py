@@ -348,7 +348,11 @@ class TestAltered:
     def test_another_database_under_the_same_root_key(self, world: World, tmp_path: Path) -> None:
         """A data key wrapped for another database opens, but is not the key of these rows."""
         shutil.copytree(world.state, tmp_path / "other")
-        forget_keys_and_log(tmp_path / "other")
+        alter(tmp_path / "other", "DELETE FROM data_keys", "DELETE FROM key_ring", "DELETE FROM signing_keys")
+        (tmp_path / "other/keys.seen").unlink()
+        with pytest.raises(Unavailable, match=r"trust\.releaselog\.damaged"):
+            TrustAdmin(tmp_path / "other")
+        alter(tmp_path / "other", "DELETE FROM log_checkpoints", "DELETE FROM log_entries", "DELETE FROM log_nodes")
         with TrustAdmin(tmp_path / "other") as admin, pytest.raises(Unavailable):
             admin.get_resource(MODEL)
 

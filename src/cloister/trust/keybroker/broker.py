@@ -438,10 +438,11 @@ class KeyBroker:
         return headers
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
-        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding)
+        tenant = self._parts.tenant
+        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding, tenant=tenant)
 
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body, binding=binding)
+            store_appraisal(connection, appraised.record, appraised.body, binding=binding, tenant=tenant)
             attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)

@@ -194,8 +194,8 @@ class TestCoCoClients:
         assert json.loads(reads[-1][2])["denial-id"] in json.loads(reads[-1][2])["detail"]
 
     def test_the_version_mismatch_keeps_its_phrase(self, service: Running) -> None:
-        status, _, body = service.request("POST", "/kbs/v0/auth", b'{"version":"0.2.0","tee":"snp","extra-params":""}')
-        phrase = "KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is 0.2.0"
+        status, _, body = service.request("POST", "/kbs/v0/auth", b'{"version":"0.3.0","tee":"snp","extra-params":""}')
+        phrase = "KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is 0.3.0"
         assert status == 401 and json.loads(body)["detail"].startswith(phrase)
 
 

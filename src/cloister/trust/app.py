@@ -38,6 +38,7 @@ from cloister.trust.settings import LOOPBACK, TrustSettings
 from cloister.trust.statedir import StateDirectory, write_whole
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
 from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
+from cloister.trust.web.admin.mount import mount_administration
 from cloister.trust.web.identity import identity_mounts
 from cloister.trust.workers import Supervisor
 
@@ -174,7 +175,7 @@ async def serve_until(
             service,
             settings,
             journal,
-            mounts=identity_mounts(service.identity),
+            mounts=(*identity_mounts(service.identity), mount_administration(service)),
             telemetry=telemetry,
             readiness=service.readiness(),
             webhook=webhook,

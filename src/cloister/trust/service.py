@@ -17,19 +17,23 @@ from cryptography.x509 import load_pem_x509_certificate
 from sqlalchemy import func, select
 
 from cloister.errors import RequestRefused, Unavailable
+from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.tlog.checkpoint import parse_checkpoint
 from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
+from cloister.trust.keybroker.policy import prefixes_of
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.readiness import Check, Readiness, check_clock, check_collateral, collateral_age
 from cloister.trust.rego.engine import RegoEngine
-from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
+from cloister.trust.releaselog import Announced, EventsOnceOpen, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
 from cloister.trust.store import schema
+from cloister.trust.store.proposals import ProposalStore
+from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
@@ -47,7 +51,8 @@ class TrustService:
         settings: what to run with.
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
-        exists: whether there is a tenant of that name beside the default one; asked with each request.
+        exists: whether guests of a tenant beside the default one are answered, asked with each request; by default
+            those are that administration made and did not disable.
         committed: told the number of writes and the seconds of each commit.
 
     Raises:
@@ -61,13 +66,12 @@ class TrustService:
         *,
         clock: Callable[[], datetime] = utc_now,
         random: Callable[[int], bytes] = secrets.token_bytes,
-        exists: Callable[[str], bool] = lambda _: False,
+        exists: Callable[[str], bool] | None = None,
         committed: Callable[[int, float], None] | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock
         self._random = random
-        self._exists = exists
         self._brokers: dict[str, KeyBroker] = {}
         self._making = threading.Lock()
         self.state = StateDirectory(settings.state)
@@ -85,8 +89,10 @@ class TrustService:
         except BaseException:
             self.log.close()
             raise
+        self._exists = exists if exists is not None else TenantStore(self.store).serves
         try:
-            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            events = EventsOnceOpen(self.log)
+            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock, events=events)
             self.keys.take_shares()
             self._open_log()
         except BaseException:
@@ -178,11 +184,21 @@ class TrustService:
                 witnesses=len(self.settings.log_witnesses),
                 cosignatures=self.settings.log_cosignatures,
                 rego=self.rego,
+                approved_by=self._approvals(tenant),
                 minimum_protocol=self.settings.minimum_protocol,
                 insecure_rsa1_5=self.settings.insecure_rsa1_5,
                 plugins={PLUGIN: identity} if identity is not None else {},
             )
         )
+
+    def _approvals(self, tenant: str) -> Callable[[str, str], frozenset[str]]:
+        """Return who approved the release of a resource to guests with init data, as the broker asks."""
+        proposals = ProposalStore(self.store, tenant=tenant)
+
+        def approved_by(resource: str, init_data: str) -> frozenset[str]:
+            return proposals.approved_by(prefixes_of(parse_resource_path(resource)), init_data, at=self._clock())
+
+        return approved_by
 
     def log_size(self) -> float:
         """Return the number of entries of the newest checkpoint."""

@@ -22,16 +22,22 @@ from cloister.errors import CloisterError, FormatRefused, Refused
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
+from cloister.tlog.checkpoint import verify_checkpoint
+from cloister.tlog.merkle import leaf_hash
+from cloister.tlog.note import parse_note
 from cloister.tlog.receipt import LogPins, parse_receipt, verify_receipt
+from cloister.tlog.tiles import ENTRIES, parse_entries, tiles_of
+from cloister.tlog.tree import CompactRange
 from cloister.trust.events import LogEvent
 from cloister.trust.keybroker import Credentials
-from cloister.trust.releaselog import ReleaseLog
+from cloister.trust.releaselog import PublicLog, ReleaseLog
 from cloister.trust.releaselog.highwater import HighWater
 from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
 from cloister.trust.store import sessions as module
+from cloister.trust.store.database import Store
 from cloister.trust.store.records import AuditRow, RecordStore, store_audit
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import COOKIE_CHARS, NONCE_KEPT, SESSION_KEPT, Session, SessionStore
@@ -40,6 +46,7 @@ from trust_world import CANARY, World, error_of, make_world
 
 LIFE = timedelta(minutes=5)
 KEY = DataKey("11" * 8, bytes(32))
+LOG_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 @pytest.fixture
@@ -231,19 +238,21 @@ class TestSessions:
         assert codes == ["trust.session.expired"] * 3 + ["trust.session.nonce_used"] * 3
 
 
+def opened_log(place: Place, directory: Path) -> tuple[Store, ReleaseLog]:
+    """A replica's store with the log in it."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    log = ReleaseLog(HighWater(directory), cosigner=None)
+    store = place.open(batch_hook=log)
+    log.open(store, LOG_KEY)
+    return store, log
+
+
 def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
     """No position twice, none left out, and every receipt holds, whichever replica gave it."""
-    key = Ed25519PrivateKey.generate()
-    opened = []
-    for number in range(3):
-        own = quick / f"replica{number}"
-        own.mkdir(mode=0o700)
-        log = ReleaseLog(HighWater(own), cosigner=None)
-        opened.append((place.open(batch_hook=log), log))
-        log.open(opened[-1][0], key, seconds=3)
+    replicas = [opened_log(place, quick / f"replica{number}") for number in range(3)]
 
     def append(number: int) -> int:
-        store, log = opened[number % 3]
+        store, log = replicas[number % 3]
         event = LogEvent(kind="release", at=NOW, tenant=DEFAULT_TENANT, fields={"resource": f"default/key/{number}"})
         appended = store.write(lambda connection: log.append(connection, event))
         receipt = log.receipt(appended, deadline=time.monotonic() + 5)
@@ -251,8 +260,17 @@ def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
 
     with ThreadPoolExecutor(9) as threads:
         assert sorted(threads.map(append, range(90))) == list(range(90))
-    for _, log in opened:
+    for _, log in replicas:
         log.close()
+    store, log = opened_log(place, quick / "replica0")
+    public = PublicLog(log, store)
+    [bundle] = tiles_of(90, level=ENTRIES)
+    tree = CompactRange()
+    for entry in parse_entries(bundle, public.get(bundle.path()).body):
+        tree.append(leaf_hash(entry))
+    checkpoint = verify_checkpoint(parse_note(public.get("checkpoint").body.decode()), log.key)
+    assert (checkpoint.size, checkpoint.root) == (90, tree.root())
+    log.close()
 
 
 def record_one(connection: Connection) -> None:

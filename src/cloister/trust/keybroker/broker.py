@@ -431,11 +431,12 @@ class KeyBroker:
         return headers
 
     def _keep(self, session: Session, appraised: Appraised, context: RequestContext) -> None:
-        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding)
+        tenant = self._parts.tenant
+        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding, tenant=tenant)
 
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body, binding=binding)
             self._sessions.keep(connection, session, appraised.token, at=context.at)
+            store_appraisal(connection, appraised.record, appraised.body, binding=binding, tenant=tenant)
 
         self._parts.store.write(work)
 

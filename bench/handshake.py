@@ -88,6 +88,7 @@ class Bench:
                 )
             )
             self.ca_pem = admin.ca_pem()
+            self.log_pins = admin.release_log_pins()
 
     def attester(self) -> Any:  # Any: either attester
         if self.tee == "tpm":
@@ -98,7 +99,7 @@ class Bench:
         return made
 
     def client(self, channel: Any = None, url: str = "https://127.0.0.1:1") -> KeyBrokerClient:
-        broker = BrokerAddress(url=url, ca_pem=self.ca_pem)
+        broker = BrokerAddress(url=url, ca_pem=self.ca_pem, release_log=self.log_pins)
         return KeyBrokerClient(broker, self.attester(), DATA.text.decode(), self.tee, channel=channel)
 
     def _registers(self) -> dict[str, bytes]:
@@ -152,8 +153,10 @@ class Direct:
                 if path.endswith("/attest")
                 else self.broker.auth(body or b"")
             )
-        cookie = {"set-cookie": f"kbs-session-id={answer.cookie}"} if answer.cookie else {}
-        return Response(status=answer.status, headers=cookie, body=answer.body)
+        given = {name.decode(): value.decode() for name, value in answer.headers}
+        if answer.cookie:
+            given["set-cookie"] = f"kbs-session-id={answer.cookie}"
+        return Response(status=answer.status, headers=given, body=answer.body)
 
     def close(self) -> None:
         return None

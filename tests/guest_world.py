@@ -364,7 +364,9 @@ class World:
 
     def broker(self, host: str) -> BrokerAddress:
         with self.owner.admin() as admin:
-            return BrokerAddress(url=f"https://{host}:{self.trust.port}", ca_pem=admin.ca_pem())
+            return BrokerAddress(
+                url=f"https://{host}:{self.trust.port}", ca_pem=admin.ca_pem(), release_log=admin.release_log_pins()
+            )
 
     def policy(self, image: SealedReference, *args: str, **changes: Any) -> PodPolicy:
         """Return a policy for one container with sealed streams."""

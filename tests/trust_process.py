@@ -18,7 +18,7 @@ from typing import Any
 
 from cloister.client.keybroker import KeyBrokerClient
 from cloister.crypto.jwe import EphemeralKey
-from cloister.protocol.initdata import BrokerAddress, InitData
+from cloister.protocol.initdata import BrokerAddress, InitData, ReleaseLogPins
 from cloister.testing.tpm import EndorsementCA, FakeTPM
 from cloister.trust.admin import TrustAdmin
 from trust_world import b64, booted_tpm, furnish, init_data, now_utc, report_data
@@ -50,6 +50,12 @@ class Running:
     log: Path
     connections: list[http.client.HTTPSConnection] = field(default_factory=list)
 
+    @property
+    def log_pins(self) -> ReleaseLogPins:
+        """What guests pin of its release log."""
+        with TrustAdmin(Path(self.report["ca_file"]).parent) as admin:
+            return admin.release_log_pins()
+
     def connect(self, timeout: float = 20) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cadata=self.ca_pem)
         context.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -68,7 +74,7 @@ class Running:
         return response.status, {name.lower(): value for name, value in response.getheaders()}, data
 
     def client(self, owner: Owner, tpm: FakeTPM | None = None, **options: Any) -> KeyBrokerClient:
-        broker = BrokerAddress(url=self.report["url"], ca_pem=self.ca_pem)
+        broker = BrokerAddress(url=self.report["url"], ca_pem=self.ca_pem, release_log=self.log_pins)
         text = options.pop("data", owner.data).text.decode()
         return KeyBrokerClient(broker, tpm or owner.tpm(), text, "tpm", **options)
 

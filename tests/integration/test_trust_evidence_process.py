@@ -43,7 +43,7 @@ def furnish(state: Path, tee: str, root: TrustedRoot, data: InitData, register: 
 
 
 def client_of(service: Running, attester: Attester, data: InitData, tee: str) -> KeyBrokerClient:
-    broker = BrokerAddress(url=service.report["url"], ca_pem=service.ca_pem)
+    broker = BrokerAddress(url=service.report["url"], ca_pem=service.ca_pem, release_log=service.log_pins)
     return KeyBrokerClient(broker, attester, data.text.decode(), tee)
 
 

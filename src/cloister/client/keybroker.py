@@ -31,7 +31,7 @@ from cloister.errors import (
     RequestRefused,
     Unavailable,
 )
-from cloister.protocol.initdata import BrokerAddress
+from cloister.protocol.initdata import BrokerAddress, parse_initdata
 from cloister.protocol.kbs import (
     PREFIX,
     SESSION_COOKIE,
@@ -53,6 +53,7 @@ from cloister.protocol.kbs import (
 )
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.wire.base64 import decode_b64url, encode_b64
+from cloister.wire.canonicaljson import encode_canonical
 from cloister.wire.limits import KBS_RESPONSE_BYTES
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ _CODE: Final = r"[a-z0-9_]+(\.[a-z0-9_]+)+"
 _DENIAL: Final = r"d-[a-z2-7]{10}"
 _TEXT_CHARS: Final = 400
 _MALFORMED: Final = "client.broker_malformed"
+_RECEIPT_HEADER: Final = "cloister-receipt"
+_RELEASES: Final = ("release", "renewal")
 
 _T = TypeVar("_T")
 
@@ -145,6 +148,8 @@ class KeyBrokerClient:
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._broker = broker
+        self._logged = 0  # entries of the log that were there when it was last looked at; a new one lies behind them
         self._channel: Channel = channel or PinnedChannel(broker.url, broker.ca_pem, timeout=timeout)
         self._attester = attester
         self._init_data = init_data_text
@@ -195,7 +200,8 @@ class KeyBrokerClient:
 
         Raises:
             KeyReleaseDenied: the key-release policy says no; `path` holds the denial id.
-            Refused: no such resource (`client.resource_not_found`), or an answer that does not open with our key.
+            Refused: the release is not in the log that init data pin (`client.receipt.*`, `tlog.*`); no such resource
+                (`client.resource_not_found`), or an answer that does not open with our key.
             Unavailable: no connection after the last attempt, or the broker cannot tell now.
         """
         if not self._token or self._monotonic() >= self._renew_at:
@@ -204,7 +210,55 @@ class KeyBrokerClient:
         response = self._persist(lambda: self._channel.request("GET", f"{PREFIX}/resource/{path}", headers=headers))
         if response.status != 200:
             raise _broker_error(response, stage="resource", resource=str(path))
+        if not self._broker.insecure_no_release_log:
+            self._verify_receipt(response.headers.get(_RECEIPT_HEADER, ""), path)
         return self._ephemeral().open(_decode(response.body, SealedResource))
+
+    def _verify_receipt(self, text: str, path: ResourcePath) -> None:
+        """Return if the release of `path` to this guest is in the pinned log, behind all that was released before.
+
+        Steps: 1 a receipt is there; 2 it holds, by the pinned keys (`cloister.tlog.receipt`); 3 the entry is of this
+        resource, this key and this pod; 4 it is a new one, in a log that did not become smaller or another.
+        """
+        import hashlib
+
+        from cloister.tlog.receipt import parse_pins, parse_receipt, verify_receipt
+
+        pins = self._broker.release_log
+        if pins is None:
+            raise FormatRefused("client.receipt.no_log", "nothing says which release log to believe", path="init data")
+        # 1
+        if not text:
+            raise Refused(
+                "client.receipt.missing",
+                "the key came without a receipt of the release log",
+                path=str(path),
+                hint="the trust service is of an older release, hides the release, or a proxy dropped the header",
+            )
+        # 2
+        log = parse_pins(pins.key, pins.witnesses, pins.cosignatures)
+        entry = verify_receipt(parse_receipt(text), log)
+        # 3
+        expected = {
+            "resource": str(path),
+            "guest_key": hashlib.sha256(encode_canonical(self._ephemeral().public_jwk())).hexdigest(),
+            "init_data": parse_initdata(self._init_data.encode()).digest_text,
+        }
+        if entry.kind not in _RELEASES:
+            raise _other_receipt("kind", " or ".join(_RELEASES), entry.kind)
+        for name, value in expected.items():
+            if entry.fields.get(name) != value:
+                raise _other_receipt(name, value, entry.fields.get(name, ""))
+        # 4
+        if entry.index < self._logged:
+            raise Refused(
+                "client.receipt.replayed",
+                "the receipt is of a release that was used before, or the log became smaller",
+                path=str(path),
+                expected=f"an entry from {self._logged} on",
+                actual=str(entry.index),
+            )
+        self._logged = entry.checkpoint.size
 
     def wipe(self) -> None:
         """Forget key and token and close the connection; the client is of no use afterwards."""
@@ -288,6 +342,17 @@ def _broker_error(response: Response, *, stage: str, resource: str = "") -> Cloi
         body.detail[:_TEXT_CHARS],
         path=denial or resource,
         hint=body.hint[:_TEXT_CHARS],
+    )
+
+
+def _other_receipt(name: str, expected: str, actual: str) -> Refused:
+    return Refused(
+        "client.receipt.other",
+        "the receipt is of another release than this one",
+        path=name,
+        expected=expected[:80],
+        actual=actual[:80],
+        hint="the trust service logs something else than it does, or somebody exchanged the receipt",
     )
 
 

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from cloister.tee.registry import Attester
 
 INIT_DATA_PCR: Final = 8
-LIBRARIES: Final = ("cloister.crypto.jwe", "cloister.client.keybroker", "ssl", "cloister.protocol.initdata")
+LIBRARIES: Final = (
+    "cloister.crypto.jwe",
+    "cloister.client.keybroker",
+    "ssl",
+    "cloister.protocol.initdata",
+    "cloister.tlog.receipt",
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+)
 _SHOWN_HEX: Final = 16
 _NAME: Final = b"cloister-keys"  # what `ps` shows
 

@@ -72,11 +72,34 @@ class InitData(msgspec.Struct, frozen=True, kw_only=True):
         return self.entries[name]
 
 
+class ReleaseLogPins(msgspec.Struct, frozen=True, kw_only=True):
+    """Which release log a guest believes, and who must have seen a release before the guest uses it.
+
+    Attributes:
+        key: the log's verifier key (C2SP signed-note); its name is the log's origin.
+        witnesses: verifier keys of witnesses.
+        cosignatures: how many of them must have cosigned.
+    """
+
+    key: str
+    witnesses: tuple[str, ...] = ()
+    cosignatures: int = 0
+
+
 class BrokerAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the pod's key broker is and which CA its TLS certificate must chain to (PEM)."""
+    """Where the pod's key broker is and what about it is pinned.
+
+    Attributes:
+        url: https address.
+        ca_pem: CA that its TLS certificate must chain to.
+        release_log: log in which its releases must be; a guest refuses keys without it.
+        insecure_no_release_log: the broker is not ours and keeps no log; its releases are believed without.
+    """
 
     url: str
     ca_pem: str
+    release_log: ReleaseLogPins | None = None
+    insecure_no_release_log: bool = False
 
 
 class _KBSConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -88,8 +111,16 @@ class _TokenConfigs(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     kbs: _KBSConfig
 
 
+class _ReleaseLogConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    key: str = ""
+    witnesses: tuple[str, ...] = ()
+    cosignatures: int = 0
+    insecure_no_release_log: bool = False
+
+
 class _AgentConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     token_configs: _TokenConfigs
+    release_log: _ReleaseLogConfig = _ReleaseLogConfig()
 
 
 def parse_initdata(text: bytes) -> InitData:
@@ -125,14 +156,23 @@ def build_initdata(entries: Mapping[str, str], *, algorithm: str = "sha256") -> 
 
 def broker_entry(broker: BrokerAddress) -> str:
     """Return the `aa.toml` entry for `broker`."""
-    return f"[token_configs.kbs]\nurl = {_toml_string(broker.url)}\ncert = {_toml_string(broker.ca_pem)}\n"
+    lines = ["[token_configs.kbs]", f"url = {_toml_string(broker.url)}", f"cert = {_toml_string(broker.ca_pem)}"]
+    log = broker.release_log
+    if log is not None:
+        witnesses = ", ".join(_toml_string(key) for key in log.witnesses)
+        lines += ["[release_log]", f"key = {_toml_string(log.key)}", f"witnesses = [{witnesses}]"]
+        lines += [f"cosignatures = {log.cosignatures}"]
+    if broker.insecure_no_release_log:
+        lines += ["[release_log]", "insecure_no_release_log = true"]
+    return "\n".join(lines) + "\n"
 
 
 def parse_broker_entry(init_data: InitData) -> BrokerAddress:
     """Return the key broker that `init_data` names.
 
     Raises:
-        FormatRefused: no such entry, unknown field, no CA, or an address that is not https.
+        FormatRefused: no such entry, unknown field, no CA, an address that is not https, or neither a release log nor
+            the word that there is none (`protocol.initdata.release_log`).
     """
     config = _decode_toml(init_data.entry(AGENT_ENTRY).encode(), _AgentConfig, f"data.{AGENT_ENTRY}")
     kbs = config.token_configs.kbs
@@ -140,7 +180,20 @@ def parse_broker_entry(init_data: InitData) -> BrokerAddress:
         raise FormatRefused(
             "protocol.initdata.broker", "the key broker needs an https address and a CA", path=f"data.{AGENT_ENTRY}"
         )
-    return BrokerAddress(url=kbs.url.rstrip("/"), ca_pem=kbs.cert)
+    log, url = config.release_log, kbs.url.rstrip("/")
+    pins = ReleaseLogPins(key=log.key, witnesses=log.witnesses, cosignatures=log.cosignatures)
+    if log.insecure_no_release_log and pins == ReleaseLogPins(key=""):
+        return BrokerAddress(url=url, ca_pem=kbs.cert, insecure_no_release_log=True)
+    if not log.key or log.insecure_no_release_log or not 0 <= log.cosignatures <= len(log.witnesses):
+        raise FormatRefused(
+            "protocol.initdata.release_log",
+            "the key broker needs a release log",
+            path=f"data.{AGENT_ENTRY}",
+            expected="release_log.key, and not more cosignatures than witnesses",
+            hint="write init data with `cloister run`; for a broker that is not Cloister's and keeps no log, "
+            "`insecure_no_release_log = true` in the table `release_log`",
+        )
+    return BrokerAddress(url=url, ca_pem=kbs.cert, release_log=pins)
 
 
 DEVICE_BYTES: Final = -(-(_HEADER_BYTES + INITDATA_BYTES) // SECTOR) * SECTOR  # room for the longest init data

@@ -188,7 +188,8 @@ class Environment:
     def broker_at(self, host: str) -> BrokerAddress:
         """The owner's key broker under another of its addresses."""
         with self.owner.admin() as admin:
-            return BrokerAddress(url=f"https://{host}:{self.trust.port}", ca_pem=admin.ca_pem())
+            ca_pem, log = admin.ca_pem(), admin.release_log_pins()
+            return BrokerAddress(url=f"https://{host}:{self.trust.port}", ca_pem=ca_pem, release_log=log)
 
     @property
     def registry_url(self) -> str:

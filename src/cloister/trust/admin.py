@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
@@ -20,7 +21,9 @@ from cloister.rats.reference import ReferenceEntry
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules
 from cloister.trust.keybroker.rulebook import RuleBook, checked_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
+from cloister.trust.keys.signing import LOG
 from cloister.trust.refvalues import ReferenceValueService
+from cloister.trust.releaselog import make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -58,11 +61,20 @@ class TrustAdmin:
     ) -> None:
         self._clock = clock
         self._state = StateDirectory(state_dir)
-        self._store = open_store(self._state, database=database, password_file=password_file)
+        self._announced = read_announced(state_dir)
+        self._log = make_release_log(state_dir, parse_witnesses(self._announced.witnesses))
+        try:
+            self._store = open_store(self._state, database=database, password_file=password_file, batch_hook=self._log)
+        except BaseException:
+            self._log.close()
+            raise
         try:
             self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+            if not self._keys.sealed:
+                self._log.open(self._store, self._keys.signing.signing_key(LOG).private)
         except BaseException:
             self._store.close()
+            self._log.close()
             raise
         self.keys = KeyAdministration(self._store, self._keys)
         self._resources = ResourceStore(self._store, self._keys.ring)
@@ -81,8 +93,9 @@ class TrustAdmin:
         self.close()
 
     def close(self) -> None:
-        """Close the store and let go of the keys."""
+        """Close the store and the log in it, and let go of the keys."""
         self._store.close()
+        self._log.close()
         self._keys.close()
 
     # Resources
@@ -262,6 +275,11 @@ class TrustAdmin:
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""
         return self._keys.authority().certificate_pem.decode("ascii")
+
+    def release_log_pins(self) -> ReleaseLogPins:
+        """Return what guests pin of the release log: its key, and the witnesses the service was last started with."""
+        keys = tuple(str(witness.key) for witness in parse_witnesses(self._announced.witnesses))
+        return ReleaseLogPins(key=str(self._log.key), witnesses=keys, cosignatures=self._announced.cosignatures)
 
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""

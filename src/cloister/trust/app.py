@@ -90,7 +90,7 @@ async def serve_until(
     sys.setswitchinterval(_SWITCH_SECONDS)
     journal = Journal()
     with _watched_parent(settings, stop), TrustService(settings) as service:
-        app = trust_application(service.broker_of, service, settings, journal)
+        app = trust_application(service.broker_of, service, settings, journal, log=service.public_log)
         tls = service.keys.issued_tls(settings.names, at=datetime.now(UTC))
         with tls as (certificate, key), _reserved(settings) as port:
             server = Server(

@@ -14,6 +14,8 @@ from typing import Final, Protocol
 
 from sqlalchemy import Connection
 
+from cloister.tlog.entry import VALUE_BYTES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEvent:
@@ -50,11 +52,40 @@ class Events(Protocol):
         ...
 
 
+class Receipts(Events, Protocol):
+    """Events whose entries can be proven to those they are about."""
+
+    def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
+        """Return the value of the header `Cloister-Receipt` for an entry whose transaction is durable.
+
+        Args:
+            appended: what `append` returned.
+            cosignatures: how many witnesses must have cosigned.
+            deadline: on the monotonic clock.
+
+        Raises:
+            Unavailable: too few witnesses cosigned in time; nothing must be handed out.
+        """
+        ...
+
+
 class _NoEvents:
     """Records nothing."""
 
     def append(self, connection: Connection, event: LogEvent) -> object:
         """Do nothing."""
 
+    def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
+        """Return no receipt."""
+        return ""
 
-NO_EVENTS: Final[Events] = _NoEvents()
+
+NO_EVENTS: Final[Receipts] = _NoEvents()
+
+
+def loggable(text: str) -> str:
+    """Return a text that somebody else chose, such as a path asked for, in a form that an entry holds.
+
+    What is no UTF-8 is written out, and the rest is cut at the length of a value.
+    """
+    return text.encode("utf-8", "backslashreplace")[:VALUE_BYTES].decode("utf-8", "ignore")

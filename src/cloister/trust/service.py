@@ -15,7 +15,9 @@ from typing import Final
 from cloister.errors import RequestRefused
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
+from cloister.trust.keys.signing import LOG
 from cloister.trust.rego.engine import RegoEngine
+from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -44,18 +46,28 @@ class TrustService:
     def __init__(self, settings: TrustSettings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.settings = settings
         self.state = StateDirectory(settings.state)
-        self.store = open_store(
-            self.state,
-            database=settings.database,
-            password_file=settings.database_password_file,
-            seconds=settings.store_seconds,
-        )
+        announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
+        self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
+        try:
+            self.store = open_store(
+                self.state,
+                database=settings.database,
+                password_file=settings.database_password_file,
+                seconds=settings.store_seconds,
+                batch_hook=self.log,
+            )
+        except BaseException:
+            self.log.close()
+            raise
         try:
             self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
             self.keys.take_shares()
+            self._open_log()
         except BaseException:
             self.store.close()
+            self.log.close()
             raise
+        self.public_log = PublicLog(self.log, self.store)
         self.rego = RegoEngine()
         verifier = VerifierService(
             self.store,
@@ -73,6 +85,10 @@ class TrustService:
                 session_limit=settings.sessions,
                 clock=clock,
                 random=secrets.token_bytes,
+                events=self.log,
+                receipts=self.log,
+                witnesses=len(settings.log_witnesses),
+                cosignatures=settings.log_cosignatures,
                 rego=self.rego,
                 minimum_protocol=settings.minimum_protocol,
                 insecure_rsa1_5=settings.insecure_rsa1_5,
@@ -80,13 +96,15 @@ class TrustService:
         )
 
     def check(self) -> None:
-        """Return if guests can be served: the store answers, and the key store does.
+        """Return if guests can be served: the store answers, the key store does, and the log may be written.
 
         Raises:
             Unavailable: one does not, or the service is sealed.
         """
         self.store.check()
         self.keys.check()
+        self._open_log()
+        self.log.check()
 
     def broker_of(self, tenant: str) -> KeyBroker:
         """Return the key broker of a tenant.
@@ -96,6 +114,7 @@ class TrustService:
         """
         if tenant != DEFAULT_TENANT:
             raise RequestRefused("trust.request.path", "no such address")
+        self._open_log()
         return self.broker
 
     def __enter__(self) -> TrustService:
@@ -107,7 +126,13 @@ class TrustService:
         self.close()
 
     def close(self) -> None:
-        """Close the store and let go of the keys."""
+        """Close the store and the log in it, and let go of the keys."""
         self.store.close()
+        self.log.close()
         self.keys.close()
         self.rego.close()
+
+    def _open_log(self) -> None:
+        """Begin with the log, unless its key is sealed still: then the first request after that does."""
+        if not self.log.opened and not self.keys.sealed:
+            self.log.open(self.store, self.keys.signing.signing_key(LOG).private)

@@ -44,6 +44,8 @@ class TrustSettings:
         queue: requests admitted at once; more are turned away with 503.
         sessions: live sessions; more are turned away with 503.
         client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
+        log_witnesses: who is asked for cosignatures, `KEY@URL` each.
+        log_cosignatures: how many of them must have cosigned a release before the resource goes out.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
         minimum_protocol: oldest version of the key broker protocol that is spoken; nothing is negotiated below it.
@@ -69,6 +71,8 @@ class TrustSettings:
     queue: int = 128
     sessions: int = 20_000
     client_rate: float = 0.0
+    log_witnesses: tuple[str, ...] = ()
+    log_cosignatures: int = 0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
     minimum_protocol: str = VERSIONS[0]
@@ -241,6 +245,20 @@ TABLE: Final[Sequence[Setting]] = (
         parse=_rate,
         help="requests per second of one client address; 0 for no limit",
         controls="availability only; behind a proxy all clients have one address",
+    ),
+    Setting(
+        field="log_witnesses",
+        flag="--log-witnesses",
+        parse=_names,
+        help="comma-separated witnesses of the release log, KEY@URL each",
+        controls="who can stop the log, and whose word is taken that a restored database is the newest",
+    ),
+    Setting(
+        field="log_cosignatures",
+        flag="--log-cosignatures",
+        parse=_count,
+        help="how many witnesses must have cosigned a release before the resource goes out",
+        controls="how much later a fork is noticed; guests demand what their measured init data says regardless",
     ),
     Setting(
         field="shutdown_seconds",

@@ -22,7 +22,7 @@ from cloister.errors import (
     RequestRefused,
     Unavailable,
 )
-from cloister.protocol.initdata import BrokerAddress
+from cloister.protocol.initdata import BrokerAddress, ReleaseLogPins
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.rats.claims import Level
 from cloister.rats.reference import ReferenceEntry
@@ -31,7 +31,13 @@ from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.trust.keybroker import Answer, Credentials
 from trust_world import APPRAISAL, CANARY, MODEL, World, booted_tpm, init_data, make_world, quick_directory, rule
 
-BROKER = BrokerAddress(url="https://10.0.2.2:7070", ca_pem="not used by these tests")
+INF = float("inf")
+
+
+def broker_of(world: World) -> BrokerAddress:
+    """The world's own broker, with its log pinned."""
+    pins = ReleaseLogPins(key=str(world.service.log.key))
+    return BrokerAddress(url="https://10.0.2.2:7070", ca_pem="not used by these tests", release_log=pins)
 
 
 class Wire:
@@ -70,7 +76,9 @@ class Wire:
 
 
 def as_response(answer: Answer) -> Response:
-    headers = {"set-cookie": f"kbs-session-id={answer.cookie}; Path=/kbs/v0"} if answer.cookie else {}
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    if answer.cookie:
+        headers["set-cookie"] = f"kbs-session-id={answer.cookie}; Path=/kbs/v0"
     return Response(status=answer.status, headers=headers, body=answer.body)
 
 
@@ -117,7 +125,7 @@ def make_client(world: World, wire: Wire, **changes: Any) -> KeyBrokerClient:
     )
     pauses = changes.pop("pauses", [])
     return KeyBrokerClient(
-        BROKER,
+        changes.pop("broker", None) or broker_of(world),
         attester,
         data.text.decode(),
         changes.pop("tee", "tpm"),
@@ -255,6 +263,18 @@ class TestRefusals:
         other = world.guest().handshake()
         client.attest()
         wire.fail = [lambda: as_response(other.resource())]
+        with pytest.raises(Refused) as caught:
+            client.get_resource(MODEL)
+        assert caught.value.code == "client.receipt.other"
+
+    def test_an_answer_sealed_to_somebody_else_under_our_own_receipt(
+        self, world: World, client: KeyBrokerClient, wire: Wire
+    ) -> None:
+        other = world.guest().handshake()
+        client.attest()
+        own = Credentials(bearer=client.token)
+        ours = as_response(world.service.broker.resource(str(MODEL), own, deadline=INF))
+        wire.fail = [lambda: Response(status=200, headers=ours.headers, body=other.resource().body)]
         with pytest.raises(Refused) as caught:
             client.get_resource(MODEL)
         assert caught.value.code == "crypto.jwe.not_authentic"

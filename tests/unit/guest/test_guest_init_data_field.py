@@ -21,7 +21,7 @@ from cloister.tee.tdx.attester import REGISTERS, TDXAttester
 from cloister.testing import snp
 from cloister.testing.tsm import FakeTSM
 
-BROKER = BrokerAddress(url="https://10.0.2.2:1", ca_pem="-----BEGIN CERTIFICATE-----")
+BROKER = BrokerAddress(url="https://10.0.2.2:1", ca_pem="-----BEGIN CERTIFICATE-----", insecure_no_release_log=True)
 DATA = build_initdata({AGENT_ENTRY: broker_entry(BROKER)})
 OTHER = build_initdata({AGENT_ENTRY: broker_entry(BROKER), "more": "1"})
 Launch = Callable[[bytes], Attester]

@@ -33,7 +33,7 @@ from cloister.wire.limits import KEY_ANSWER_BYTES, KEY_REQUEST_BYTES, RESOURCE_B
 
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 PATH = ResourcePath("a", "b", "c")
-BROKER = BrokerAddress(url="https://10.0.2.2:1", ca_pem="-----BEGIN CERTIFICATE-----")
+BROKER = BrokerAddress(url="https://10.0.2.2:1", ca_pem="-----BEGIN CERTIFICATE-----", insecure_no_release_log=True)
 DATA = build_initdata({AGENT_ENTRY: broker_entry(BROKER)})
 SECONDS = 20.0
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not CloisterError]

@@ -12,6 +12,7 @@ from cloister.errors import FormatRefused
 from cloister.protocol import initdata
 from cloister.protocol.initdata import (
     BrokerAddress,
+    ReleaseLogPins,
     broker_entry,
     build_initdata,
     pack_device,
@@ -23,8 +24,11 @@ from cloister.wire.limits import INITDATA_BYTES, INITDATA_ENTRIES
 
 TEXT = b'version = "0.1.0"\nalgorithm = "sha256"\n\n[data]\n"a" = "1"\n'
 BROKER = BrokerAddress(
-    url="https://10.0.2.2:7070", ca_pem="-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"
+    url="https://10.0.2.2:7070",
+    ca_pem="-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n",
+    release_log=ReleaseLogPins(key="log.example+00+AA", witnesses=("w1+00+AA", "w2+00+AA"), cosignatures=1),
 )
+UNLOGGED = BrokerAddress(url="https://a", ca_pem="PEM", insecure_no_release_log=True)
 
 
 def device(packed: bytes, *, magic: bytes = b"initdata", length: int | None = None) -> bytes:
@@ -113,8 +117,16 @@ def test_missing_entry_is_named() -> None:
 # --- broker entry ---
 
 
-def test_broker_entry_round_trip() -> None:
-    assert parse_broker_entry(build_initdata({initdata.AGENT_ENTRY: broker_entry(BROKER)})) == BROKER
+@pytest.mark.parametrize("broker", [BROKER, UNLOGGED])
+def test_broker_entry_round_trip(broker: BrokerAddress) -> None:
+    assert parse_broker_entry(build_initdata({initdata.AGENT_ENTRY: broker_entry(broker)})) == broker
+
+
+def test_a_broker_without_a_log_must_be_called_so() -> None:
+    """Nothing at all is what init data of others say: the guest does not take it for "no log"."""
+    entry = broker_entry(BrokerAddress(url="https://a", ca_pem="PEM"))
+    with pytest.raises(FormatRefused, match=r"protocol\.initdata\.release_log"):
+        parse_broker_entry(build_initdata({initdata.AGENT_ENTRY: entry}))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +136,13 @@ def test_broker_entry_round_trip() -> None:
         (broker_entry(BrokerAddress(url="https://10.0.2.2", ca_pem=" \n")), "broker"),
         (broker_entry(BrokerAddress(url="", ca_pem="PEM")), "broker"),
         (broker_entry(BROKER) + 'insecure_skip = "true"\n', "malformed"),
+        (broker_entry(BROKER) + "insecure_no_release_log = true\n", "release_log"),
+        (broker_entry(BROKER).replace("cosignatures = 1", "cosignatures = 3"), "release_log"),
+        (broker_entry(BROKER).replace("cosignatures = 1", "cosignatures = -1"), "release_log"),
+        (broker_entry(BROKER).replace("log.example+00+AA", ""), "release_log"),
+        (broker_entry(UNLOGGED).replace("true", "false"), "release_log"),
+        (broker_entry(UNLOGGED).replace("true", '"true"'), "malformed"),
+        (broker_entry(UNLOGGED) + "cosignatures = 1\n", "release_log"),
         ("[token_configs.kbs]\nurl = 'https://a'\n", "malformed"),
         ("[other]\n", "malformed"),
         ("", "malformed"),

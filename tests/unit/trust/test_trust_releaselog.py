@@ -8,11 +8,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, event
 
 from cloister.errors import CloisterError, FormatRefused, Refused, Unavailable
@@ -21,13 +23,14 @@ from cloister.tlog.entry import parse_leaf
 from cloister.tlog.merkle import leaf_hash
 from cloister.tlog.note import SignedNote, parse_note
 from cloister.tlog.receipt import LogPins, VerifiedEntry, parse_receipt, verify_receipt
+from cloister.tlog.signers import LogSigner
 from cloister.tlog.tiles import ENTRIES, Tile, levels_of, parse_entries, parse_hashes, tiles_of
 from cloister.tlog.witness import Conflict, parse_request
 from cloister.trust.events import LogEvent
-from cloister.trust.releaselog import OpenedLog, PublicLog, ReleaseLog, Witness, parse_witnesses
+from cloister.trust.releaselog import PublicLog, ReleaseLog, Witness, parse_witnesses
 from cloister.trust.releaselog.cosigning import Cosigner
 from cloister.trust.releaselog.highwater import HighWater, Mark
-from cloister.trust.releaselog.keyfile import load_log_key
+from cloister.trust.releaselog.log import origin_of
 from cloister.trust.store.database import Store
 from tlog_world import MemoryLog, MemoryWitness, mth
 
@@ -36,6 +39,22 @@ AT = datetime(2026, 11, 26, 19, 6, 53, tzinfo=UTC)
 
 def release(number: int = 0, tenant: str = "default") -> LogEvent:
     return LogEvent(kind="release", at=AT, tenant=tenant, fields={"resource": f"default/key/{number}"})
+
+
+ORIGIN = "log.example/test"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
+
+
+@dataclass
+class OpenedLog:
+    """A store and the log in it."""
+
+    store: Store
+    log: ReleaseLog
+
+    def close(self) -> None:
+        self.store.close()
+        self.log.close()
 
 
 class Site:
@@ -49,16 +68,15 @@ class Site:
         self.opened: list[OpenedLog] = []
 
     def open(self, *, seconds: float = 2.0) -> OpenedLog:
-        key = load_log_key(self.directory, origin="log.example/test")
         cosigner = None
         if self.witnesses:
             asked = [Witness(key=item.signer.verifier, url="http://test") for item in self.witnesses]
             cosigner = Cosigner(asked, post=self.post)
-        log = ReleaseLog(key, HighWater(self.directory), cosigner=cosigner, random=lambda size: bytes(range(size)))
+        log = ReleaseLog(HighWater(self.directory), cosigner=cosigner, random=lambda size: bytes(range(size)))
         store = Store(self.directory / "trust.db", batch_hook=log)
         opened = OpenedLog(store=store, log=log)
         self.opened.append(opened)
-        log.open(store, seconds=seconds)
+        log.open(store, KEY, origin=ORIGIN, seconds=seconds)
         return opened
 
     def post(self, witness: Witness, body: bytes) -> tuple[int, bytes]:
@@ -75,7 +93,7 @@ class Site:
         return 200, note.signatures[-1].line().encode()
 
     def witness(self, count: int = 1) -> None:
-        key = load_log_key(self.directory, origin="log.example/test").verifier
+        key = LogSigner(ORIGIN, KEY.private_bytes_raw()).verifier
         for number in range(count):
             own = MemoryWitness(20 + number)
             own.logs[key.name] = key
@@ -256,15 +274,30 @@ class TestSecondProcess:
         (one,) = append(site.open(), release())
         assert verify(site.opened[0], one).index == 11
 
-    def test_the_key_is_made_once_and_is_private(self, site: Site) -> None:
-        key = site.open().log.key
-        assert key.name == "log.example/test"
-        assert load_log_key(site.directory, origin="another").verifier == key
-        (site.directory / "log.key").chmod(0o640)
-        assert refusal(lambda: load_log_key(site.directory)) == "trust.state.permissions"
+    def test_another_key_is_not_that_of_the_log(self, site: Site) -> None:
+        append(site.open(), release())
+        site.close()
+        log = ReleaseLog(HighWater(site.directory), cosigner=None)
+        store = Store(site.directory / "trust.db", batch_hook=log)
+        site.opened.append(OpenedLog(store=store, log=log))
+        other = Ed25519PrivateKey.from_private_bytes(bytes(32))
+        assert refusal(lambda: log.open(store, other, origin=ORIGIN)) == "trust.releaselog.damaged"
+        assert refusal(lambda: append(site.opened[0], release())) == "trust.releaselog.closed"
 
-    def test_an_origin_is_random_unless_given(self, tmp_path: Path) -> None:
-        assert load_log_key(tmp_path).verifier.name.startswith("cloister/release-log/")
+    def test_a_log_has_the_name_of_its_key(self) -> None:
+        assert origin_of(KEY) == origin_of(KEY) != origin_of(Ed25519PrivateKey.generate())
+
+    def test_nothing_is_appended_before_it_is_open(self, site: Site) -> None:
+        """A service that starts sealed has a store before it has keys."""
+        log = ReleaseLog(HighWater(site.directory), cosigner=None)
+        store = Store(site.directory / "trust.db", batch_hook=log)
+        opened = OpenedLog(store=store, log=log)
+        site.opened.append(opened)
+        assert refusal(lambda: append(opened, release())) == "trust.releaselog.closed"
+        assert refusal(lambda: PublicLog(log, store).get("checkpoint")) == "trust.releaselog.closed"
+        log.open(store, KEY, origin=ORIGIN)
+        log.open(store, KEY, origin=ORIGIN)
+        append(opened, release())
 
 
 class TestRollback:

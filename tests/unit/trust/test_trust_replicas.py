@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cloister.trust.releaselog.keyfile import load_log_key
 from sqlalchemy import Connection, func, select
 
 from cloister.errors import CloisterError, Refused, Unavailable
@@ -26,7 +27,6 @@ from cloister.trust.events import LogEvent
 from cloister.trust.keybroker import Credentials
 from cloister.trust.releaselog import OpenedLog, ReleaseLog
 from cloister.trust.releaselog.highwater import HighWater
-from cloister.trust.releaselog.keyfile import load_log_key
 from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.statedir import StateDirectory

@@ -19,6 +19,7 @@ VERSION_CODE: Final = "trust.auth.version"
 _STATUSES: Final = {
     "trust.resource.missing": 404,
     "trust.request.path": 404,
+    "tlog.tile.malformed": 404,
     "trust.request.method": 405,
     "trust.request.cut": 400,
     "protocol.kbs.too_long": 413,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from sqlalchemy import Connection
@@ -39,6 +39,7 @@ from cloister.protocol.kbs import (
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Tier
+from cloister.trust.events import Receipts
 from cloister.trust.keybroker.answers import VERSION_CODE, Answer
 from cloister.trust.keybroker.decision import (
     NOT_ASKED,
@@ -95,18 +96,6 @@ class Credentials:
     bearer: str = ""
 
 
-class Receipts(Protocol):
-    """What hands out receipts of entries in the release log: `cloister.trust.releaselog.ReleaseLog`."""
-
-    def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
-        """Return the receipt of an entry whose transaction is durable, as the value of its header.
-
-        Raises:
-            Unavailable: too few witnesses cosigned in time, or the store failed.
-        """
-        ...
-
-
 def nobody_approved(resource: str, init_data: str) -> frozenset[str]:
     """Return who approved the release of a resource to guests with this init data: nobody."""
     return frozenset()
@@ -129,6 +118,7 @@ class BrokerParts:
         events: told of every release and denial, in its transaction.
         receipts: hands out what proves a release to the guest; None where there is no release log.
         witnesses: how many witnesses cosign the release log.
+        cosignatures: how many of them must have cosigned any release; a rule may ask for more.
         approved_by: names of those who approved the release of a resource (first) to guests with init data (second).
         rego: evaluates rules in Rego; None where there are none.
         plugins: what answers `/kbs/v0/{name}/..`, by name.
@@ -148,6 +138,7 @@ class BrokerParts:
     events: Events = NO_EVENTS
     receipts: Receipts | None = None
     witnesses: int = 0
+    cosignatures: int = 0
     approved_by: Callable[[str, str], frozenset[str]] = nobody_approved
     rego: RegoEngine | None = None
     plugins: Mapping[str, Plugin] = field(default_factory=dict)
@@ -434,7 +425,7 @@ class KeyBroker:
             # Rounded down: a guest must not believe in a second that it does not have.
             headers = ((b"cloister-lease", str(int((lease.expires_at - context.at).total_seconds())).encode()),)
         if parts.receipts is not None:
-            wanted = rule.witnesses if rule is not None else 0
+            wanted = max(parts.cosignatures, rule.witnesses if rule is not None else 0)
             receipt = parts.receipts.receipt(appended, cosignatures=wanted, deadline=deadline)
             headers = (*headers, (b"cloister-receipt", receipt.encode()))
         return headers

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy import Connection
 
 from cloister.errors import Refused
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding
+from cloister.trust.events import loggable
 from cloister.trust.keybroker.answers import Answer, error_answer
 from cloister.trust.keybroker.token import VerifiedToken
 from cloister.trust.roles import NO_EVENTS, Events, LogEvent, PluginDenied, Undecided
 from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
-
-_FIELD_CHARS: Final = 256  # an event's field has at most 1024 octets; guests choose some of these words
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,11 +117,13 @@ class DenialBook:
             attestation=row.attestation,
             findings=tuple(stored_finding(finding) for finding in findings),
         )
-        self._records.record_denial(record, row, lambda connection: self._append(connection, row))
+        # Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
+        proven = bool(row.attestation) or (context.stage == "attest" and bool(row.tee))
+        self._records.record_denial(record, row, (lambda connection: self._append(connection, row)) if proven else None)
         return error_answer(error, stage=context.stage, denial=denial)
 
     def _append(self, connection: Connection, row: AuditRow) -> object:
-        fields = {**event_fields(row), "code": row.code, "denial": row.denial}
+        fields = event_fields(row)
         return self._events.append(connection, LogEvent(kind="denial", at=row.at, tenant=self._tenant, fields=fields))
 
 
@@ -140,5 +140,7 @@ def event_fields(row: AuditRow) -> dict[str, str]:
         "attestation": row.attestation,
         "appraisal_policy_digest": row.appraisal_policy_digest,
         "release_policy_digest": row.release_policy_digest,
+        "code": row.code,
+        "denial": row.denial,
     }
-    return {name: value[:_FIELD_CHARS] for name, value in fields.items()}
+    return {name: loggable(value) for name, value in fields.items() if value}

@@ -74,8 +74,10 @@ class HighWater:
         self._store(mark, lower=True)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file; harmless twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _store(self, mark: Mark, *, lower: bool) -> None:
         head = mark.size.to_bytes(8, "big") + mark.root

@@ -11,14 +11,18 @@ Nothing is appended before it is known that the log in the database is the one t
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
 from cloister.errors import Unavailable
@@ -31,12 +35,14 @@ from cloister.tlog.signers import LogSigner
 from cloister.tlog.tree import CompactRange, Node, inclusion_ranges, nodes_for, prove
 from cloister.trust.events import LogEvent
 from cloister.trust.releaselog import rows
-from cloister.trust.releaselog.cosigning import Cosigner
+from cloister.trust.releaselog.cosigning import Cosigner, Witness
 from cloister.trust.releaselog.guard import Guard
 from cloister.trust.releaselog.highwater import HighWater, Mark
 from cloister.trust.store.database import Store
 
 TENANT_FIELD: Final = "tenant"
+FIRST_ANSWER_SECONDS: Final = 3.0
+_ORIGIN: Final = "cloister/release-log/"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,59 +81,90 @@ class ReleaseLog:
     """The log of one trust service. Give it to the store as its `batch_hook`, then `open` it.
 
     Args:
-        signer: the log's key.
         high_water: the mark beside the database.
         cosigner: asks witnesses; None when there are none.
         random: returns that many unpredictable bytes.
     """
 
     def __init__(
-        self, signer: LogSigner, high_water: HighWater, *, cosigner: Cosigner | None, random: Callable[[int], bytes]
+        self, high_water: HighWater, *, cosigner: Cosigner | None, random: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
-        self._signer = signer
+        self._signer: LogSigner | None = None
+        self._opening = threading.Lock()
         self._cosigner = cosigner
         self._random = random
         self._guard = Guard(high_water, asked=cosigner is not None)
         self._high_water = high_water
         self._tree: CompactRange | None = None
         self._batch: _Batch | None = None
-        self._head = threading.Lock()
-        self._newest = self._sign(CompactRange())
+        self._newest: SignedNote | None = None
         self._store: Store | None = None
 
     @property
+    def opened(self) -> bool:
+        """Whether `open` was called and did not fail."""
+        return self._newest is not None
+
+    @property
     def key(self) -> VerifierKey:
-        """The log's public key; its name is the origin."""
-        return self._signer.verifier
+        """The log's public key; its name is the origin.
+
+        Raises:
+            Unavailable: not open yet (`trust.releaselog.closed`).
+        """
+        return self._require_signer().verifier
 
     @property
     def newest(self) -> SignedNote:
-        """The newest checkpoint that is durable, with the cosignatures it has."""
-        with self._head:
-            newest = self._newest
+        """The newest checkpoint that is durable, with the cosignatures it has.
+
+        Raises:
+            Unavailable: not open yet (`trust.releaselog.closed`).
+        """
+        newest = self._newest
+        if newest is None:
+            raise _closed()
         return newest if self._cosigner is None else self._cosigner.cosigned(newest)
 
-    def open(self, store: Store, *, seconds: float) -> None:
-        """Look at the log in `store`, and ask the witnesses about it.
+    def open(
+        self, store: Store, key: Ed25519PrivateKey, *, origin: str = "", seconds: float = FIRST_ANSWER_SECONDS
+    ) -> None:
+        """Look at the log in `store`, and ask the witnesses about it. Does nothing when it was done before.
 
         Not raised here, but by what appends: that the log is not the one others were shown, or that no witness
         answered. Reading stays possible.
 
         Args:
             store: whose hook this is.
+            key: the log's private key.
+            origin: name of the log; one made from the key when empty.
             seconds: most to wait for a witness; asking goes on behind.
 
         Raises:
             Unavailable: the store failed, or the log in it is damaged.
         """
-        self._store = store
-        mark = self._high_water.read()  # before the database: what is marked was committed before
-        size = store.read(lambda connection: self._look(connection, mark))
-        if self._cosigner is not None:
-            self._cosigner.begin(
-                size, self._newest, prove=self._prove_consistency, newest=self._stored_head, judge=self._guard
-            )
-            self._guard.wait(seconds)
+        with self._opening:
+            if self.opened:
+                return
+            self._signer, self._store = LogSigner(origin or origin_of(key), key.private_bytes_raw()), store
+            mark = self._high_water.read()  # before the database: what is marked was committed before
+            size, note = store.read(lambda connection: self._look(connection, mark))
+            self._newest = note
+            if self._cosigner is not None:
+                self._cosigner.begin(
+                    size, note, prove=self._prove_consistency, newest=self._stored_head, judge=self._guard
+                )
+                self._guard.wait(seconds)
+
+    def check(self) -> None:
+        """Return if the log may be written; for readiness.
+
+        Raises:
+            Unavailable: not open yet, or not known to be the newest (`trust.releaselog.*`).
+        """
+        if not self.opened:
+            raise _closed()
+        self._guard.require_clear()
 
     def append(self, connection: Connection, event: LogEvent) -> Appended:
         """Add an entry in the transaction of `connection`.
@@ -189,8 +226,7 @@ class ReleaseLog:
         if batch is None or batch.note is None:
             return
         self._tree = batch.tree
-        with self._head:
-            self._newest = batch.note
+        self._newest = batch.note
         if self._cosigner is not None:
             self._cosigner.offer(batch.size, batch.note)
         self._high_water.raise_to(Mark(size=batch.size, root=batch.tree.root()))
@@ -245,7 +281,7 @@ class ReleaseLog:
             self._forget_undone(connection, batch)
             return batch
         self._batch = None
-        self._guard.require_clear()
+        self.check()
         size = rows.count_entries(connection)
         if self._tree is None or self._tree.size != size:
             self._reload(connection, size)
@@ -267,8 +303,7 @@ class ReleaseLog:
         if self._tree is not None:
             self._guard.require_continues(connection, Mark(size=self._tree.size, root=self._tree.root()), tree)
         self._tree = tree
-        with self._head:
-            self._newest = head
+        self._newest = head
 
     def _read(self, connection: Connection) -> tuple[SignedNote, CompactRange]:
         """Return the newest checkpoint as stored, and its tree.
@@ -283,13 +318,11 @@ class ReleaseLog:
             raise rows.damaged("the newest checkpoint is not that of the entries")
         return head.note, tree
 
-    def _look(self, connection: Connection, mark: Mark) -> int:
+    def _look(self, connection: Connection, mark: Mark) -> tuple[int, SignedNote]:
         note, tree = self._read(connection)
         self._guard.look(connection, mark, tree)
         self._tree = tree
-        with self._head:
-            self._newest = note
-        return tree.size
+        return tree.size, note
 
     def _stored_head(self) -> tuple[int, SignedNote]:
         head = self._require_store().read(lambda connection: rows.read_head(connection, self.key))
@@ -297,7 +330,7 @@ class ReleaseLog:
 
     def _sign(self, tree: CompactRange) -> SignedNote:
         text = Checkpoint(origin=self.key.name, size=tree.size, root=tree.root()).text()
-        return SignedNote(text=text, signatures=(self._signer.sign(text),))
+        return SignedNote(text=text, signatures=(self._require_signer().sign(text),))
 
     def _prove_consistency(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         nodes = self._require_store().read(lambda connection: rows.read_nodes(connection, nodes_for(ranges)))
@@ -314,6 +347,11 @@ class ReleaseLog:
             )
         return self._cosigner.wait(position + 1, cosignatures, max(0.0, deadline - time.monotonic()))
 
+    def _require_signer(self) -> LogSigner:
+        if self._signer is None:
+            raise _closed()
+        return self._signer
+
     def _require_tree(self) -> CompactRange:
         if self._tree is None:
             raise RuntimeError("the log was not looked at")
@@ -323,3 +361,25 @@ class ReleaseLog:
         if self._store is None:
             raise RuntimeError("the log is not open")
         return self._store
+
+
+def make_release_log(directory: Path, witnesses: Sequence[Witness]) -> ReleaseLog:
+    """Return the log of a state directory, to be given to its store and opened.
+
+    Raises:
+        Unavailable: the high-water mark cannot be used (`trust.releaselog.highwater`).
+    """
+    return ReleaseLog(HighWater(directory), cosigner=Cosigner(witnesses) if witnesses else None)
+
+
+def origin_of(key: Ed25519PrivateKey) -> str:
+    """Return the name of the log of a key: one key, one log."""
+    return _ORIGIN + hashlib.sha256(key.public_key().public_bytes_raw()).hexdigest()[:32]
+
+
+def _closed() -> Unavailable:
+    return Unavailable(
+        "trust.releaselog.closed",
+        "the release log is not open yet",
+        hint="its key is sealed with the others; unseal the service",
+    )

@@ -16,6 +16,7 @@ from typing import Any, Final
 from cloister.errors import CloisterError, RequestRefused, Unavailable
 from cloister.protocol.kbs import PREFIX
 from cloister.trust.journal import Journal
+from cloister.trust.releaselog import PublicLog
 from cloister.trust.settings import TrustSettings
 from cloister.trust.web.exchange import Receive, Request, Response, Scope, Send, error_response, send_response
 from cloister.trust.web.gate import Gate, Limits, RateLimit, Route, Watched, bounded
@@ -102,8 +103,8 @@ class TrustApp:
         self._gate.close()
 
     def _find(self, path: str) -> tuple[Route, str, str] | None:
-        public = self._public.exact.get(path)
-        return (public, "", DEFAULT_TENANT) if public is not None else self._guests.find(path)
+        public = self._public.find(path)
+        return (*public, DEFAULT_TENANT) if public is not None else self._guests.find(path)
 
     async def _answer(self, scope: Scope, receive: Receive, path: str, identity: str) -> tuple[str, Response]:
         found = self._find(path)
@@ -167,7 +168,13 @@ class TrustApp:
 
 
 def trust_application(
-    brokers: Brokers, service: Checked, settings: TrustSettings, journal: Journal, *, mounts: Sequence[Mount] = ()
+    brokers: Brokers,
+    service: Checked,
+    settings: TrustSettings,
+    journal: Journal,
+    *,
+    mounts: Sequence[Mount] = (),
+    log: PublicLog | None = None,
 ) -> TrustApp:
     """Return the application over the roles.
 
@@ -177,10 +184,11 @@ def trust_application(
         settings: limits.
         journal: log.
         mounts: further applications.
+        log: what is public of the release log.
     """
     rate = RateLimit(settings.client_rate, max(1.0, 2 * settings.client_rate))
     gate = Gate(threads=settings.concurrency, admitted=settings.queue, rate=rate)
-    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(service), mounts, gate, journal)
+    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(service, log), mounts, gate, journal)
 
 
 async def _sent(send: Send, response: Response, identity: str) -> tuple[int, str, str]:

@@ -34,7 +34,7 @@ def check(history: History, records: Records, pins: LogPins) -> list[str]:
     faults += logged(history.releases, records, roots, pins)
     faults += audit_agrees_with_log(records)
     faults += numbered(records)
-    faults += nonces_once(history.attested, records)
+    faults += nonces_once(history.attested, history.bound, records)
     faults += permitted(history)
     return [*history.faults, *faults]
 
@@ -68,7 +68,8 @@ def logged(releases: Sequence[Release], records: Records, roots: Mapping[int, by
             faults.append(f"the receipt of the {name} is of something else")
         if roots.get(entry.checkpoint.size) != entry.checkpoint.root:
             faults.append(f"the checkpoint shown with the {name} is of another history")
-        if leaves.get(entry.index) != encode_leaf(receipt.kind, receipt.at, bytes.fromhex(receipt.salt), receipt.fields):
+        leaf = encode_leaf(receipt.kind, receipt.at, bytes.fromhex(receipt.salt), receipt.fields)
+        if leaves.get(entry.index) != leaf:
             faults.append(f"the entry of the {name} is not in the log")
     faults += [f"entry {index} is the receipt of {times} releases" for index, times in used.items() if times > 1]
     return _some(faults)
@@ -134,10 +135,10 @@ def numbered(records: Records) -> list[str]:
     return _some(f"audit row {number} is missing" for number in gaps)
 
 
-def nonces_once(attested: Mapping[str, Sequence[int]], records: Records) -> list[str]:
-    """No nonce was accepted twice: not by what clients were told, not by the evidence that was kept."""
+def nonces_once(attested: Mapping[str, Sequence[int]], bound: Mapping[str, str], records: Records) -> list[str]:
+    """No nonce was accepted twice: not by what clients were told, not by the evidence that was accepted."""
     faults = [f"a nonce was accepted by replicas {replicas}" for replicas in attested.values() if len(replicas) > 1]
-    faults += [f"evidence of one nonce was accepted {n} times" for n in Counter(records.bound).values() if n > 1]
+    faults += [f"evidence of one nonce was accepted {n} times" for n in Counter(bound.values()).values() if n > 1]
     if len(attested) > records.spent:
         faults.append(f"{len(attested)} nonces were accepted, {records.spent} are recorded as spent")
     return _some(faults)

@@ -1,4 +1,4 @@
-"""What the clients of a chaos run saw and what its owner did, kept in memory: what the checkers hold against the records."""
+"""What the clients of a chaos run saw and what its owner did, kept in memory; checkers hold it against the records."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class History:
     Attributes:
         releases: acknowledged, in no order.
         attested: for each nonce the replicas that accepted it.
+        bound: for each piece of evidence that was accepted, by id, nonce and guest key it is bound to.
         counts: of what happened, by name.
         faults: what can be told at once to be wrong.
         secrets: bytes that must not be in any log.
@@ -58,6 +59,7 @@ class History:
 
     releases: list[Release] = field(default_factory=list)
     attested: dict[str, list[int]] = field(default_factory=dict)
+    bound: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     secrets: list[bytes] = field(default_factory=list)

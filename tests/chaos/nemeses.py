@@ -13,6 +13,8 @@ from chaos.load import Load
 from chaos.services import FAKETIME, STORE_SECONDS, Database, Replica
 
 RECOVERY_SECONDS = 15.0
+RESTART_SECONDS = 45.0  # of one that was killed: a Python process on a busy machine
+RESTARTS = ("replica killed", "replica and database killed")
 HELD_TRIES = 60  # instants at which a replica is stopped until one is in the middle of a transaction
 GAP_SECONDS = (0.2, 1.2)
 
@@ -24,13 +26,22 @@ class Nemeses:
         replicas: all of them.
         database: theirs.
         load: asked whether all serve again.
+        observe: called after each fault, to take what the service forgets in time.
         history: of the run.
         seed: of all choices; the plan depends on nothing else.
     """
 
     def __init__(
-        self, replicas: Sequence[Replica], database: Database, load: Load, history: History, *, seed: int
+        self,
+        replicas: Sequence[Replica],
+        database: Database,
+        load: Load,
+        history: History,
+        observe: Callable[[], None],
+        *,
+        seed: int,
     ) -> None:
+        self._observe = observe
         self._replicas, self._database, self._load, self._history = replicas, database, load, history
         self._choose = random.Random(f"{seed} nemeses")
         self.kinds: dict[str, Callable[[], None]] = {
@@ -43,6 +54,7 @@ class Nemeses:
             "connections to the database broken": self._break_back,
             "disk full": self._fill_disk,
             "clock jumps": self._jump,
+            "replica and database killed": self._kill_both,
         }
         self.skipped: dict[str, str] = {}
         if database.disk.reason is not None:
@@ -51,27 +63,30 @@ class Nemeses:
             self._skip("clock jumps", f"no {FAKETIME}: run `tools/setup test-packages`")
 
     def run(self, seconds: float) -> None:
-        """Break one thing after the other, each kind once per round, until the time is over."""
-        until = time.monotonic() + seconds
-        while True:
+        """Break one thing after the other, each kind once per round, for one round and until the time is over."""
+        until, rounds = time.monotonic() + seconds, 0
+        while time.monotonic() < until or rounds < 1:
             round_ = sorted(self.kinds)
             self._choose.shuffle(round_)
             for kind in round_:
-                if time.monotonic() >= until:
+                if rounds and time.monotonic() >= until:
                     return
                 time.sleep(self._choose.uniform(*GAP_SECONDS))
                 self.kinds[kind]()
                 self._history.count(f"fault: {kind}")
                 self.recover(kind)
+            rounds += 1
 
     def recover(self, kind: str) -> None:
-        """Note how long it takes until every replica does a whole handshake; too long is a fault."""
+        """Note how long it takes until every replica did a whole handshake; too long is a fault."""
         begun = time.monotonic()
         for replica in self._replicas:
-            if self._load.probe(replica.number, RECOVERY_SECONDS) is None:
-                self._history.fault(f"replica {replica.number} does not serve {RECOVERY_SECONDS:g} s after: {kind}")
+            limit = RESTART_SECONDS if kind in RESTARTS else RECOVERY_SECONDS
+            if self._load.probe(replica.number, limit) is None:
+                self._history.fault(f"replica {replica.number} does not serve {limit:g} s after: {kind}")
         self._history.recoveries.append(time.monotonic() - begun)
         self._history.did(f"all serve again after {self._history.recoveries[-1]:.2f} s")
+        self._observe()
 
     def _skip(self, kind: str, reason: str) -> None:
         self.kinds.pop(kind)
@@ -118,6 +133,15 @@ class Nemeses:
         time.sleep(seconds)
         self._database.server.start()
 
+    def _kill_both(self) -> None:
+        """The replica is started again before the database is: it has to try more than once."""
+        replica, seconds = self._some(), self._choose.uniform(1.0, 3.0)
+        self._note(f"SIGKILL of replica {replica.number} and of the database, gone", seconds)
+        replica.kill()
+        self._database.server.end(signal.SIGKILL)
+        time.sleep(seconds)
+        self._database.server.start()
+
     def _stop_database(self) -> None:
         seconds = self._choose.uniform(0.5, 2 * STORE_SECONDS)
         self._note("SIGSTOP of the database", seconds)
@@ -152,6 +176,7 @@ class Nemeses:
         seconds = self._choose.uniform(1.0, 4.0)
         self._note("the database's disk is full", seconds)
         self._database.disk.fill()
+        self._database.use_up_space()
         time.sleep(seconds)
         self._database.disk.empty()
         if self._database.require_running():

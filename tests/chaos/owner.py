@@ -1,4 +1,4 @@
-"""Who owns the trust service of a chaos run: resources, rules, and guests of the simulation that may or may not have them."""
+"""Who owns the trust service of a chaos run: its resources, its rules, and the guests that may have them or not."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ class Proxies:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
+        self.servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-proxies", daemon=True)
 
     def __enter__(self) -> Proxies:
@@ -48,6 +49,8 @@ class Proxies:
         self._loop.call_soon_threadsafe(work)
 
     async def _end(self) -> None:
+        for server in self.servers:
+            server.close()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -81,6 +84,7 @@ class Proxy:
 
     async def listen(self) -> None:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._proxies.servers.append(server)
         self.port = server.sockets[0].getsockname()[1]
 
     def _set(self, mode: str, seconds: float) -> None:
@@ -102,7 +106,7 @@ class Proxy:
             source, other = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.add(other)
             self._upstream.add(other.get_extra_info("sockname")[1])
-            pumps = {asyncio.ensure_future(self._pump(reader, other)), asyncio.ensure_future(self._pump(source, writer))}
+            pumps = [asyncio.ensure_future(self._pump(*way)) for way in ((reader, other), (source, writer))]
             _, left = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in left:
                 pump.cancel()

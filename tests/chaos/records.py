@@ -44,7 +44,6 @@ class Records:
         log: entries in order.
         nodes: hashes of complete subtrees, by level and position.
         checkpoints: signed notes, by size.
-        bound: what each piece of kept evidence is bound to: nonce and guest key.
         spent: nonces that were accepted.
     """
 
@@ -52,7 +51,6 @@ class Records:
     log: list[LogRecord] = field(default_factory=list)
     nodes: dict[tuple[int, int], bytes] = field(default_factory=dict)
     checkpoints: dict[int, str] = field(default_factory=dict)
-    bound: list[str] = field(default_factory=list)
     spent: int = 0
 
 
@@ -69,9 +67,7 @@ def read_records(connection: Connection) -> Records:
     entries = connection.execute(select(log_entries).order_by(log_entries.c.position))
     spent = connection.execute(select(nonces.c.hash).where(nonces.c.used_at.is_not(None))).all()
     return Records(
-        audit=[
-            AuditRecord(**row._mapping) for row in connection.execute(select(*columns).order_by(audit.c.sequence))
-        ],
+        audit=[AuditRecord(**row._mapping) for row in connection.execute(select(*columns).order_by(audit.c.sequence))],
         log=[
             LogRecord(
                 position=row.position,
@@ -84,9 +80,13 @@ def read_records(connection: Connection) -> Records:
         ],
         nodes={(row.level, row.position): bytes(row.hash) for row in connection.execute(select(log_nodes))},
         checkpoints={row.size: row.note for row in connection.execute(select(log_checkpoints))},
-        bound=[_bound(bytes(row.body)) for row in connection.execute(select(evidence.c.body))],
         spent=len(spent),
     )
+
+
+def read_bound(connection: Connection) -> dict[str, str]:
+    """Return for each piece of kept evidence, by its id, nonce and guest key it is bound to."""
+    return {row.id: _bound(bytes(row.body)) for row in connection.execute(select(evidence.c.id, evidence.c.body))}
 
 
 def _bound(body: bytes) -> str:

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from chaos import checkers
 from chaos.history import History
@@ -33,7 +34,7 @@ from chaos.load import Load
 from chaos.nemeses import Nemeses
 from chaos.owner import Owner
 from chaos.proxy import Proxies
-from chaos.records import Records, read_records
+from chaos.records import Records, read_bound, read_records
 from chaos.served import check_served
 from chaos.services import Database, Replica, Supervisor, disk
 from chaos.sudden import KillPlan, kill_often
@@ -88,25 +89,30 @@ def run_postgresql(directory: Path, *, seconds: float, seed: int) -> Report:
         with Supervisor(replicas, history) as supervisor:
             supervisor.wait_serving(START_SECONDS)
             history.began = time.monotonic()
+            engine = create_engine(
+                f"postgresql+psycopg://{USER}@/{database.name}?host={database.server.directory}&port={database.server.port}",
+                poolclass=NullPool,
+            )
+
+            def observe() -> None:
+                with engine.connect() as connection:
+                    history.bound.update(read_bound(connection))
+
             urls = [lambda replica=replica: f"https://127.0.0.1:{replica.front.port}" for replica in replicas]
             with Load(urls, owner, history, seed=seed, guests=GUESTS) as load:
-                nemeses = Nemeses(replicas, database, load, history, seed=seed)
+                nemeses = Nemeses(replicas, database, load, history, observe, seed=seed)
                 nemeses.run(seconds)
                 nemeses.recover("the last fault")
             took = history.elapsed()
-            engine = create_engine(
-                f"postgresql+psycopg://{USER}@/{database.name}?host={database.server.directory}&port={database.server.port}"
-            )
+            observe()
             with engine.connect() as connection:
                 records = read_records(connection)
-            engine.dispose()
             pins = parse_pins(owner.log_pins.key, (), 0)
             roots, _ = checkers.recompute(records)
             for replica, url in zip(replicas, urls, strict=True):
                 history.faults += check_served(url(), owner.ca_pem, pins.key, roots, f"replica {replica.number}")
         logs = {replica.log.name: replica.log.read_bytes() for replica in replicas}
         logs["the database's log"] = (database.server.directory / "log").read_bytes()
-        history.count("starts of replicas")
         history.counts["starts of replicas"] = sum(replica.starts for replica in replicas)
     report = _report(history, records, pins, logs, seed=seed, database="postgresql", seconds=took)
     report.skipped = nemeses.skipped
@@ -130,13 +136,21 @@ def run_sqlite(directory: Path, *, kills: int, seed: int) -> Report:
         if verdict != "ok":
             history.faults.append(f"the database is damaged: {verdict}")
         records = read_records(connection)
+        history.bound.update(read_bound(connection))
     engine.dispose()
     pins = parse_pins(owner.log_pins.key, (), 0)
     return _report(history, records, pins, logs, seed=seed, database="sqlite", seconds=took)
 
 
 def _report(
-    history: History, records: Records, pins: LogPins, logs: dict[str, bytes], *, seed: int, database: str, seconds: float
+    history: History,
+    records: Records,
+    pins: LogPins,
+    logs: dict[str, bytes],
+    *,
+    seed: int,
+    database: str,
+    seconds: float,
 ) -> Report:
     faults = checkers.check(history, records, pins) + checkers.silent(history.secrets, logs)
     recoveries = history.recoveries or [0.0]

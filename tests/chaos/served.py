@@ -30,7 +30,9 @@ def check_served(url: str, ca_pem: str, key: VerifierKey, roots: Mapping[int, by
                 for entry in parse_entries(tile, fetch(tile.path())):
                     hashes.append(leaf_hash(entry))
                     tree.append(hashes[-1])
-            tiled = [item for tile in tiles_of(checkpoint.size, level=0) for item in parse_hashes(tile, fetch(tile.path()))]
+            tiled = []
+            for tile in tiles_of(checkpoint.size, level=0):
+                tiled += parse_hashes(tile, fetch(tile.path()))
         except Refused as err:
             return [f"the log that {name} serves: {err.code} {err.message}"]
     faults = []

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from chaos.history import History
 from chaos.proxy import Proxies
 from postgres_process import PostgreSQLServer, require_programs
@@ -53,7 +55,7 @@ class Replica:
 
     def start(self) -> None:
         self._ready.unlink(missing_ok=True)
-        self.serving, self.may_end = False, False
+        self.serving = self.may_end = False
         self.starts += 1
         command = [sys.executable, "-W", "error", "-m", "cloister.trust.app", "--state", str(self.state)]
         command += ["--database", self._database, "--ready-file", str(self._ready), "--die-with-parent"]
@@ -65,7 +67,7 @@ class Replica:
         """Notice readiness; return the exit code of a process that ended."""
         assert self.process is not None
         code = self.process.poll()
-        if code is None and not self.serving and self._ready.exists():
+        if code is None and not self.serving and not self.may_end and self._ready.exists():
             self.front.target = json.loads(self._ready.read_text())["port"]
             self.serving = True
         return code
@@ -198,9 +200,9 @@ def _mount(image: Path, place: Path) -> str | None:
     with image.open("wb") as file:
         file.truncate(DISK_BYTES)
     for command in (["mkfs.ext4", "-q", "-m", "0", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
-        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         except OSError as err:
             return f"{command[0]}: {err.strerror}"
         if done.returncode:
@@ -244,6 +246,17 @@ class Database:
         (self.server.directory / "data" / "postmaster.pid").unlink(missing_ok=True)
         self.server.start()
         return True
+
+    def use_up_space(self) -> None:
+        """Make the server need new files: while the disk is full it must fail, not go on with files it has."""
+        for _ in range(4):
+            with suppress(psycopg.Error):
+                self.server.execute("SELECT pg_switch_wal()")
+            time.sleep(0.1)
+
+    @property
+    def felt_the_disk(self) -> bool:
+        return b"No space left on device" in (self.server.directory / "log").read_bytes()
 
     def writer(self) -> tuple[int, int] | None:
         """Backend and client port of whoever has the writers' lock and says nothing, None when nobody has."""

@@ -22,12 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import Connection
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import postgres_process
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
-from cloister.trust.store.records import RELEASED, AuditRow, RecordStore
+from cloister.trust.store.records import RELEASED, AuditRow, RecordStore, store_audit
 
 WAITERS = (1, 8, 32)
 SLICE = 0.5  # seconds
@@ -46,6 +48,10 @@ ROW = AuditRow(
 def values(number: int) -> tuple[object, ...]:
     named = [getattr(ROW, name) for name in COLUMNS.replace(" ", "").split(",")[3:]]
     return ("bare", number, 1, *named)
+
+
+def record(connection: Connection) -> None:
+    store_audit(connection, DEFAULT_TENANT, ROW)
 
 
 @dataclass
@@ -98,7 +104,6 @@ def bare_postgresql(address: str) -> Callable[[int], object]:
 
 def measure(side: Side, rounds: int) -> None:
     store = Store(side.address)
-    recorder = RecordStore(store)
     commit = side.bare()
     numbers = iter(range(1, 10**9))
     bare: list[float] = []
@@ -106,13 +111,13 @@ def measure(side: Side, rounds: int) -> None:
     for _ in range(rounds):  # in turn, because what a commit costs on a shared disk changes from second to second
         bare.append(rate(lambda: commit(next(numbers)), 1, SLICE))
         for waiters, rates in ours.items():
-            rates.append(rate(lambda: recorder.record_release(ROW, seconds=4), waiters, SLICE))
+            rates.append(rate(lambda: store.write(record), waiters, SLICE))
     base = statistics.median(bare)
     print(f"{side.name}, bare driver, single commits: {base:.0f} rows/s ({min(bare):.0f} to {max(bare):.0f})")
     for waiters, rates in ours.items():
         ratio = statistics.median(own / other for own, other in zip(rates, bare, strict=True))
         print(f"{side.name}, store, {waiters:2} waiting: {statistics.median(rates):.0f} rows/s, {ratio:.2f}x")
-    last = recorder.last_audit()
+    last = RecordStore(store, tenant=DEFAULT_TENANT).last_audit()
     store.close()
     again = Store(side.address)
     assert RecordStore(again).last_audit() == last > 0  # what is counted is there
@@ -130,7 +135,6 @@ def main() -> None:
     with postgres_process.running(fsync=True) as server:
         address = server.url(server.create_database())
         measure(Side("PostgreSQL", address, lambda: bare_postgresql(address)), options.rounds)
-    postgres_process.discard_template()
 
 
 if __name__ == "__main__":

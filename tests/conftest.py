@@ -110,7 +110,6 @@ def postgresql() -> Iterator[PostgreSQLServer]:
 
     with postgres_process.running() as server:
         yield server
-    postgres_process.discard_template()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import shutil
@@ -46,18 +47,13 @@ def require_programs() -> Path:
 def template() -> Path:
     """A data directory that was initialised once; servers start on copies."""
     directory = Path(tempfile.mkdtemp(prefix="cloister-postgres-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     _own(directory)
     command = [str(require_programs() / "initdb"), "-D", str(directory / "data"), "-U", USER, "--no-sync"]
     command += ["-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/", **_unprivileged())
     assert done.returncode == 0, done.stdout + done.stderr
     return directory
-
-
-def discard_template() -> None:
-    if template.cache_info().currsize:
-        shutil.rmtree(template(), ignore_errors=True)
-        template.cache_clear()
 
 
 class PostgreSQLServer:

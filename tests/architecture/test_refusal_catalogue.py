@@ -30,7 +30,9 @@ LETTERS = {
     "P": ("podpolicy",),
     "I": ("oci", "imagetool", "crypto.signer"),
     "G": ("guest", "guestapi", "crypto.streamseal"),
-    "K": ("trust", "client", "protocol.kbs", "protocol.resource", "protocol.tenant", "crypto", "tlog"),
+    "K": (
+        "trust", "client", "protocol.kbs", "protocol.resource", "protocol.spiffe", "protocol.tenant", "crypto", "tlog",
+    ),
     "H": ("host", "cli", "sdk"),
     "F": ("wire", "protocol"),
 }  # fmt: skip

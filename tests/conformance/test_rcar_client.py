@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 
 from cloister.protocol.resourceuri import parse_resource_path
-from cloister.tee.registry import TECHNOLOGIES
 from cloister.testing.tpm import FakeTPM
 from cloister.trust import app
 from cloister.trust.admin import TrustAdmin
@@ -31,7 +30,6 @@ from cloister.trust.service import TrustService
 from cloister.trust.settings import TrustSettings
 from conformance import rcar
 from conformance.rcar import Client, Denied, GuestKey, Violation, ec_key, rsa_key
-from conformance.tools import skip_or_fail
 from evidence_world import Site, snp_machine
 from trust_process import Owner, Running, make_owner, running
 from trust_world import CANARY, MODEL, Clock, quick_directory
@@ -355,14 +353,12 @@ def pem_certificates(text: bytes) -> list[tuple[str, bytes]]:
 @pytest.fixture(scope="module")
 def sample_service() -> Iterator[Running]:
     """A service whose owner allows the sample TEE for one prefix, and RSA1_5 for guests of 0.1.1."""
-    if "sample" not in TECHNOLOGIES:
-        skip_or_fail("technology `sample` is not in cloister.tee.registry")
     with quick_directory() as directory:
         state = directory / "state"
         with TrustAdmin(state) as admin:
             admin.put_resource(MODEL, CANARY)
             admin.put_resource(parse_resource_path(WITHOUT_RULE), b"nobody may have this")
-            admin.put_release_rule("default/model/*", SAMPLE_RULE)  # type: ignore[attr-defined]  # comes with `sample`
+            admin.put_release_rule("default/model/*", SAMPLE_RULE)
         with running(state, "--insecure-rsa1-5") as service:
             yield service
 

@@ -13,7 +13,22 @@ from typing import Annotated
 import typer
 
 from cloister import __version__
-from cloister.cli import collateral, demo, doctor, evidence, explain, image, key, log, podvm, refs, run, serve
+from cloister.cli import (
+    collateral,
+    demo,
+    doctor,
+    evidence,
+    explain,
+    identity,
+    image,
+    key,
+    log,
+    podvm,
+    reappraise,
+    refs,
+    run,
+    serve,
+)
 from cloister.cli.output import exit_code, print_error, stdout
 from cloister.errors import CloisterError
 
@@ -57,12 +72,14 @@ app.command("doctor", short_help="List what this machine can do, each line with 
 app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)
 app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
 app.add_typer(collateral.app, name="collateral")
+app.add_typer(identity.app, name="identity")
 app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(refs.app, name="refs")
 app.add_typer(key.app, name="key")
+app.add_typer(reappraise.app, name="audit")
 
 
 def _end(number: int, _: object) -> None:

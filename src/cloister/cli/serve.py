@@ -26,12 +26,15 @@ def serve_command(
     names: Annotated[
         str, typer.Option(help="Names and addresses in the TLS certificate, comma-separated.")
     ] = "localhost,127.0.0.1,10.0.2.2",
+    trust_domain: Annotated[str, typer.Option(help="SPIFFE trust domain of identities [default: no identities].")] = "",
+    identity_issuer: Annotated[str, typer.Option(help="https address that JWT-SVIDs name as issuer.")] = "",
 ) -> None:
     """Run the trust service: verifier, reference values, key broker.
 
     Speaks the key broker protocol 0.4.0 over TLS with its own CA (made on first start, kept in the state directory).
     Stops on Ctrl-C after answering what it has begun.
     """
+    from cloister.protocol.spiffe import parse_trust_domain
     from cloister.trust.app import serve  # the service's libraries are needed by this verb alone
     from cloister.trust.settings import TrustSettings, parse_listen
 
@@ -48,5 +51,7 @@ def serve_command(
         port=port,
         names=tuple(names.split(",")),
         collateral=collateral,
+        trust_domain=parse_trust_domain(trust_domain) if trust_domain else "",
+        identity_issuer=identity_issuer,
     )
     serve(settings)

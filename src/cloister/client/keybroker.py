@@ -214,6 +214,29 @@ class KeyBrokerClient:
             self._verify_receipt(response.headers.get(_RECEIPT_HEADER, ""), path)
         return self._ephemeral().open(_decode(response.body, SealedResource))
 
+    def plugin(self, name: str, path: str, *, query: str = "", body: bytes = b"") -> bytes:
+        """Return what a plugin of the broker answers; attests first when there is no token or it is about to expire.
+
+        Args:
+            name: of the plugin.
+            path: what it takes, without a slash at either end.
+            query: percent-encoded, without `?`.
+            body: sent as JSON.
+
+        Raises:
+            KeyReleaseDenied: its policy says no; `path` holds the denial id.
+            Refused: no such plugin or path (`client.resource_not_found`), or an answer that does not open with our key.
+            Unavailable: no connection after the last attempt, or the broker cannot tell now.
+        """
+        if not self._token or self._monotonic() >= self._renew_at:
+            self.attest()
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        target = f"{PREFIX}/{name}/{path}" + (f"?{query}" if query else "")
+        response = self._persist(lambda: self._channel.request("POST", target, body=body, headers=headers))
+        if response.status != 200:
+            raise _broker_error(response, stage="resource", resource=f"{name}/{path}")
+        return self._ephemeral().open(_decode(response.body, SealedResource))
+
     def _verify_receipt(self, text: str, path: ResourcePath) -> None:
         """Return if the release of `path` to this guest is in the pinned log, behind all that was released before.
 

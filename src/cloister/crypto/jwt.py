@@ -59,20 +59,23 @@ def key_id(key: ECDSAP256PublicKey) -> str:
     return encode_b64url(hashlib.sha256(encode_canonical(required)).digest())
 
 
-def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes] = ()) -> str:
+def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes] = (), carry_key: bool = True) -> str:
     """Return the signed token.
 
     Args:
         claims: JSON values.
         signer: holds the key.
         chain: DER certificates of the key, leaf first, for relying parties that pin a CA.
+        carry_key: whether the header shows the public key; a JWT-SVID's must not.
     """
     from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-    jwk: dict[str, Any] = {**public_jwk(signer.public_key)}  # Any: x5c is a list
-    if chain:
-        jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
-    header = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(signer.public_key), "jwk": jwk}
+    header: dict[str, Any] = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(signer.public_key)}  # Any: jwk
+    if carry_key:
+        jwk: dict[str, Any] = {**public_jwk(signer.public_key)}  # Any: x5c is a list
+        if chain:
+            jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
+        header["jwk"] = jwk
     signed = ".".join(encode_b64url(msgspec.json.encode(part)) for part in (header, dict(claims)))
     r, s = decode_dss_signature(signer.sign(signed.encode("ascii")))
     signature = r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")

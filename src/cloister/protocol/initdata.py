@@ -5,8 +5,8 @@ digest is taken over the exact bytes, by the named algorithm, and must be what H
 PCR 8 was extended with. The transport is a small block device in Kata's format: 8 bytes magic `initdata`, u64
 little-endian length, gzip stream, zero padded to 512.
 
-Entries Cloister uses: `aa.toml` (broker address and CA, in the shape of CoCo's attestation agent), and
-`pod-policy.json`. The host reads init data: it holds no secret.
+Entries Cloister uses: `aa.toml` (broker address and CA, in the shape of CoCo's attestation agent),
+`pod-policy.json`, and `contract-id`. The host reads init data: it holds no secret.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ MAGIC: Final = b"initdata"
 SECTOR: Final = 512
 AGENT_ENTRY: Final = "aa.toml"
 POLICY_ENTRY: Final = "pod-policy.json"
+CONTRACT_ENTRY: Final = "contract-id"  # `sha256:` and 64 digits of the contract the pod runs under
 _DIGESTS: Final = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+DIGEST_BYTES: Final = {name: digest().digest_size for name, digest in _DIGESTS.items()}
 _HEADER_BYTES: Final = 16
 
 

@@ -14,23 +14,28 @@ from typing import Any
 
 from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.protocol.spiffe import parse_trust_domain
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
+from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_identity_policy
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules
 from cloister.trust.keybroker.rulebook import RuleBook, checked_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.refvalues import ReferenceValueService
-from cloister.trust.releaselog import make_release_log, parse_witnesses, read_announced
+from cloister.trust.releaselog import EventsOnceOpen, make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
 from cloister.trust.store.endorsers import RootStore
-from cloister.trust.store.policies import APPRAISAL, PolicyStore, StoredPolicy
+from cloister.trust.store.leases import LeaseStore
+from cloister.trust.store.policies import APPRAISAL, IDENTITY, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry, ResourceStore
+from cloister.trust.verifier import CollateralSource
+from cloister.trust.verifier.survey import Survey
 
 
 class TrustAdmin:
@@ -69,7 +74,8 @@ class TrustAdmin:
             self._log.close()
             raise
         try:
-            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock)
+            events = EventsOnceOpen(self._log)
+            self._keys = ServiceKeys(self._state, self._store, key_store=key_store, clock=clock, events=events)
             if not self._keys.sealed:
                 self._log.open(self._store, self._keys.signing.signing_key(LOG).private)
         except BaseException:
@@ -78,8 +84,8 @@ class TrustAdmin:
             raise
         self.keys = KeyAdministration(self._store, self._keys)
         self._resources = ResourceStore(self._store, self._keys.ring)
-        self._policies = PolicyStore(self._store)
-        self._rules = RuleBook(self._store)
+        self._policies = PolicyStore(self._store, events=self._log)
+        self._rules = RuleBook(self._store, events=self._log)
         self._references = ReferenceValueService(self._store)
         self._roots = RootStore(self._store)
         self._records = RecordStore(self._store)
@@ -151,6 +157,20 @@ class TrustAdmin:
             Unavailable: Rego, and this installation cannot run it.
         """
         return self._rules.put(checked_rule(prefix, text).prefix, text, at=self._clock())
+
+    def put_identity_policy(self, text: bytes) -> StoredPolicy:
+        """Store the identity policy: which pod gets which SPIFFE ID.
+
+        Raises:
+            FormatRefused: not a policy (`trust.identity.policy`, `trust.identity.template`).
+            Unavailable: the store failed.
+        """
+        parse_identity_policy(text)
+        return self._policies.put(IDENTITY, IDENTITY_POLICY, text, at=self._clock())
+
+    def identity_policy(self) -> StoredPolicy | None:
+        """Return the identity policy in force, None when there is none."""
+        return self._policies.current(IDENTITY, IDENTITY_POLICY)
 
     def release_rules(self) -> ReleaseRules:
         """Return the release rules and revocations in force."""
@@ -271,6 +291,51 @@ class TrustAdmin:
         return self._records.evidence(identity)
 
     # What others pin
+
+    def identity_keys(self, trust_domain: str) -> tuple[dict[str, str], ...]:
+        """Return the keys of a trust domain, oldest first, without their private halves; times in ISO 8601.
+
+        Raises:
+            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
+        """
+        rows = self._identity(trust_domain).history()
+        return tuple(
+            {
+                "id": row.id,
+                "use": row.use,
+                "active_at": row.active_at.isoformat(timespec="seconds"),
+                "expires_at": row.expires_at.isoformat(timespec="seconds"),
+                "withdrawn_at": row.withdrawn_at.isoformat(timespec="seconds") if row.withdrawn_at else "",
+            }
+            for row in rows
+        )
+
+    def rotate_identity_keys(self, trust_domain: str) -> None:
+        """Make new keys for a trust domain; the old ones sign on until relying parties know the new.
+
+        Raises:
+            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
+        """
+        self._identity(trust_domain).rotate(at=self._clock())
+
+    def withdraw_identity_key(self, trust_domain: str, key: str) -> None:
+        """Take a key out of a trust domain's bundle at once.
+
+        Raises:
+            Refused: there is no such key (`trust.identity.key`).
+        """
+        self._identity(trust_domain).withdraw(key, at=self._clock())
+
+    def _identity(self, trust_domain: str) -> StoredAuthorities:
+        return StoredAuthorities(self._store, self._keys.ring, parse_trust_domain(trust_domain))
+
+    def survey(self, policy_id: str = "default") -> Survey:
+        """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
+        return Survey(self._store, self._keys.ring, policy_id=policy_id, leases=LeaseStore(self._store).ends)
+
+    def collateral(self, directory: Path | None = None) -> CollateralSource:
+        """Return what vendors publish as the service has it, or as another cache has it."""
+        return CollateralSource(directory or self._state.path)
 
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""

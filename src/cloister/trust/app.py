@@ -33,6 +33,7 @@ from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings, settings_from_arguments
 from cloister.trust.statedir import write_whole
 from cloister.trust.web import trust_application
+from cloister.trust.web.identity import identity_mounts
 
 _START_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.002
@@ -90,7 +91,8 @@ async def serve_until(
     sys.setswitchinterval(_SWITCH_SECONDS)
     journal = Journal()
     with _watched_parent(settings, stop), TrustService(settings) as service:
-        app = trust_application(service.broker_of, service, settings, journal, log=service.public_log)
+        mounts = identity_mounts(service.identity)
+        app = trust_application(service.broker_of, service, settings, journal, mounts=mounts, log=service.public_log)
         tls = service.keys.issued_tls(settings.names, at=datetime.now(UTC))
         with tls as (certificate, key), _reserved(settings) as port:
             server = Server(

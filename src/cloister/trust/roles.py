@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from cloister.crypto.jwe import Recipient
 from cloister.errors import CloisterError, KeyReleaseDenied, Unavailable
-from cloister.protocol.initdata import InitData
 from cloister.protocol.kbs import VERSION, RuntimeData
 from cloister.rats.claims import Level
 from cloister.rats.result import Finding, Tier
 from cloister.trust.events import NO_EVENTS, Events, LogEvent
+from cloister.trust.store.evidence import BindingRecord
 from cloister.trust.store.records import AppraisalRecord
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Events",
     "IssuedChallenge",
     "LogEvent",
+    "MeasuredText",
     "Plugin",
     "PluginDenied",
     "Undecided",
@@ -47,6 +48,20 @@ class IssuedChallenge:
 
     extra_params: Any  # Any: JSON of the technology's own shape
     secret: bytes
+
+
+class MeasuredText(Protocol):
+    """Init data as far as evidence binds them: by digest. `cloister.protocol.initdata.InitData` is one.
+
+    Attributes:
+        digest: the digest alone.
+        digest_text: the digest as `algorithm:hex`.
+    """
+
+    @property
+    def digest(self) -> bytes: ...
+    @property
+    def digest_text(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -68,7 +83,7 @@ class AppraisalRequest:
     evidence: Any  # Any: untrusted JSON, typed by the technology's own parser
     additional_evidence: str
     runtime_data: RuntimeData
-    init_data: InitData | None
+    init_data: MeasuredText | None
     session_secret: bytes
     at: datetime
     version: str = VERSION
@@ -82,11 +97,13 @@ class Appraised:
         token: signed EAR.
         record: the result with all findings, expected values included.
         body: the evidence as received, JSON.
+        binding: what it was bound to.
     """
 
     token: str
     record: AppraisalRecord
     body: bytes
+    binding: BindingRecord
 
 
 class Undecided(Unavailable):

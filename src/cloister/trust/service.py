@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Final
 
 from cloister.errors import RequestRefused
+from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
 from cloister.trust.keys import ServiceKeys
 from cloister.trust.keys.signing import LOG
 from cloister.trust.rego.engine import RegoEngine
-from cloister.trust.releaselog import Announced, PublicLog, announce, make_release_log, parse_witnesses
+from cloister.trust.releaselog import Announced, EventsOnceOpen, PublicLog, announce, make_release_log, parse_witnesses
 from cloister.trust.settings import TrustSettings
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
@@ -60,7 +61,8 @@ class TrustService:
             self.log.close()
             raise
         try:
-            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock)
+            events = EventsOnceOpen(self.log)
+            self.keys = ServiceKeys(self.state, self.store, key_store=settings.key_store, clock=clock, events=events)
             self.keys.take_shares()
             self._open_log()
         except BaseException:
@@ -75,6 +77,11 @@ class TrustService:
             policy_id=settings.appraisal_policy,
             collateral=CollateralSource(settings.collateral or settings.state),
         )
+        self._clock = clock
+        self._authorities = (
+            StoredAuthorities(self.store, self.keys.ring, settings.trust_domain) if settings.trust_domain else None
+        )
+        self.identity = self.identity_of(DEFAULT_TENANT)
         self.broker = KeyBroker(
             BrokerParts(
                 store=self.store,
@@ -92,6 +99,7 @@ class TrustService:
                 rego=self.rego,
                 minimum_protocol=settings.minimum_protocol,
                 insecure_rsa1_5=settings.insecure_rsa1_5,
+                plugins={PLUGIN: self.identity} if self.identity is not None else {},
             )
         )
 
@@ -116,6 +124,22 @@ class TrustService:
             raise RequestRefused("trust.request.path", "no such address")
         self._open_log()
         return self.broker
+
+    def identity_of(self, tenant: str) -> IdentityService | None:
+        """Return the SPIFFE identities of a tenant, None without a trust domain; all tenants share its keys."""
+        if self._authorities is None:
+            return None
+        return IdentityService(
+            IdentityParts(
+                store=self.store,
+                authorities=self._authorities,
+                trust_domain=self.settings.trust_domain,
+                tenant=tenant,
+                issuer=self.settings.identity_issuer,
+                clock=self._clock,
+                events=self.log,
+            )
+        )
 
     def __enter__(self) -> TrustService:
         return self

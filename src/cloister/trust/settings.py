@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import Any, Final
 
 from cloister.errors import FormatRefused
 from cloister.protocol.kbs import VERSIONS
+from cloister.protocol.spiffe import parse_trust_domain
 
 LOOPBACK: Final = "127.0.0.1"
 SLIRP_HOST: Final = "10.0.2.2"  # where a guest with QEMU's user networking finds its host
+
+# OpenID Connect Discovery 1.0, section 3: https, host, perhaps port and path, nothing else; no slash at the end.
+_ISSUER: Final = re.compile(r"https://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~-]{1,100}){0,8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,8 @@ class TrustSettings:
         key_store: address of the key store that holds the root key; empty for `root.key` in the state directory.
         collateral: directory below which `cloister collateral` keeps what vendors publish, as `CLOISTER_CACHE` names it
             there; None for the state directory. Only read.
+        trust_domain: SPIFFE trust domain of the identities it issues; none are issued when empty.
+        identity_issuer: https address under which clouds find the keys of JWT-SVIDs; empty for no such issuer.
         session_seconds: time a guest may take between `/auth` and its `/attest`.
         store_seconds: time after which a stalled store becomes a refusal.
         request_seconds: time after which any request becomes a refusal.
@@ -64,6 +71,8 @@ class TrustSettings:
     appraisal_policy: str = "default"
     key_store: str = ""
     collateral: Path | None = None
+    trust_domain: str = ""
+    identity_issuer: str = ""
     session_seconds: float = 300.0
     store_seconds: float = 4.0
     request_seconds: float = 10.0
@@ -104,6 +113,19 @@ def _names(text: str) -> tuple[str, ...]:
     if not names:
         raise ValueError(text)
     return names
+
+
+def _trust_domain(text: str) -> str:
+    try:
+        return parse_trust_domain(text)
+    except FormatRefused as err:
+        raise ValueError(text) from err
+
+
+def _issuer(text: str) -> str:
+    if not _ISSUER.fullmatch(text):
+        raise ValueError(text)
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -196,6 +218,20 @@ TABLE: Final[Sequence[Setting]] = (
         parse=Path,
         help="CLOISTER_CACHE of what `cloister collateral` fetches; the state directory when absent",
         controls="availability, and how old vendors' statements may be within the policy's grace; each is signed",
+    ),
+    Setting(
+        field="trust_domain",
+        flag="--trust-domain",
+        parse=_trust_domain,
+        help="SPIFFE trust domain of the identities issued to attested pods; none are issued when absent",
+        controls="which names pods get; relying parties trust keys per domain, and a new domain has new keys",
+    ),
+    Setting(
+        field="identity_issuer",
+        flag="--identity-issuer",
+        parse=_issuer,
+        help="https address that JWT-SVIDs name as issuer, where clouds find their keys",
+        controls="which clouds accept JWT-SVIDs; who serves that address can publish keys of their own",
     ),
     Setting(
         field="session_seconds",

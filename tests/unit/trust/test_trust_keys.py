@@ -343,6 +343,9 @@ class TestAltered:
         shutil.copytree(world.state, tmp_path / "other")
         alter(tmp_path / "other", "DELETE FROM data_keys", "DELETE FROM key_ring", "DELETE FROM signing_keys")
         (tmp_path / "other/keys.seen").unlink()
+        with pytest.raises(Unavailable, match=r"trust\.releaselog\.damaged"):
+            TrustAdmin(tmp_path / "other")
+        alter(tmp_path / "other", "DELETE FROM log_checkpoints", "DELETE FROM log_entries", "DELETE FROM log_nodes")
         with TrustAdmin(tmp_path / "other") as admin, pytest.raises(Unavailable):
             admin.get_resource(MODEL)
 

@@ -262,7 +262,7 @@ def test_columns_are_of_types_that_are_the_same_everywhere() -> None:
 
 
 def test_every_table_of_tenants_begins_with_the_tenant() -> None:
-    shared = {"counters", "alembic_version", "data_keys", "key_ring", "signing_keys"}
+    shared = {"counters", "alembic_version", "data_keys", "key_ring", "signing_keys", "identity_keys"}
     one_for_all = {"log_entries", "log_nodes", "log_checkpoints"}  # a leaf tells no tenant from another
     for table in schema.metadata.sorted_tables:
         if table.name not in shared | one_for_all:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.testing.tpm import NOW
 from cloister.trust.store.database import Store
 from cloister.trust.store.deadlines import Deadlines
 from cloister.trust.store.postgresql import PostgreSQLDatabase
-from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore
+from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, store_audit
 from postgres_process import USER, PostgreSQLServer
 from store_places import Place
 
@@ -100,6 +101,10 @@ def test_a_database_that_loosens_durability_is_overruled(place: Place) -> None:
     assert place.open().write(lambda connection: connection.execute(ask).scalar_one()) == "on"
 
 
+def record_one(connection: Connection) -> None:
+    store_audit(connection, DEFAULT_TENANT, AuditRow(at=NOW, decision="released", code="x"))
+
+
 def test_a_foreign_holder_of_the_lock_is_a_refusal_in_time(place: Place) -> None:
     """A transaction of ours that the server does not end, because it is never idle."""
     store = place.open(seconds=1)
@@ -109,11 +114,11 @@ def test_a_foreign_holder_of_the_lock_is_a_refusal_in_time(place: Place) -> None
         foreign.execute("SELECT pg_advisory_lock(%s)", [int.from_bytes(b"cloister")])
         begun = time.monotonic()
         with pytest.raises(Unavailable) as caught:
-            RecordStore(store).record_release(AuditRow(at=NOW, decision="released", code="x"), seconds=1)
+            store.write(record_one)
         assert time.monotonic() - begun < 2
         assert caught.value.code == "trust.store.locked"
         assert RecordStore(store).last_audit() == 0, "reading goes on"
-    RecordStore(store).record_release(AuditRow(at=NOW, decision="released", code="x"), seconds=1)
+    store.write(record_one)
 
 
 def test_another_encoding_is_refused(place: Place) -> None:

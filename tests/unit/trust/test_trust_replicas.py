@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import threading
 import time
@@ -15,23 +14,29 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cloister.trust.releaselog.keyfile import load_log_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, func, select
 
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
+from cloister.tlog.checkpoint import verify_checkpoint
+from cloister.tlog.merkle import leaf_hash
+from cloister.tlog.note import parse_note
 from cloister.tlog.receipt import LogPins, parse_receipt, verify_receipt
+from cloister.tlog.tiles import ENTRIES, parse_entries, tiles_of
+from cloister.tlog.tree import CompactRange
 from cloister.trust.events import LogEvent
 from cloister.trust.keybroker import Credentials
-from cloister.trust.releaselog import OpenedLog, ReleaseLog
+from cloister.trust.releaselog import PublicLog, ReleaseLog
 from cloister.trust.releaselog.highwater import HighWater
 from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
-from cloister.trust.store.records import AuditRow, RecordStore
+from cloister.trust.store.database import Store
+from cloister.trust.store.records import AuditRow, RecordStore, store_audit
 from cloister.trust.store.schema import nonces, sessions
 from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
 from store_places import Place
@@ -40,6 +45,7 @@ from trust_world import CANARY, World, error_of, make_world
 LIFE = timedelta(minutes=5)
 KEY = DataKey("11" * 8, bytes(32))
 LIMIT = 4
+LOG_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 @pytest.fixture
@@ -190,28 +196,43 @@ class TestSessions:
             assert caught.value.code in ("trust.session.nonce_used", "trust.session.unknown")
 
 
+def opened_log(place: Place, directory: Path) -> tuple[Store, ReleaseLog]:
+    """A replica's store with the log in it."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    log = ReleaseLog(HighWater(directory), cosigner=None)
+    store = place.open(batch_hook=log)
+    log.open(store, LOG_KEY)
+    return store, log
+
+
 def test_replicas_write_one_release_log(place: Place, quick: Path) -> None:
     """No position twice, none left out, and every receipt holds, whichever replica gave it."""
-    key = load_log_key(quick, origin="log.example/test")
-    opened = []
-    for number in range(3):
-        own = quick / f"replica{number}"
-        own.mkdir(mode=0o700)
-        log = ReleaseLog(key, HighWater(own), cosigner=None, random=secrets.token_bytes)
-        opened.append(OpenedLog(store=place.open(batch_hook=log), log=log))
-        log.open(opened[-1].store, seconds=3)
+    replicas = [opened_log(place, quick / f"replica{number}") for number in range(3)]
 
     def append(number: int) -> int:
-        one = opened[number % 3]
+        store, log = replicas[number % 3]
         event = LogEvent(kind="release", at=NOW, tenant=DEFAULT_TENANT, fields={"resource": f"default/key/{number}"})
-        appended = one.store.write(lambda connection: one.log.append(connection, event))
-        receipt = one.log.receipt(appended, deadline=time.monotonic() + 5)
-        return verify_receipt(parse_receipt(receipt), LogPins(key=key.verifier)).index
+        appended = store.write(lambda connection: log.append(connection, event))
+        receipt = log.receipt(appended, deadline=time.monotonic() + 5)
+        return verify_receipt(parse_receipt(receipt), LogPins(key=log.key)).index
 
     with ThreadPoolExecutor(9) as threads:
         assert sorted(threads.map(append, range(90))) == list(range(90))
-    for one in opened:
-        one.log.close()
+    for _, log in replicas:
+        log.close()
+    store, log = opened_log(place, quick / "replica0")
+    public = PublicLog(log, store)
+    [bundle] = tiles_of(90, level=ENTRIES)
+    tree = CompactRange()
+    for entry in parse_entries(bundle, public.get(bundle.path()).body):
+        tree.append(leaf_hash(entry))
+    checkpoint = verify_checkpoint(parse_note(public.get("checkpoint").body.decode()), log.key)
+    assert (checkpoint.size, checkpoint.root) == (90, tree.root())
+    log.close()
+
+
+def record_one(connection: Connection) -> None:
+    store_audit(connection, DEFAULT_TENANT, AuditRow(at=NOW, decision="released", code="x"))
 
 
 class TestStateDirectory:
@@ -224,7 +245,7 @@ class TestStateDirectory:
     def test_remembers_where_its_database_is(self, state: StateDirectory, place: Place) -> None:
         for address in (place.address, ""):
             store = open_store(state, database=address)
-            RecordStore(store).record_release(AuditRow(at=NOW, decision="released", code="x"), seconds=3)
+            store.write(record_one)
             store.close()
         assert RecordStore(place.open()).last_audit() == 2
         assert not state.database.exists()

@@ -15,6 +15,7 @@ from sqlalchemy import event, select, update
 from sqlalchemy.engine import Engine
 
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.protocol.kbs import RuntimeData
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
@@ -25,6 +26,8 @@ from cloister.trust.rowseal import DataKey
 from cloister.trust.store import records, schema
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore, root_id
+from cloister.trust.store.evidence import BindingRecord, EvidenceStore, seal_binding
+from cloister.trust.store.identitykeys import IdentityKeyStore
 from cloister.trust.store.leases import Lease, LeaseStore, find_lease, keep_lease
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
 from cloister.trust.store.records import (
@@ -67,6 +70,7 @@ class Space:
         self.references = ReferenceStore(self.store, **own)
         self.roots = RootStore(self.store, **own)
         self.records = RecordStore(self.store, **own)
+        self.kept = EvidenceStore(self.store, KEY, **own)
         self.sessions = SessionStore(self.store, KEY, limit=3, **own)
         self.revocations = RevocationStore(self.store, **own)
         self.leases = LeaseStore(self.store, **own)
@@ -81,7 +85,10 @@ class Space:
         self.roots.put(ROOT, at=NOW)
         self.store.write(lambda connection: store_audit(connection, mark, audit(mark)))
         self.records.record_denial(denial(mark), audit(mark, denial=DENIAL))
-        self.store.write(lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), **self.own))
+        bound = seal_binding(KEY, ATTESTATION, binding(mark), **self.own)
+        self.store.write(
+            lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), binding=bound, **self.own)
+        )
         self.cookie = self.sessions.open(tee=mark, nonce=NONCE, secret=mark.encode(), at=NOW, lifetime=LIFE)
         accepted = self.sessions.accept_nonce(self.cookie, NONCE, at=NOW)
         self.store.write(lambda connection: attach_token(connection, accepted, mark))
@@ -108,9 +115,13 @@ class Space:
             "denial": attempt(lambda: self.records.denial(DENIAL).tee),
             "appraisal": getattr(self.records.appraisal(ATTESTATION), "tee", ""),
             "evidence": (self.records.evidence(ATTESTATION) or b"").decode(),
+            "bindings": [item.binding.init_data for item in self.kept.list() if item.binding],
+            "evidence kept": self.kept.count(),
+            "releases": [row.resource for row in self.records.list_released(["a-released"], by_guest=False)],
             "token": attempt(lambda: self.sessions.token(self.cookie, at=NOW)),
             "policies in force": [policy.text.decode() for policy in self.policies.current_all(APPRAISAL)],
             "revoked": sorted(self.revocations.list()),
+            "lease ends": list(self.leases.ends(["key"])),
             "leases": [item.tee for item in self.leases.running(at=NOW)],
             "lease": getattr(self.store.read(lambda c: find_lease(c, self.tenant, str(PATH), "key")), "tee", ""),
         }
@@ -130,10 +141,14 @@ NOTHING: dict[str, Any] = {
     "denial": "trust.denial.missing",
     "appraisal": "",
     "evidence": "",
+    "bindings": [],
+    "evidence kept": 0,
+    "releases": [],
     "token": "trust.session.unknown",
     "policies in force": [],
     "revoked": [],
     "leases": [],
+    "lease ends": [],
     "lease": "",
 }
 DENIAL, ATTESTATION = "d-aaaaaaaaaa", "a-aaaaaaaaaa"
@@ -145,6 +160,7 @@ def everything(mark: str) -> dict[str, Any]:
         "policies in force": [mark],
         "revoked": [POD],
         "leases": [mark],
+        "lease ends": ["key"],
         "lease": mark,
         "resources": [str(PATH)],
         "roots": ["root"],
@@ -153,6 +169,9 @@ def everything(mark: str) -> dict[str, Any]:
         "audit": [mark, mark],
         "audit of a pod": [mark, mark],
         "last audit": 2,
+        "bindings": [mark],
+        "evidence kept": 1,
+        "releases": [mark],
     }
 
 
@@ -178,7 +197,9 @@ def reference(mark: str) -> ReferenceEntry:
 
 def audit(mark: str, **values: str) -> AuditRow:
     decision = DENIED if values else RELEASED
-    return AuditRow(at=NOW, decision=decision, code="code", tee=mark, init_data="sha256:11", **values)
+    result = "" if values else "a-released"
+    named = {"tee": mark, "resource": mark, "init_data": "sha256:11", "attestation": result, **values}
+    return AuditRow(at=NOW, decision=decision, code="code", **named)
 
 
 def denial(mark: str, identity: str = DENIAL) -> DenialRecord:
@@ -190,6 +211,11 @@ def appraisal(mark: str) -> AppraisalRecord:
         id=ATTESTATION, at=NOW, tee=mark, level="measured", instance="", init_data="", policy_id="", policy_digest="",
         tier="affirming", registers={}, findings=(), unchecked=(),
     )  # fmt: skip
+
+
+def binding(mark: str) -> BindingRecord:
+    runtime = RuntimeData(nonce="", tee_pubkey={})
+    return BindingRecord(runtime_data=runtime, additional_evidence="", init_data=mark, session_secret=b"")
 
 
 @pytest.fixture
@@ -266,7 +292,11 @@ def test_one_tenants_denials_push_out_no_others(spaces: dict[str, Space], monkey
         result = appraisal("other-2")
         spaces["other-2"].store.write(
             lambda connection, result=result, number=number: store_appraisal(  # type: ignore[misc]  # bound by default
-                connection, AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"}), b"x", tenant="other-2"
+                connection,
+                AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"}),
+                b"x",
+                binding=b"",
+                tenant="other-2",
             )
         )
     assert spaces["acme"].seen() == everything("acme")
@@ -308,6 +338,15 @@ def test_a_session_given_to_another_tenant_does_not_open(spaces: dict[str, Space
     store.write(move)
     with pytest.raises(Unavailable) as caught:
         spaces["other-2"].sessions.accept_nonce(cookie, NONCE, at=NOW)
+    assert caught.value.code == "trust.store.sealed_row"
+
+
+def test_a_binding_given_to_another_tenant_does_not_open(spaces: dict[str, Space]) -> None:
+    spaces["acme"].fill()
+    store = spaces["acme"].store
+    store.write(lambda connection: connection.execute(update(schema.evidence).values(tenant="other-2")) and None)
+    with pytest.raises(Unavailable) as caught:
+        spaces["other-2"].kept.list()
     assert caught.value.code == "trust.store.sealed_row"
 
 
@@ -362,10 +401,12 @@ def test_every_class_that_keeps_rows_is_in_the_matrix() -> None:
         if module.name.endswith((".postgresql", ".migrations")):
             continue
         for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if kind is IdentityKeyStore:
+                continue  # keys of the service's own trust domain, which has all tenants in its names
             if kind.__module__ == module.name and "store" in inspect.signature(kind).parameters:
                 assert "tenant" in inspect.signature(kind).parameters, name
                 found.add(name)
     assert found == {
         *("ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"),
-        *("RevocationStore", "LeaseStore"),
+        *("RevocationStore", "LeaseStore", "EvidenceStore"),
     }

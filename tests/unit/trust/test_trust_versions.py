@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cloister.crypto.jwe import EphemeralKey, KeyKind
 from cloister.protocol.kbs import SealedResource
 from cloister.trust.keybroker import Answer, Credentials
+from cloister.trust.store.evidence import EvidenceStore
+from cloister.trust.verifier.collateral import CollateralSource
+from cloister.trust.verifier.survey import Wanted
 from trust_world import CANARY, MODEL, Factory, World, error_of, init_data, report_data
 
 LINE = b'insecure_allow_levels = ["simulated"]'
@@ -232,3 +235,15 @@ def test_old_names_of_technologies(open_world: World) -> None:
     for old in ("azsnpvtpm", "aztdxvtpm"):
         body = {"version": "0.2.0", "tee": old, "extra-params": ""}
         assert open_world.service.broker.auth(json.dumps(body).encode()).status == 200
+
+
+@pytest.mark.parametrize("version", [*OLD, "0.4.0"])
+def test_kept_evidence_of_any_version_can_be_judged_again(open_world: World, version: str) -> None:
+    """Each version binds nonce and key in its own way; none of these guests sent init data."""
+    guest = Guest(open_world, version)
+    assert guest.auth().status == 200 and guest.attest().status == 200
+    wanted = Wanted(source=CollateralSource(open_world.state), at=open_world.clock.now)
+    [item] = open_world.admin.survey().run(wanted)
+    assert item.result.after is item.result.before and item.result.changes == (), item.result.changes
+    [stored] = EvidenceStore(open_world.service.store, open_world.service.keys.ring).list()
+    assert stored.binding is not None and (stored.binding.version, stored.binding.init_data) == (version, "")

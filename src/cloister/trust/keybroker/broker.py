@@ -68,6 +68,7 @@ from cloister.trust.roles import (
 )
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
+from cloister.trust.store.evidence import seal_binding
 from cloister.trust.store.leases import Lease
 from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, store_appraisal, store_audit
 from cloister.trust.store.resources import Resource, ResourceStore
@@ -431,8 +432,10 @@ class KeyBroker:
         return headers
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
+        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding)
+
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body)
+            store_appraisal(connection, appraised.record, appraised.body, binding=binding)
             attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)

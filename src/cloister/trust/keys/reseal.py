@@ -17,10 +17,18 @@ from cloister.trust.keys.ringrows import read_generation
 from cloister.trust.keys.signing import SIGNING_KEY_ROWS
 from cloister.trust.rowseal import HEADER_BYTES, SealedColumn, data_key_of
 from cloister.trust.store.database import Store
+from cloister.trust.store.evidence import EVIDENCE_ROWS
+from cloister.trust.store.identitykeys import IDENTITY_KEY_ROWS
 from cloister.trust.store.resources import RESOURCE_ROWS
 from cloister.trust.store.sessions import SESSION_ROWS
 
-SEALED_COLUMNS: Final[Sequence[SealedColumn]] = (RESOURCE_ROWS, SESSION_ROWS, SIGNING_KEY_ROWS)
+SEALED_COLUMNS: Final[Sequence[SealedColumn]] = (
+    RESOURCE_ROWS,
+    SESSION_ROWS,
+    SIGNING_KEY_ROWS,
+    IDENTITY_KEY_ROWS,
+    EVIDENCE_ROWS,
+)
 STEP_ROWS: Final = 8  # a resource may have 1 MiB, and everybody's writes wait for a step
 
 

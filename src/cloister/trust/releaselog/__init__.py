@@ -5,13 +5,14 @@ The format is spec/release-log.md.
 
 from cloister.trust.releaselog.announced import Announced, announce, read_announced
 from cloister.trust.releaselog.cosigning import Cosigner, Witness, parse_witnesses
-from cloister.trust.releaselog.log import Appended, ReleaseLog, make_release_log
+from cloister.trust.releaselog.log import Appended, EventsOnceOpen, ReleaseLog, make_release_log
 from cloister.trust.releaselog.serving import PublicFile, PublicLog
 
 __all__ = [
     "Announced",
     "Appended",
     "Cosigner",
+    "EventsOnceOpen",
     "PublicFile",
     "PublicLog",
     "ReleaseLog",

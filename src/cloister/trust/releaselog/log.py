@@ -363,6 +363,23 @@ class ReleaseLog:
         return self._store
 
 
+class EventsOnceOpen:
+    """Events of a service's keys: what happens to them before the log is open has no entry.
+
+    That is the making of the first ones, the log's own among them.
+
+    Args:
+        log: where the rest goes.
+    """
+
+    def __init__(self, log: ReleaseLog) -> None:
+        self._log = log
+
+    def append(self, connection: Connection, event: LogEvent) -> object:
+        """Record `event` as `ReleaseLog.append` does, or nothing."""
+        return self._log.append(connection, event) if self._log.opened else None
+
+
 def make_release_log(directory: Path, witnesses: Sequence[Witness]) -> ReleaseLog:
     """Return the log of a state directory, to be given to its store and opened.
 

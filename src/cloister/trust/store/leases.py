@@ -7,11 +7,12 @@ as before does not: it says nothing new about the guest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, delete, select
+from sqlalchemy import Connection, Row, bindparam, delete, func, select
 
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
@@ -69,6 +70,21 @@ class LeaseStore:
     def __init__(self, store: Store, *, tenant: str = DEFAULT_TENANT) -> None:
         self._store = store
         self._tenant = tenant
+
+    def ends(self, guest_keys: Sequence[str]) -> dict[str, datetime]:
+        """Return when the last lease of each guest ends, or ended; guests without any are not in it.
+
+        Args:
+            guest_keys: thumbprints of their keys.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        theirs = (leases.c.tenant == self._tenant, leases.c.guest_key.in_(guest_keys))
+        ends = select(leases.c.guest_key, func.max(leases.c.expires_at).label("end")).where(*theirs)
+        statement = ends.group_by(leases.c.guest_key)
+        rows = self._store.read(lambda connection: connection.execute(statement).all())
+        return {row.guest_key: from_micros(row.end) for row in rows}
 
     def running(self, *, at: datetime, init_data: str = "") -> tuple[Lease, ...]:
         """Return the leases that hold at `at`, hence which pods run, of one pod's init data if it is given.

@@ -19,6 +19,7 @@ from cloister.trust.store.times import from_micros, to_micros
 
 APPRAISAL: Final = "appraisal"
 RELEASE: Final = "release"
+IDENTITY: Final = "identity"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class StoredPolicy:
     """One version of one policy.
 
     Attributes:
-        kind: `appraisal` or `release`.
+        kind: `appraisal`, `release` or `identity`.
         name: the policy's id.
         version: 1 for the first.
         digest: `sha256:` of the text.
@@ -60,7 +61,7 @@ class PolicyStore:
         """Store the next version; the text in force again is no new version.
 
         Args:
-            kind: `APPRAISAL` or `RELEASE`.
+            kind: `APPRAISAL`, `RELEASE` or `IDENTITY`.
             name: the policy's id.
             text: as parsed and accepted by the caller.
             at: aware UTC.

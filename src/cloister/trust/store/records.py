@@ -7,7 +7,7 @@ anybody who reaches the port, so the oldest go when there are too many; likewise
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -162,6 +162,23 @@ class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     unchecked: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedResource:
+    """A resource that somebody got.
+
+    Attributes:
+        holder: thumbprint of the guest's key, or id of the result.
+        resource: path.
+        version: the newest released.
+        at: of the newest release, aware UTC.
+    """
+
+    holder: str
+    resource: str
+    version: int
+    at: datetime
+
+
 class RecordStore:
     """Records of one tenant.
 
@@ -211,7 +228,7 @@ class RecordStore:
                 actual=identity[:40],
                 hint=f"denials look like d-2xk7qmf4hb; the newest {DENIALS_KEPT} are kept",
             )
-        record: DenialRecord = _decode(row, DenialRecord)
+        record: DenialRecord = decode_record(row, DenialRecord)
         appraisal = self.appraisal(record.attestation) if record.attestation else None
         if appraisal is None:
             return record
@@ -223,13 +240,36 @@ class RecordStore:
         row = self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
         if row is None:
             return None
-        record: AppraisalRecord = _decode(row, AppraisalRecord)
+        record: AppraisalRecord = decode_record(row, AppraisalRecord)
         return record
 
     def evidence(self, identity: str) -> bytes | None:
         """Return the evidence an Attestation Result was made from, as it was received; None when not kept any more."""
         statement = select(evidence.c.body).where(evidence.c.tenant == self._tenant, evidence.c.id == identity)
         return self._store.read(lambda connection: connection.execute(statement).scalar_one_or_none())
+
+    def list_released(self, holders: Sequence[str], *, by_guest: bool) -> tuple[ReleasedResource, ...]:
+        """Return what was released to guests, or under Attestation Results: each resource once.
+
+        Args:
+            holders: thumbprints of guest keys, or ids of results; at most `LISTED` count.
+            by_guest: which of the two.
+        """
+        columns = audit.c
+        holder = columns.guest_key if by_guest else columns.attestation
+        theirs = (
+            columns.tenant == self._tenant,
+            columns.decision.in_((RELEASED, RENEWED)),
+            holder.in_(holders[:LISTED]),
+        )
+        newest = (func.max(columns.resource_version).label("version"), func.max(columns.at).label("at"))
+        grouped = select(holder.label("holder"), columns.resource, *newest).where(*theirs)
+        statement = grouped.group_by(holder, columns.resource).order_by(holder, columns.resource)
+        rows = self._store.read(lambda connection: connection.execute(statement).all())
+        return tuple(
+            ReleasedResource(holder=row.holder, resource=row.resource, version=row.version, at=from_micros(row.at))
+            for row in rows
+        )
 
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""
@@ -248,11 +288,25 @@ class RecordStore:
 
 
 def store_appraisal(
-    connection: Connection, record: AppraisalRecord, body: bytes, *, tenant: str = DEFAULT_TENANT
+    connection: Connection,
+    record: AppraisalRecord,
+    body: bytes,
+    *,
+    binding: bytes,
+    tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """Keep evidence and result, within the caller's transaction."""
+    """Keep evidence and result, within the caller's transaction.
+
+    Args:
+        connection: of the transaction.
+        record: the result.
+        body: the evidence as received.
+        binding: what it was bound to, sealed (`cloister.trust.store.evidence`).
+        tenant: whose.
+    """
     values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
-    whole = {**_storable(tenant, values), "body": body, "result": msgspec.json.encode(record)}
+    kept = {"body": body, "result": msgspec.json.encode(record), "binding": binding}
+    whole = {**_storable(tenant, values), **kept}
     newest = int(connection.execute(_INSERT_EVIDENCE, whole).scalar_one())
     if newest > EVIDENCE_KEPT:
         connection.execute(_FORGET_EVIDENCE, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})
@@ -307,7 +361,12 @@ def _audit_row(row: Row[Any]) -> AuditRow:  # Any: the table's row type
     return AuditRow(at=from_micros(row.at), **values)
 
 
-def _decode(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+def decode_record(data: bytes, kind: Any) -> Any:  # Any: msgspec's type argument and its instance
+    """Return a stored record.
+
+    Raises:
+        Unavailable: it is damaged (`trust.store.failed`).
+    """
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as err:

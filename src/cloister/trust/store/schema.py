@@ -205,6 +205,7 @@ evidence: Final = Table(
     Column("tee", TEXT, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("result", LargeBinary, nullable=False),
+    Column("binding", LargeBinary),  # NULL in rows of versions that did not keep it
     PrimaryKeyConstraint("tenant", "sequence"),
     UniqueConstraint("tenant", "id"),
 )
@@ -303,4 +304,21 @@ signing_keys: Final = Table(
     Column("not_before", INT64, nullable=False),
     Column("not_after", INT64),
     PrimaryKeyConstraint("purpose", "kid"),
+)
+
+# Keys of the trust domain, of all tenants: the service's own. Rows stay when the key is past, so that the sequence
+# number of the bundle only grows.
+identity_keys: Final = Table(
+    "identity_keys",
+    metadata,
+    Column("id", TEXT, nullable=False),
+    Column("trust_domain", TEXT, nullable=False),
+    Column("use", TEXT, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("active_at", INT64, nullable=False),
+    Column("expires_at", INT64, nullable=False),
+    Column("withdrawn_at", INT64),
+    PrimaryKeyConstraint("id"),
 )

@@ -33,6 +33,7 @@ from cloister.tee.registry import authenticator_for, pins_for
 from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
 from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
 from cloister.trust.store.database import Store
+from cloister.trust.store.evidence import BindingRecord
 from cloister.trust.store.records import AppraisalRecord, new_attestation_id, stored_finding
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
@@ -113,7 +114,7 @@ class VerifierService:
             Undecided: what would decide it is not had.
             Unavailable: the store failed.
         """
-        results = self._judge(request)
+        results = judge(request, self._inputs.current(), self._collateral)
         identity = new_attestation_id()
         issuer = self._issuer()
         claims = encode_ear(
@@ -126,30 +127,47 @@ class VerifierService:
         )
         return Appraised(
             token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
-            record=_record(identity, results),
+            record=appraisal_record(identity, results),
             body=msgspec.json.encode(request.evidence),
+            binding=BindingRecord(
+                runtime_data=request.runtime_data,
+                additional_evidence=request.additional_evidence,
+                init_data=request.init_data.digest_text if request.init_data is not None else "",
+                session_secret=request.session_secret,
+                version=request.version,
+            ),
         )
 
-    def _judge(self, request: AppraisalRequest) -> dict[str, AttestationResult]:
-        """Return the result of every device by submodule name, the CPU's first.
 
-        Steps: 1 the CPU's evidence, which binds nonce, key, init data and the text of the others'; 2 that of each
-        further technology, which binds nonce and key; 3 no question stays open.
-        """
-        if not isinstance(request.evidence, dict) or _depth(request.evidence) > _DEEPEST:
-            raise FormatRefused(
-                "trust.verifier.evidence_shape",
-                "primary evidence is not a JSON object of sane depth",
-                path="tee-evidence.primary_evidence",
-            )
-        appraisal = _Appraisal(request=request, inputs=self._inputs.current(), source=self._collateral)
-        # 1
-        results = {PRIMARY: appraisal.judge_primary()}
-        # 2
-        results |= appraisal.judge_devices()
-        # 3
-        appraisal.require_decided(results)
-        return results
+def judge(request: AppraisalRequest, inputs: AppraisalInputs, source: CollateralSource) -> dict[str, AttestationResult]:
+    """Return the result of every device by submodule name, the CPU's first.
+
+    Steps: 1 the CPU's evidence, which binds nonce, key, init data and the text of the others'; 2 that of each further
+    technology, which binds nonce and key; 3 no question stays open.
+
+    Args:
+        request: evidence with what it must be bound to, and the time.
+        inputs: policy, roots, reference values, advisories.
+        source: what vendors publish.
+
+    Raises:
+        EvidenceError, EndorsementError, FormatRefused: the evidence does not verify.
+        Undecided: what would decide it is not had.
+    """
+    if not isinstance(request.evidence, dict) or _depth(request.evidence) > _DEEPEST:
+        raise FormatRefused(
+            "trust.verifier.evidence_shape",
+            "primary evidence is not a JSON object of sane depth",
+            path="tee-evidence.primary_evidence",
+        )
+    appraisal = _Appraisal(request=request, inputs=inputs, source=source)
+    # 1
+    results = {PRIMARY: appraisal.judge_primary()}
+    # 2
+    results |= appraisal.judge_devices()
+    # 3
+    appraisal.require_decided(results)
+    return results
 
 
 class _Verify(Protocol[_Verified]):
@@ -305,7 +323,7 @@ def _for_the_guest(result: AttestationResult) -> AttestationResult:
     return replace(result, findings=shown)
 
 
-def _record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
+def appraisal_record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
     """Return what the owner keeps: the CPU's result, the findings of every device, the least level and worst tier."""
     result = results[PRIMARY]
     claims = result.claims

@@ -24,6 +24,7 @@ class Request:
 
     Attributes:
         path: what follows the route's own part of the address.
+        query: as received, percent-encoded, without `?`.
         tenant: whose space it is about.
         headers: names in lower case, as received.
         body: whole.
@@ -32,6 +33,7 @@ class Request:
     """
 
     path: str
+    query: str
     tenant: str
     headers: Headers
     body: bytes

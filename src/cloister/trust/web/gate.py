@@ -48,7 +48,8 @@ class Route:
 
     Attributes:
         name: in logs and metrics; from a closed set.
-        method: the one method it has.
+        method: the method it has.
+        also: another one, empty for none.
         limits: its limits.
         handle: works on a request, in a thread.
         stage: in error bodies: `auth`, `attest`, `resource` or empty.
@@ -59,6 +60,7 @@ class Route:
     method: str
     limits: Limits
     handle: Callable[[Request], Response]
+    also: str = ""
     stage: str = ""
     public: bool = False
 
@@ -160,9 +162,10 @@ class Gate:
         deadline = time.monotonic() + limits.seconds
         try:
             async with asyncio.timeout(limits.seconds):
-                body = await read_body(receive, limits.body_bytes) if route.method == "POST" else b""
+                body = await read_body(receive, limits.body_bytes) if scope["method"] == "POST" else b""
                 request = Request(
                     path=path,
+                    query=scope.get("query_string", b"").decode("latin-1"),
                     tenant=tenant,
                     headers=scope["headers"],
                     body=body,

@@ -1,6 +1,7 @@
 """The guests' routes: the key broker protocol for each tenant.
 
     POST /kbs/v0/auth   POST /kbs/v0/attest   GET /kbs/v0/resource/{repository}/{type}/{tag}
+    GET or POST /kbs/v0/{plugin}/{path}
 
 for the default tenant, and the same below `/t/<tenant>` for the others. A session cookie is sent to the tenant's own
 part of the address only.
@@ -27,6 +28,7 @@ DEFAULT_TENANT: Final = "default"
 _TENANT: Final = re.compile(r"/t/([a-z0-9][a-z0-9-]{0,62})(/kbs/.*)")
 _COOKIE: Final = re.compile(rf"[0-9a-f]{{{COOKIE_CHARS}}}")
 _RESOURCE: Final = f"{PREFIX}/resource/"
+_PLUGIN: Final = re.compile(rf"{PREFIX}/([a-z][a-z0-9-]{{0,31}}/[A-Za-z0-9._/-]{{1,400}})")
 
 
 class GuestRoutes:
@@ -48,6 +50,9 @@ class GuestRoutes:
         )
         goes_on = Limits(body_bytes=KBS_REQUEST_BYTES, seconds=settings.request_seconds, admitted=settings.queue)
         self._resource = Route(name="resource", method="GET", limits=goes_on, handle=self._release, stage="resource")
+        self._plugin = Route(
+            name="plugin", method="POST", also="GET", limits=goes_on, handle=self._ask_plugin, stage="resource"
+        )
         self._exact = {
             f"{PREFIX}/auth": Route(name="auth", method="POST", limits=begins, handle=self._auth, stage="auth"),
             f"{PREFIX}/attest": Route(
@@ -66,7 +71,10 @@ class GuestRoutes:
         if path.startswith(_RESOURCE):
             return self._resource, path[len(_RESOURCE) :], tenant
         route = self._exact.get(path)
-        return None if route is None else (route, "", tenant)
+        if route is not None:
+            return route, "", tenant
+        plugin = _PLUGIN.fullmatch(path)
+        return None if plugin is None else (self._plugin, plugin[1], tenant)
 
     def _auth(self, request: Request) -> Response:
         return self._response(request, self._brokers(request.tenant).auth(request.body))
@@ -79,6 +87,13 @@ class GuestRoutes:
         broker = self._brokers(request.tenant)
         credentials = credentials_of(request.headers)
         return self._response(request, broker.resource(request.path, credentials, deadline=request.deadline))
+
+    def _ask_plugin(self, request: Request) -> Response:
+        broker = self._brokers(request.tenant)
+        credentials = credentials_of(request.headers)
+        name, _, path = request.path.partition("/")
+        answer = broker.plugin(name, path, request.query, request.body, credentials, deadline=request.deadline)
+        return self._response(request, answer)
 
     def _response(self, request: Request, answer: Answer) -> Response:
         headers = answer.headers

@@ -114,7 +114,7 @@ class TrustApp:
             )
             return _UNKNOWN, error_response(error)
         route, rest, tenant = found
-        if scope["method"] != route.method:
+        if scope["method"] not in (route.method, route.also or route.method):
             wrong = RequestRefused(
                 "trust.request.method", "no such method", expected=route.method, actual=str(scope["method"])[:20]
             )

@@ -113,6 +113,7 @@ def run_postgresql(directory: Path, *, seconds: float, seed: int) -> Report:
                 history.faults += check_served(url(), owner.ca_pem, pins.key, roots, f"replica {replica.number}")
         logs = {replica.log.name: replica.log.read_bytes() for replica in replicas}
         logs["the database's log"] = (database.server.directory / "log").read_bytes()
+        history.counts["disk full felt"] = int(database.felt_the_disk)
         history.counts["starts of replicas"] = sum(replica.starts for replica in replicas)
     report = _report(history, records, pins, logs, seed=seed, database="postgresql", seconds=took)
     report.skipped = nemeses.skipped

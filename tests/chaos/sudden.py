@@ -1,4 +1,4 @@
-"""A service on SQLite under load, killed at seeded instants again and again: between releases, in them, at its start."""
+"""A service on SQLite under load, killed at seeded instants: between releases, in them, while it starts."""
 
 from __future__ import annotations
 

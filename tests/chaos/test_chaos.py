@@ -49,8 +49,9 @@ def test_three_replicas_on_postgresql(tmp_path: Path) -> None:
         discard_template()
     judge(report)
     done = {name for name, count in report.counts.items() if name.startswith("fault: ") and count}
-    assert len(done) + len(report.skipped) == 9, report.counts
+    assert len(done) + len(report.skipped) == 10, report.counts
     assert report.figures["attestations fired at once"] > 10
+    assert report.counts["disk full felt"] == ("fault: disk full" in done)
     if report.skipped:
         skip_or_fail(f"all else held, but these faults cannot be injected here: {report.skipped}")
 
@@ -119,7 +120,7 @@ class TestProxy:
     def test_is_flaky(self, way: tuple[proxy.Proxy, socket.socket]) -> None:
         way[0].set(proxy.FLAKY)
         near, far = self.connect(*way)
-        with near, far, pytest.raises(OSError):  # noqa: PT011  reset, or the pipe is broken
+        with near, far, pytest.raises(OSError):
             for _ in range(1000):
                 near.sendall(b"x")
                 if not far.recv(9):

@@ -19,7 +19,6 @@ from chaos.proxy import Proxies
 from chaos.run import Report, run_postgresql, run_sqlite
 from chaos.services import disk
 from conformance.tools import skip_or_fail
-from postgres_process import discard_template
 
 SECONDS = 60.0
 KILLS = 60
@@ -43,10 +42,7 @@ def judge(report: Report) -> None:
 @pytest.mark.tool
 def test_three_replicas_on_postgresql(tmp_path: Path) -> None:
     """Every kind of fault at least once."""
-    try:
-        report = run_postgresql(tmp_path, seconds=SECONDS, seed=SEED)
-    finally:
-        discard_template()
+    report = run_postgresql(tmp_path, seconds=SECONDS, seed=SEED)
     judge(report)
     done = {name for name, count in report.counts.items() if name.startswith("fault: ") and count}
     assert len(done) + len(report.skipped) == 10, report.counts

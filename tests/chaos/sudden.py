@@ -60,7 +60,6 @@ class Forked:
     def start(self) -> None:
         self._ready.unlink(missing_ok=True)
         arguments = ["--state", str(self.state), "--ready-file", str(self._ready), "--die-with-parent"]
-        arguments += ["--listen", f"127.0.0.1:{self.port}"]
         assert self._zygote.stdin is not None
         assert self._zygote.stdout is not None
         self._zygote.stdin.write(json.dumps(arguments) + "\n")

@@ -194,7 +194,17 @@ def handshake(client: KeyBrokerClient) -> None:
 def service_row(bench: Bench, seconds: float, clients: int) -> tuple[float, list[float], float]:
     """Return (service CPU seconds per handshake, latencies, handshakes per second) over TLS."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "cloister.trust.app", "--state", str(bench.state), "--ready-fd", str(writing)]
+    command = [
+        sys.executable,
+        "-m",
+        "cloister.trust.app",
+        "--data",
+        str(bench.state),
+        "--listen",
+        "127.0.0.1:0",
+        "--ready-fd",
+        str(writing),
+    ]
     process = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
     os.close(writing)
     try:
@@ -236,7 +246,17 @@ def start_row(bench: Bench, repetitions: int = 5) -> float:
     for _ in range(repetitions):
         reading, writing = os.pipe()
         begun = time.monotonic()
-        command = [sys.executable, "-m", "cloister.trust.app", "--state", str(bench.state), "--ready-fd", str(writing)]
+        command = [
+            sys.executable,
+            "-m",
+            "cloister.trust.app",
+            "--data",
+            str(bench.state),
+            "--listen",
+            "127.0.0.1:0",
+            "--ready-fd",
+            str(writing),
+        ]
         process = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
         os.close(writing)
         with os.fdopen(reading) as pipe:
@@ -250,7 +270,17 @@ def start_row(bench: Bench, repetitions: int = 5) -> float:
 def resource_rate(bench: Bench, seconds: float) -> float:
     """Return audited releases per second by one client with one token: what a commit per answer costs."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "cloister.trust.app", "--state", str(bench.state), "--ready-fd", str(writing)]
+    command = [
+        sys.executable,
+        "-m",
+        "cloister.trust.app",
+        "--data",
+        str(bench.state),
+        "--listen",
+        "127.0.0.1:0",
+        "--ready-fd",
+        str(writing),
+    ]
     process = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
     os.close(writing)
     try:

@@ -127,7 +127,18 @@ def prepared_attestation(owner: Owner, service: Running) -> tuple[str, bytes]:
 
 
 def command(state: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "cloister.trust.app", "--state", str(state), *arguments]
+    return [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "cloister.trust.app",
+        "--data",
+        str(state),
+        "--listen",
+        "127.0.0.1:0",
+        *arguments,
+    ]
 
 
 @contextmanager

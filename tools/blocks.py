@@ -18,10 +18,16 @@ from cloister.host.vmm.hardware import snp_platform, tdx_platform
 from cloister.host.vmm.qemuargs import OVMF_MACHINE, Channels, Platform, ovmf_boot, qemu_arguments, seabios_boot
 from cloister.host.vmm.spec import Accelerator, Bundle, PortForward, VMSpec
 from cloister.protocol import guestapi
+from cloister.protocol.admin.base import PREFIX
 from cloister.protocol.initdata import build_initdata
 from cloister.rats.policy import AppraisalPolicyWire
 from cloister.rats.rules import PlatformRules
 from cloister.tee.advisories import shipped_advisories
+from cloister.trust.access import PERMISSIONS, Permission, Role
+from cloister.trust.configuration import value_of, value_text
+from cloister.trust.settings import TABLE, TrustSettings
+from cloister.trust.web.admin.application import ROUTES
+from cloister.trust.web.admin.description import openapi_document
 from cloister.wire import limits
 
 Tables = Mapping[str, Callable[[], str]]
@@ -240,7 +246,33 @@ def _attributes(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {name: text.strip().replace("|", "\\|") for name, text in found.items()}
 
 
+def settings() -> str:
+    """Return the settings table of the trust service."""
+    defaults = TrustSettings(state=Path("DIR"))
+    rows = []
+    for row in TABLE:
+        value = value_text(value_of(defaults, row.field))
+        default = "required, or `$CLOISTER_HOME/trust`" if row.field == "data" else f"`{value}`" if value else ""
+        rows.append((f"`{row.field}`", default, row.help, row.controls))
+    return _table(("key", "default", "meaning", "what an attacker gains who controls it"), rows)
+
+
+def admin_routes() -> str:
+    """Return the table of administration routes with the permission each takes, and the roles that have it."""
+    document = openapi_document(ROUTES)
+    rows = []
+    for path, item in sorted(document["paths"].items()):
+        for method, operation in sorted(item.items()):
+            permission = Permission(operation["description"].removeprefix("Needs `").removesuffix("`."))
+            roles = [role.value for role in Role if permission in PERMISSIONS[role]]
+            route = f"`{method.upper()} {path.removeprefix(PREFIX)}`"
+            rows.append((route, operation["summary"], f"`{permission.value}`", ", ".join(roles)))
+    return _table(("route", "what", "permission", "roles"), rows)
+
+
 PAGES: Mapping[str, Tables] = {
+    "docs/reference/admin-api.md": {"admin routes": admin_routes},
+    "docs/reference/configuration.md": {"settings": settings},
     "docs/reference/evidence.md": {"rules": rules, "advisories": advisories},
     "docs/reference/guest-api.md": {
         "calls": calls,

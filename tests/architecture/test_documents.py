@@ -134,6 +134,13 @@ def verbs() -> dict[tuple[str, ...], set[str]]:
     return found
 
 
+@cache
+def groups_that_do_something() -> set[tuple[str, ...]]:
+    """Groups that are commands themselves when none of their verbs is named: `cloister audit`."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # the program is a group
+    return {(name,) for name, command in commands.items() if getattr(command, "invoke_without_command", False)}
+
+
 def wrong_commands(text: str) -> list[str]:
     """Lines of shell examples that name a command or an option which does not exist."""
     lines = "".join(SHELL.findall(text)).splitlines()
@@ -150,7 +157,8 @@ def is_possible(line: str) -> bool:
     path: tuple[str, ...] = ()
     while len(words) > 1 and (*path, words[1]) in verbs():
         path = (*path, words.pop(1))
-    if any(len(other) > len(path) and other[: len(path)] == path for other in verbs()):
+    group = any(len(other) > len(path) and other[: len(path)] == path for other in verbs())
+    if group and path not in groups_that_do_something():
         return False  # a group without its verb
     of_ours = words[1:]
     if path == ("run",):  # what stands behind the image is the program's

@@ -71,6 +71,9 @@ class TestFlow:
         with owner.admin() as admin:
             [row] = admin.list_audit()
         assert (row.decision, row.level, row.resource) == (RELEASED, "measured", str(MODEL))
+        answered = [line for line in service.lines() if line["event"] == "answered"]
+        assert [line["route"] for line in answered] == ["auth", "attest", "resource"]
+        assert {line["request"] for line in answered} == {row.request}, "one id from guest to decision"
 
     def test_a_client_with_a_cookie_jar_gets_it(self, owner: Owner, service: Running) -> None:
         """CoCo's `kbs-client`: one HTTP client with a jar, no token shown."""
@@ -87,6 +90,17 @@ class TestFlow:
         sealed = json.load(opener.open(f"{base}/resource/{MODEL}"))
         assert key.open(SealedResource(**sealed)) == CANARY
         assert [cookie.path for cookie in jar] == ["/kbs/v0"]
+
+    def test_its_token_is_signed_by_a_published_key(self, owner: Owner, service: Running) -> None:
+        client = service.client(owner)
+        client.attest()
+        header = json.loads(base64.urlsafe_b64decode(client.token.split(".")[0] + "=="))
+        client.wipe()
+        status, _, body = service.request("GET", "/.well-known/jwks.json")
+        assert status == 200
+        [key] = [key for key in json.loads(body)["keys"] if key["kid"] == header["kid"]]
+        assert key["use"] == "sig" and "d" not in key
+        assert {name: header["jwk"][name] for name in ("x", "y")} == {name: key[name] for name in ("x", "y")}
 
     @pytest.mark.parametrize("services", [1, 2])
     def test_one_nonce_from_twenty_connections(self, owner: Owner, service: Running, services: int) -> None:
@@ -180,8 +194,8 @@ class TestCoCoClients:
         assert json.loads(reads[-1][2])["denial-id"] in json.loads(reads[-1][2])["detail"]
 
     def test_the_version_mismatch_keeps_its_phrase(self, service: Running) -> None:
-        status, _, body = service.request("POST", "/kbs/v0/auth", b'{"version":"0.2.0","tee":"snp","extra-params":""}')
-        phrase = "KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is 0.2.0"
+        status, _, body = service.request("POST", "/kbs/v0/auth", b'{"version":"0.3.0","tee":"snp","extra-params":""}')
+        phrase = "KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is 0.3.0"
         assert status == 401 and json.loads(body)["detail"].startswith(phrase)
 
 
@@ -346,9 +360,14 @@ class TestFaults:
             assert time.monotonic() - begun < 5
         assert service.request("GET", "/healthz")[0] == 503
         assert service.request("POST", "/kbs/v0/auth", b"{}")[0] == 503, "no record of a refusal, no refusal"
+        status, _, body = service.request("GET", "/readyz")
+        assert status == 503 and json.loads(body)["checks"]["store"].endswith("(trust.store.failed)")
         resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         assert service.request("GET", RESOURCE, **headers)[0] == 200
         assert service.request("GET", "/healthz")[0] == 200
+        until = time.monotonic() + 5
+        while service.request("GET", "/readyz")[0] != 200:
+            assert time.monotonic() < until
         client.wipe()
         with owner.admin() as admin:
             assert [row.decision for row in admin.list_audit()] == [RELEASED, RELEASED]

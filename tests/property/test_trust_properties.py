@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from cloister.errors import FormatRefused
+from cloister.rats.reference import parse_reference_entries
 from cloister.trust.keybroker import Credentials
 from cloister.trust.keybroker.policy import encode_release_rule, parse_legacy_policy, parse_release_rule
-from cloister.trust.refvalues import parse_reference_entries
 from cloister.trust.store.records import RELEASED
 from trust_world import CANARY, MODEL, Guest, World, error_of, make_world, quick_directory
 from trust_world import rule as release_rule

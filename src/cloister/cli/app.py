@@ -14,6 +14,8 @@ import typer
 
 from cloister import __version__
 from cloister.cli import (
+    access,
+    audit,
     collateral,
     demo,
     doctor,
@@ -24,9 +26,12 @@ from cloister.cli import (
     key,
     log,
     podvm,
+    policy,
     reappraise,
     refs,
+    refsregistered,
     run,
+    secret,
     serve,
 )
 from cloister.cli.output import exit_code, print_error, stdout
@@ -77,9 +82,16 @@ app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
+refs.app.add_typer(refsregistered.publisher, name="publisher")
 app.add_typer(refs.app, name="refs")
+app.add_typer(secret.app, name="secret")
+app.add_typer(policy.app, name="policy")
+app.add_typer(access.token, name="token")
+app.add_typer(access.tenant, name="tenant")
 app.add_typer(key.app, name="key")
-app.add_typer(reappraise.app, name="audit")
+app.command("approve", short_help="Approve what several people must agree to.")(access.approve_command)
+audit.app.command("reappraise")(reappraise.reappraise_command)
+app.add_typer(audit.app, name="audit", short_help="Show who got what, when, under which code.")
 
 
 def _end(number: int, _: object) -> None:

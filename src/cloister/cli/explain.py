@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
+from cloister.cli.administered import CAOption, ServerOption, StateOption, TenantOption, TokenFileOption
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import print_json, print_line
 from cloister.cli.refusals import Refusal, find_refusal, refusal_number
 from cloister.errors import Refused
+from cloister.rats.result import Severity
 from cloister.sdk.home import home_from_environment
+
+if TYPE_CHECKING:
+    from cloister.protocol.admin.records import Denial
 
 _DENIAL_PREFIX = "d-"
 
 
 def explain_command(
     subject: Annotated[str, typer.Argument(help="A number (CLS-P-0101), a code, or a denial id (d-..).")],
-    state: Annotated[Path | None, typer.Option(help="Trust service state [default: $CLOISTER_HOME/trust].")] = None,
+    server: ServerOption = "",
+    token_file: TokenFileOption = None,
+    ca: CAOption = None,
+    tenant: TenantOption = "",
+    state: StateOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Explain a refusal: cause, expected and actual value, and what to change."""
     if subject.startswith(_DENIAL_PREFIX):
-        _explain_denial(subject, state, output)
+        from cloister.sdk.administration import AdministrationTarget, open_administration  # brings the network library
+
+        target = AdministrationTarget(
+            server=server,
+            token_file=token_file,
+            ca_file=ca,
+            tenant=tenant,
+            state=state or home_from_environment().trust,
+        )
+        with open_administration(target) as client:
+            _explain_denial(client.get_denial(subject), output)
         return
     entry = find_refusal(subject)
     if entry is None:
@@ -41,12 +59,7 @@ def explain_command(
     _print_entry(entry)
 
 
-def _explain_denial(denial: str, state: Path | None, output: Output) -> None:
-    from cloister.trust.admin import TrustAdmin
-
-    with TrustAdmin(state or home_from_environment().trust) as admin:
-        record = admin.get_denial(denial)
-        appraisal = admin.get_appraisal(record.attestation) if record.attestation else None
+def _explain_denial(record: Denial, output: Output) -> None:
     if output is Output.JSON:
         print_json({"schema": 1, "denial": msgspec.to_builtins(record)})
         return
@@ -70,9 +83,10 @@ def _explain_denial(denial: str, state: Path | None, output: Output) -> None:
         values = f"expected {finding.expected}, got {finding.actual}" if not finding.ok else finding.actual
         shown = f": {values}" if values else ""
         origin = f"  [{finding.origin}]" if finding.origin else ""
-        mark = "ok" if finding.ok else ("no" if finding.refuses else "!!")
+        refuses = finding.severity in ("", Severity.ERROR)
+        mark = "ok" if finding.ok else ("no" if refuses else "!!")
         print_line(f"    {mark}  {finding.question:<11}{finding.message}{shown}{origin}")
-    if appraisal is not None:
+    if record.attestation:
         print_line(f"  evidence kept as {record.attestation}")
     entry = find_refusal(record.code)
     if entry is not None:

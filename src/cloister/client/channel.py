@@ -9,6 +9,7 @@ Loaded inside the pod VM: `socket` and `ssl` are imported when the channel is us
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from types import TracebackType
@@ -65,6 +66,7 @@ class PinnedChannel:
         self._authority = named if port == _PORT else f"{named}:{port}"
         self._ca_pem = ca_pem
         self._timeout = timeout
+        self._trace = os.urandom(16).hex()
         self._context: SSLContext | None = None
         self._connection: SSLSocket | None = None
 
@@ -93,7 +95,9 @@ class PinnedChannel:
         """
         from ssl import SSLCertVerificationError
 
-        request = encode_request(method, self._base + path, self._authority, headers or {}, body)
+        # W3C Trace Context: all requests of one channel are one trace, so the owner finds a handshake as a whole.
+        traced = {"traceparent": f"00-{self._trace}-{os.urandom(8).hex()}-00", **(headers or {})}
+        request = encode_request(method, self._base + path, self._authority, traced, body)
         try:
             connection = self._connected()
             connection.sendall(request)

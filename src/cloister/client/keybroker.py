@@ -130,6 +130,7 @@ class KeyBrokerClient:
         channel: how to reach the broker; one pinned to the broker's CA when absent.
         sleep: waits that many seconds.
         monotonic: a clock that only goes forward, seconds.
+        key_kind: kind of the ephemeral key, a value of `cloister.crypto.jwe.KeyKind`: `P-256`, `P-521`, `RSA-OAEP-256`.
 
     Raises:
         FormatRefused: the address is not https.
@@ -147,6 +148,7 @@ class KeyBrokerClient:
         channel: Channel | None = None,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
+        key_kind: str = "P-256",
     ) -> None:
         self._broker = broker
         self._logged = 0  # entries of the log that were there when it was last looked at; a new one lies behind them
@@ -157,6 +159,7 @@ class KeyBrokerClient:
         self._attempts = attempts
         self._sleep = sleep
         self._monotonic = monotonic
+        self._key_kind = key_kind
         self._making_key = threading.Lock()
         self._key: EphemeralKey | None = None
         self._wiped = False
@@ -174,9 +177,9 @@ class KeyBrokerClient:
             if self._wiped:
                 raise RuntimeError("the client was wiped")
             if self._key is None:
-                from cloister.crypto.jwe import EphemeralKey
+                from cloister.crypto.jwe import EphemeralKey, KeyKind
 
-                self._key = EphemeralKey.generate()
+                self._key = EphemeralKey.generate(KeyKind(self._key_kind))
 
     def attest(self) -> str:
         """Do the handshake; return the token.

@@ -52,7 +52,7 @@ def start_trust_service(state: Path, log: Path, *, collateral: Path | None = Non
     Raises:
         Unavailable: it does not become ready (`sdk.service.not_ready`).
     """
-    command = [sys.executable, "-m", "cloister.trust.app", "--state", str(state), "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "cloister.trust.app", "--data", str(state), "--listen", "127.0.0.1:0"]
     if collateral is not None:
         command += ["--collateral", str(collateral)]
     return _start("trust service", command, log)

@@ -1,7 +1,8 @@
 """The owner's own hands on a trust service: administration of its state directory on the same machine.
 
 Needs no running service; a running one sees every change with its next request. Whoever can open the state directory
-is the owner: there is no second authentication here. Administration over the network comes with its own roles later.
+is the owner: there is no second authentication here. The functions are those of `cloister.trust.administration`, which
+the network's interface uses as well; changes leave the same records, made by `local`.
 """
 
 from __future__ import annotations
@@ -15,25 +16,24 @@ from typing import Any
 from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.protocol.spiffe import parse_trust_domain
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
-from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
+from cloister.trust.access import LOCAL_OWNER, AccessControl, Permission
+from cloister.trust.administration import Administration, AdministrationParts
 from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_identity_policy
-from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules
-from cloister.trust.keybroker.rulebook import RuleBook, checked_rule
+from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
-from cloister.trust.refvalues import ReferenceValueService
 from cloister.trust.releaselog import EventsOnceOpen, make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
-from cloister.trust.store.endorsers import RootStore
 from cloister.trust.store.leases import LeaseStore
-from cloister.trust.store.policies import APPRAISAL, IDENTITY, PolicyStore, StoredPolicy
+from cloister.trust.store.policies import IDENTITY, PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
-from cloister.trust.store.resources import ResourceEntry, ResourceStore
+from cloister.trust.store.resources import ResourceEntry
 from cloister.trust.verifier import CollateralSource
 from cloister.trust.verifier.survey import Survey
 
@@ -64,7 +64,6 @@ class TrustAdmin:
         password_file: Path | None = None,
         key_store: str = "",
     ) -> None:
-        self._clock = clock
         self._state = StateDirectory(state_dir)
         self._announced = read_announced(state_dir)
         self._log = make_release_log(state_dir, parse_witnesses(self._announced.witnesses))
@@ -83,11 +82,13 @@ class TrustAdmin:
             self._log.close()
             raise
         self.keys = KeyAdministration(self._store, self._keys)
-        self._resources = ResourceStore(self._store, self._keys.ring)
-        self._policies = PolicyStore(self._store, events=self._log)
-        self._rules = RuleBook(self._store, events=self._log)
-        self._references = ReferenceValueService(self._store)
-        self._roots = RootStore(self._store)
+        self.administration = Administration(
+            parts=AdministrationParts(store=self._store, keys=self._keys.ring, clock=clock, events=self._log),
+            access=AccessControl(self._store, clock),
+            keys=self.keys,
+        )
+        self._office = self.administration.office(LOCAL_OWNER, DEFAULT_TENANT, None, record_reading=False)
+        self._policies = PolicyStore(self._store)
         self._records = RecordStore(self._store)
 
     def __enter__(self) -> TrustAdmin:
@@ -112,7 +113,7 @@ class TrustAdmin:
         Raises:
             FormatRefused: empty or too long.
         """
-        return self._resources.put(path, content, at=self._clock())
+        return self._office.resources.put(path, content).version
 
     def get_resource(self, path: ResourcePath) -> bytes:
         """Return the content of a resource.
@@ -120,11 +121,11 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.resource.missing`).
         """
-        return self._resources.get(path).content
+        return self._office.resources.content(path)
 
     def list_resources(self) -> tuple[ResourceEntry, ...]:
         """Return path, version and time of each resource."""
-        return self._resources.list()
+        return self._office.resources.list()
 
     def delete_resource(self, path: ResourcePath) -> None:
         """Delete a resource.
@@ -132,7 +133,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.resource.missing`).
         """
-        self._resources.delete(path)
+        self._office.resources.delete(path)
 
     # Policies
 
@@ -142,12 +143,11 @@ class TrustAdmin:
         Raises:
             FormatRefused: not an appraisal policy.
         """
-        policy = parse_appraisal_policy(text)
-        return self._policies.put(APPRAISAL, policy.id, text, at=self._clock())
+        return self._office.appraisal.put(text)
 
     def appraisal_policy(self, policy_id: str = "default") -> StoredPolicy | None:
         """Return the version in force, None when there is none."""
-        return self._policies.current(APPRAISAL, policy_id)
+        return self._office.appraisal.current(policy_id)
 
     def put_release_rule(self, prefix: str, text: bytes) -> StoredPolicy:
         """Store the next version of the release rule of a prefix, given as its file (TOML, JSON or Rego).
@@ -156,7 +156,7 @@ class TrustAdmin:
             FormatRefused: not a rule, or not a prefix; Rego that does not load.
             Unavailable: Rego, and this installation cannot run it.
         """
-        return self._rules.put(checked_rule(prefix, text).prefix, text, at=self._clock())
+        return self._office.rules.put(prefix, text)
 
     def put_identity_policy(self, text: bytes) -> StoredPolicy:
         """Store the identity policy: which pod gets which SPIFFE ID.
@@ -166,7 +166,12 @@ class TrustAdmin:
             Unavailable: the store failed.
         """
         parse_identity_policy(text)
-        return self._policies.put(IDENTITY, IDENTITY_POLICY, text, at=self._clock())
+        at = self._office.desk.now()
+        return self._office.desk.change(
+            Permission.POLICY_WRITE,
+            "identity",
+            lambda stores: stores.policies.put(IDENTITY, IDENTITY_POLICY, text, at=at),
+        )
 
     def identity_policy(self) -> StoredPolicy | None:
         """Return the identity policy in force, None when there is none."""
@@ -174,7 +179,7 @@ class TrustAdmin:
 
     def release_rules(self) -> ReleaseRules:
         """Return the release rules and revocations in force."""
-        return self._rules.rules()
+        return self._office.rules.rules()
 
     def add_release_rule(self, rule: ReleaseRule) -> StoredPolicy:
         """Store a rule, replacing the one of the same prefix.
@@ -182,7 +187,7 @@ class TrustAdmin:
         Raises:
             FormatRefused: a malformed rule.
         """
-        return self._rules.add(rule, at=self._clock())
+        return self._office.rules.put(rule.prefix, encode_release_rule(rule))
 
     def remove_release_rule(self, prefix: str) -> StoredPolicy:
         """Remove the rule of a prefix; the next wider one decides about its resources then, or the default.
@@ -190,7 +195,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.release_policy.missing_rule`).
         """
-        return self._rules.remove(prefix, at=self._clock())
+        return self._office.rules.remove(prefix)
 
     def approve(
         self,
@@ -207,20 +212,18 @@ class TrustAdmin:
             Refused: another pod is approved for one of them at other levels, which this would change
                 (`trust.release_policy.levels_differ`); a rule has no list (`trust.release_policy.not_a_list`).
         """
-        self._rules.approve(
-            init_data, paths, appraisal_policy=appraisal_policy, levels=insecure_accept_levels, at=self._clock()
-        )
+        self._office.rules.approve(init_data, paths, appraisal_policy=appraisal_policy, levels=insecure_accept_levels)
 
     def revoke(self, init_data: str) -> None:
         """Withdraw every approval of this init data, whatever rule gave it; pods under a lease stop within it."""
-        self._rules.revoke(init_data, at=self._clock())
+        self._office.rules.revoke(init_data)
 
     def forget(self, init_data: str) -> None:
         """Remove this init data from every rule; a rule left without any releases nothing and goes too.
 
         For a pod that ended by itself: what nobody uses needs no approval, and no revocation to remember.
         """
-        self._rules.forget(init_data, at=self._clock())
+        self._office.rules.forget(init_data)
 
     def policy_history(self, kind: str, name: str) -> tuple[StoredPolicy, ...]:
         """Return all versions of a policy (`appraisal` and its id, or `release` and a prefix), newest first."""
@@ -234,11 +237,11 @@ class TrustAdmin:
         Raises:
             FormatRefused: none given, or two of one id.
         """
-        self._references.register(entries, at=self._clock())
+        self._office.references.add_unsigned(entries)
 
     def list_reference_entries(self) -> tuple[ReferenceEntry, ...]:
         """Return all reference values, expired ones too."""
-        return self._references.entries()
+        return tuple(value.entry for value in self._office.references.list())
 
     def remove_reference_entry(self, identity: str) -> None:
         """Delete a reference value entry.
@@ -246,15 +249,15 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.reference.missing`).
         """
-        self._references.withdraw(identity)
+        self._office.references.delete(identity)
 
     def add_root(self, root: TrustedRoot) -> str:
         """Trust a root for its technology and level; return its id."""
-        return self._roots.put(root, at=self._clock())
+        return self._office.roots.add(root)
 
     def list_roots(self) -> tuple[TrustedRoot, ...]:
         """Return all trusted roots."""
-        return self._roots.list()
+        return self._office.roots.list()
 
     def remove_root(self, identity: str) -> None:
         """Stop trusting a root.
@@ -262,7 +265,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.root.missing`).
         """
-        self._roots.delete(identity)
+        self._office.roots.remove(identity)
 
     # What happened
 
@@ -272,7 +275,7 @@ class TrustAdmin:
 
     def last_audit(self) -> int:
         """Return the sequence number of the newest audit row, 0 when there is none."""
-        return self._records.last_audit()
+        return self._office.records.last_audit()
 
     def get_denial(self, identity: str) -> DenialRecord:
         """Return the whole record of a denial, with every finding.
@@ -280,7 +283,7 @@ class TrustAdmin:
         Raises:
             Refused: there is none (`trust.denial.missing`).
         """
-        return self._records.denial(identity)
+        return self._office.records.denial(identity)
 
     def get_appraisal(self, identity: str) -> AppraisalRecord | None:
         """Return an Attestation Result by the id that audit rows and tokens carry, None when not kept any more."""
@@ -316,7 +319,7 @@ class TrustAdmin:
         Raises:
             FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
         """
-        self._identity(trust_domain).rotate(at=self._clock())
+        self._identity(trust_domain).rotate(at=self._office.desk.now())
 
     def withdraw_identity_key(self, trust_domain: str, key: str) -> None:
         """Take a key out of a trust domain's bundle at once.
@@ -324,7 +327,7 @@ class TrustAdmin:
         Raises:
             Refused: there is no such key (`trust.identity.key`).
         """
-        self._identity(trust_domain).withdraw(key, at=self._clock())
+        self._identity(trust_domain).withdraw(key, at=self._office.desk.now())
 
     def _identity(self, trust_domain: str) -> StoredAuthorities:
         return StoredAuthorities(self._store, self._keys.ring, parse_trust_domain(trust_domain))

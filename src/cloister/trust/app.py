@@ -1,6 +1,6 @@
-"""The trust service as a process: TLS by its own CA, one worker, ready report, clean end.
+"""The trust service as a process: TLS by its own CA, one worker or several, ready report, clean end.
 
-    python -m cloister.trust.app --state DIR --listen 127.0.0.1:0 --ready-file F
+    python -m cloister.trust.app --data DIR --listen 127.0.0.1:0 --ready-file F
 
 HTTP and TLS 1.3 are granian's, embedded in this process' event loop. Port 0 is not granian's: this module binds a free
 port, keeps it bound (not listening) with SO_REUSEPORT, and granian listens on the same port of the same user. Nobody
@@ -15,10 +15,12 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -28,19 +30,33 @@ from granian.server.embed import Server
 
 from cloister import __version__
 from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.trust.configuration import settings_from_arguments
 from cloister.trust.journal import Journal
+from cloister.trust.observing import add_gauges, called_webhook, exported_traces
 from cloister.trust.service import TrustService
-from cloister.trust.settings import LOOPBACK, TrustSettings, settings_from_arguments
-from cloister.trust.statedir import write_whole
-from cloister.trust.web import trust_application
+from cloister.trust.settings import LOOPBACK, TrustSettings
+from cloister.trust.statedir import StateDirectory, write_whole
+from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
+from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
+from cloister.trust.web.admin.mount import mount_administration
 from cloister.trust.web.identity import identity_mounts
+from cloister.trust.workers import Supervisor
 
 _START_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.002
 _BACKLOG: Final = 1024
 _HEADER_MILLISECONDS: Final = 10_000
 _HEADER_BUFFER_BYTES: Final = 512 * 1024  # a bearer token travels in a header
+_INSECURE: Final = "plain HTTP: whoever is on the way reads and changes everything"
 _SWITCH_SECONDS: Final = 0.001  # a thread that holds the interpreter is asked to yield after this time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldPort:
+    """A port that a supervisor has bound for its workers, and the number of one of them."""
+
+    port: int
+    worker: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,54 +90,120 @@ def serve(settings: TrustSettings, *, on_ready: Callable[[Ready], None] | None =
         Unavailable: state or store cannot be used, or the server does not start.
     """
 
+    if settings.workers > 1:
+        _serve_by_workers(settings, on_ready)
+    else:
+        _serve_here(settings, on_ready=on_ready)
+
+
+def _serve_here(
+    settings: TrustSettings, *, on_ready: Callable[[Ready], None] | None = None, held: HeldPort | None = None
+) -> None:
     async def run() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await serve_until(settings, stop, on_ready=on_ready)
+        await serve_until(settings, stop, on_ready=on_ready, held=held)
 
     asyncio.run(run())
 
 
-async def serve_until(
-    settings: TrustSettings, stop: asyncio.Event, *, on_ready: Callable[[Ready], None] | None = None
-) -> None:
-    """Run the service in the current event loop until `stop` is set; otherwise as `serve`."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
+def _serve_by_workers(settings: TrustSettings, on_ready: Callable[[Ready], None] | None) -> None:
     journal = Journal()
-    with _watched_parent(settings, stop), TrustService(settings) as service:
-        mounts = identity_mounts(service.identity)
-        app = trust_application(service.broker_of, service, settings, journal, mounts=mounts, log=service.public_log)
-        tls = service.keys.issued_tls(settings.names, at=datetime.now(UTC))
-        with tls as (certificate, key), _reserved(settings) as port:
-            server = Server(
-                app,
-                address=settings.host,
-                port=port,
-                interface=Interfaces.ASGINL,
-                http=HTTPModes.http1,
-                http1_settings=HTTP1Settings(
-                    header_read_timeout=_HEADER_MILLISECONDS, max_buffer_size=_HEADER_BUFFER_BYTES
-                ),
-                websockets=False,
-                backlog=_BACKLOG,
-                log_enabled=False,
-                ssl_cert=certificate,
-                ssl_key=key,
-            )
-            running = asyncio.ensure_future(server.serve())
+    # Made before any worker: their refusals would be told once by each.
+    state = StateDirectory(settings.state)
+    with _reserved(settings) as port, tempfile.TemporaryDirectory(prefix="cloister-metrics-") as metrics:
+        os.environ[MULTIPROCESS_VARIABLE] = metrics
+
+        reports = set() if settings.ready_fd is None else {settings.ready_fd}
+
+        def work(number: int, ready: int) -> int:
+            for descriptor in reports:
+                os.close(descriptor)  # whoever reads the report waits for its end
+            own = replace(settings, port=port, ready_fd=ready, ready_file=None, die_with_parent=True, workers=1)
+            return _exit_code(lambda: _serve_here(own, held=HeldPort(port=port, worker=number)))
+
+        def all_ready() -> None:
+            ready = _report(settings, state, port)
+            reports.clear()
+            _announce(journal, settings, port)
+            if on_ready is not None:
+                on_ready(ready)
+
+        code = Supervisor(
+            settings.workers,
+            work,
+            on_ready=all_ready,
+            on_death=forget_process,
+            journal=journal,
+            drain_seconds=settings.shutdown_seconds,
+            parent=os.getppid() if settings.die_with_parent else None,
+        ).run()
+    if code:
+        sys.exit(code if code > 0 else 3)
+    journal.note("stopped")
+
+
+async def serve_until(
+    settings: TrustSettings,
+    stop: asyncio.Event,
+    *,
+    on_ready: Callable[[Ready], None] | None = None,
+    held: HeldPort | None = None,
+) -> None:
+    """Run the service in the current event loop until `stop` is set; otherwise as `serve`.
+
+    Args:
+        settings: what to run with.
+        stop: asks for a clean end.
+        on_ready: called once it answers.
+        held: the port that a supervisor holds for this worker; None to take the settings' own.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    journal = Journal(worker=held.worker if held else 0)
+    telemetry = Telemetry(tenants=settings.metrics_tenants)
+    with (
+        _watched_parent(settings, stop),
+        exported_traces(settings),
+        called_webhook(settings, telemetry) as webhook,
+        TrustService(settings, committed=telemetry.committed) as service,
+    ):
+        add_gauges(telemetry, service)
+        app = trust_application(
+            service.broker_of,
+            service,
+            settings,
+            journal,
+            mounts=(*identity_mounts(service.identity), mount_administration(service)),
+            telemetry=telemetry,
+            readiness=service.readiness(),
+            webhook=webhook,
+            files={
+                JWKS: lambda _: json_response(service.keys.signing.jwks()),
+                LOG: lambda path: log_response(service.public_log.get(path)),
+            },
+        )
+        tls = nullcontext((None, None)) if settings.insecure_http else _tls(service, settings)
+        with tls as (certificate, key), _reserved(settings) if held is None else nullcontext(held.port) as port:
+            servers = [_server(app, settings.host, port, certificate, key)]
+            if settings.metrics_listen is not None:
+                aside = metrics_application(telemetry)
+                servers.append(_server(aside, *settings.metrics_listen, certificate, key))
+            running = asyncio.ensure_future(_all_of(servers))
             try:
                 await _answering(settings, port, running)
-                ready = _report(settings, service, port)
-                journal.note("ready", host=settings.host, port=port, pid=os.getpid(), version=__version__)
+                ready = _report(settings, service.state, port)
+                if held is None:
+                    _announce(journal, settings, port)
                 if on_ready is not None:
                     on_ready(ready)
                 await _first(stop, running)
             finally:
                 journal.note("stopping", reason="asked to" if stop.is_set() else "server ended")
                 await app.drain(settings.shutdown_seconds)
-                server.stop()  # type: ignore[no-untyped-call]  # granian leaves this one method untyped
+                for server in servers:
+                    server.stop()  # type: ignore[no-untyped-call]  # granian leaves this one method untyped
                 await running
                 app.close()
     journal.note("stopped")
@@ -129,8 +211,13 @@ async def serve_until(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as a process; return the exit code: 0 ended as asked, 1 refused, 3 unavailable."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return _exit_code(lambda: serve(settings_from_arguments(given)))
+
+
+def _exit_code(run: Callable[[], None]) -> int:
     try:
-        serve(settings_from_arguments(sys.argv[1:] if arguments is None else arguments))
+        run()
     except CloisterError as err:
         sys.stderr.write(f"cloister: error: {err}\n")
         if err.hint:
@@ -139,7 +226,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _report(settings: TrustSettings, service: TrustService, port: int) -> Ready:
+async def _all_of(servers: Sequence[Server]) -> None:
+    await asyncio.gather(*(server.serve() for server in servers))
+
+
+def _server(
+    application: Any,  # Any: an ASGI application, as granian takes it
+    host: str,
+    port: int,
+    certificate: Path | None,
+    key: Path | None,
+) -> Server:
+    return Server(
+        application,
+        address=host,
+        port=port,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS, max_buffer_size=_HEADER_BUFFER_BYTES),
+        websockets=False,
+        backlog=_BACKLOG,
+        log_enabled=False,
+        ssl_cert=certificate,
+        ssl_key=key,
+    )
+
+
+def _announce(journal: Journal, settings: TrustSettings, port: int) -> None:
+    if settings.insecure_http:
+        journal.warn("insecure_http", host=settings.host, port=port, reason=_INSECURE)
+    journal.note("ready", host=settings.host, port=port, pid=os.getpid(), version=__version__)
+
+
+def _tls(service: TrustService, settings: TrustSettings) -> AbstractContextManager[tuple[Path | None, Path | None]]:
+    return service.keys.issued_tls(settings.names, at=datetime.now(UTC))
+
+
+def _report(settings: TrustSettings, state: StateDirectory, port: int) -> Ready:
     address = ipaddress.ip_address(settings.host)
     reachable = LOOPBACK if address.is_unspecified else settings.host
     host = f"[{reachable}]" if ":" in reachable else reachable
@@ -147,8 +270,8 @@ def _report(settings: TrustSettings, service: TrustService, port: int) -> Ready:
         pid=os.getpid(),
         host=settings.host,
         port=port,
-        url=f"https://{host}:{port}",
-        ca_file=str(service.state.ca_file),
+        url=f"{'http' if settings.insecure_http else 'https'}://{host}:{port}",
+        ca_file=str(state.ca_file),
     )
     text = msgspec.json.encode(asdict(ready)) + b"\n"
     try:

@@ -14,10 +14,12 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from cloister.trust.tracing import Observed
+
 FIELDS: Final = frozenset(
     {
         "event", "timestamp", "level", "request", "route", "status", "code", "denial", "ms", "kind", "where", "host",
-        "port", "pid", "version", "reason",
+        "port", "pid", "version", "reason", "worker",
     }
 )  # fmt: skip
 
@@ -27,10 +29,11 @@ class Journal:
 
     Args:
         stream: where to; standard error when absent.
+        worker: number to put into every line, 0 for none.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._log = structlog.wrap_logger(
+    def __init__(self, stream: TextIO | None = None, *, worker: int = 0) -> None:
+        log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
                 structlog.processors.add_log_level,
@@ -39,19 +42,32 @@ class Journal:
                 structlog.processors.JSONRenderer(),
             ],
         )
+        self._log = log.bind(worker=worker) if worker else log
 
     def note(self, event: str, **values: str | int) -> None:
         """Log one step of the service's life."""
         self._log.info(event, **values)
 
-    def answered(self, *, request: str, route: str, status: int, code: str, denial: str, ms: float) -> None:
-        """Log one answered request."""
-        log = self._log.warning if status >= 500 else self._log.info
-        log("answered", request=request, route=route, status=status, code=code, denial=denial, ms=round(ms, 1))
+    def warn(self, event: str, **values: str | int) -> None:
+        """Log what the owner should look at."""
+        self._log.warning(event, **values)
 
-    def failed(self, *, request: str, route: str, error: BaseException) -> None:
-        """Log a fault of our own."""
-        self._log.error("failed", request=request, route=route, kind=type(error).__name__, where=_place(error))
+    def observed(self, seen: Observed) -> None:
+        """Log one answered request, and the fault of our own that it met."""
+        request = seen.correlation.identity
+        if seen.fault is not None:
+            kind, where = type(seen.fault).__name__, _place(seen.fault)
+            self._log.error("failed", request=request, route=seen.route, kind=kind, where=where)
+        log = self._log.warning if seen.status >= 500 else self._log.info
+        log(
+            "answered",
+            request=request,
+            route=seen.route,
+            status=seen.status,
+            code=seen.code,
+            denial=seen.denial,
+            ms=round(1000 * seen.seconds, 1),
+        )
 
 
 def _only_known_fields(

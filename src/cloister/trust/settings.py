@@ -1,11 +1,11 @@
-"""Settings of the trust service: one table drives the command line, the defaults and the reference page.
+"""Settings of the trust service: one table drives command line, environment, configuration file and reference page.
 
-What an attacker gains who controls a setting is said with it. There is no setting that turns TLS or appraisal off.
+What an attacker gains who controls a setting is said with it. No setting turns appraisal off. A setting whose name
+begins with `insecure_` gives protection up and says what. No secret is a setting: those that need one name a file.
 """
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cloister.errors import FormatRefused
+from cloister.errors import FormatRefused, Refused
 from cloister.protocol.kbs import VERSIONS
 from cloister.protocol.spiffe import parse_trust_domain
 
 LOOPBACK: Final = "127.0.0.1"
+PORT: Final = 7070
+WORKERS: Final = 64
 SLIRP_HOST: Final = "10.0.2.2"  # where a guest with QEMU's user networking finds its host
 
 # OpenID Connect Discovery 1.0, section 3: https, host, perhaps port and path, nothing else; no slash at the end.
@@ -55,16 +57,28 @@ class TrustSettings:
         log_cosignatures: how many of them must have cosigned a release before the resource goes out.
         shutdown_seconds: time given to requests in flight on SIGTERM.
         die_with_parent: end when the starting process ends.
+        workers: processes that share state and port.
+        metrics_listen: address and port for `/metrics` alone; None to serve it with everything else.
+        metrics_tenants: whether metrics tell tenants apart by name.
+        traces_endpoint: address that takes traces (OTLP over HTTP); empty for none.
+        webhook_url: address that is told of denied guests; empty for none.
+        webhook_secret_file: file with the key that signs these calls.
+        collateral_days: age of the newest collateral from which on the service is not ready; 0 to ignore it.
+        insecure_http: plain HTTP, for a proxy on the same machine that ends TLS.
+        insecure_http_any_address: allow that on an address that others can reach.
         minimum_protocol: oldest version of the key broker protocol that is spoken; nothing is negotiated below it.
         insecure_rsa1_5: seal to keys for RSA1_5, without which guests of protocol 0.1.1 get nothing.
         insecure_unsigned_reference_values: take CoCo's unsigned reference value messages.
+
+    Raises:
+        Refused: plain HTTP on an address that others can reach (`trust.settings.insecure_http`).
     """
 
     state: Path
     database: str = ""
     database_password_file: Path | None = None
     host: str = LOOPBACK
-    port: int = 0
+    port: int = PORT
     names: tuple[str, ...] = ("localhost", LOOPBACK, SLIRP_HOST)
     ready_file: Path | None = None
     ready_fd: int | None = None
@@ -84,9 +98,37 @@ class TrustSettings:
     log_cosignatures: int = 0
     shutdown_seconds: float = 5.0
     die_with_parent: bool = False
+    workers: int = 1
+    metrics_listen: tuple[str, int] | None = None
+    metrics_tenants: bool = False
+    traces_endpoint: str = ""
+    webhook_url: str = ""
+    webhook_secret_file: Path | None = None
+    collateral_days: int = 7
+    insecure_http: bool = False
+    insecure_http_any_address: bool = False
     minimum_protocol: str = VERSIONS[0]
     insecure_rsa1_5: bool = False
     insecure_unsigned_reference_values: bool = False
+
+    def __post_init__(self) -> None:
+        if self.webhook_url and self.webhook_secret_file is None:
+            raise FormatRefused(
+                "trust.settings.webhook_secret",
+                "a webhook needs a secret that signs its calls",
+                path="webhook_secret_file",
+                hint="name a file of mode 0600 in webhook_secret_file",
+            )
+        exposed = not ipaddress.ip_address(self.host).is_loopback
+        if self.insecure_http and exposed and not self.insecure_http_any_address:
+            raise Refused(
+                "trust.settings.insecure_http",
+                "plain HTTP on an address that others can reach",
+                path="listen",
+                expected="a loopback address",
+                actual=self.host,
+                hint="listen on 127.0.0.1 behind your proxy, or give insecure_http_any_address as well",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +136,7 @@ class Setting:
     """One line of the table.
 
     Attributes:
-        field: attribute of `TrustSettings`.
+        field: attribute of `TrustSettings`, and key in the configuration file; `listen` stands for host and port.
         flag: command-line flag.
         parse: text to value; None for a switch.
         help: one line for people.
@@ -106,6 +148,10 @@ class Setting:
     parse: Callable[[str], Any] | None  # Any: the type of the field
     help: str
     controls: str
+
+
+def _listen(text: str) -> tuple[str, int]:
+    return parse_listen(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -142,6 +188,24 @@ def _rate(text: str) -> float:
     return value
 
 
+def _days(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 3660:
+        raise ValueError(text)
+    return value
+
+
+def _workers(text: str) -> int:
+    value = int(text)
+    if not 0 < value <= WORKERS:
+        raise ValueError(text)
+    return value
+
+
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
 def _protocol(text: str) -> str:
     if text not in VERSIONS:
         raise ValueError(text)
@@ -157,11 +221,18 @@ def _count(text: str) -> int:
 
 TABLE: Final[Sequence[Setting]] = (
     Setting(
-        field="state",
-        flag="--state",
+        field="data",
+        flag="--data",
         parse=Path,
-        help="state directory",
+        help="directory of the service's state",
         controls="everything: root key, policies and resources live there",
+    ),
+    Setting(
+        field="listen",
+        flag="--listen",
+        parse=_listen,
+        help="address and port; port 0 takes a free one",
+        controls="who can reach the service; guests pin its CA, so a stranger there gets no further",
     ),
     Setting(
         field="database",
@@ -292,7 +363,7 @@ TABLE: Final[Sequence[Setting]] = (
     Setting(
         field="log_cosignatures",
         flag="--log-cosignatures",
-        parse=_count,
+        parse=_natural,
         help="how many witnesses must have cosigned a release before the resource goes out",
         controls="how much later a fork is noticed; guests demand what their measured init data says regardless",
     ),
@@ -331,6 +402,69 @@ TABLE: Final[Sequence[Setting]] = (
         help="end when the starting process ends",
         controls="availability only",
     ),
+    Setting(
+        field="workers",
+        flag="--workers",
+        parse=_workers,
+        help="processes that share state and port",
+        controls="availability only",
+    ),
+    Setting(
+        field="metrics_listen",
+        flag="--metrics-listen",
+        parse=_listen,
+        help="address and port for /metrics alone; with everything else when absent",
+        controls="who reads how many guests come and are denied; no name, path or secret is among it",
+    ),
+    Setting(
+        field="metrics_tenants",
+        flag="--metrics-tenants",
+        parse=None,
+        help="tell tenants apart by name in metrics",
+        controls="the names of tenants, for whoever reads metrics",
+    ),
+    Setting(
+        field="traces_endpoint",
+        flag="--traces-endpoint",
+        parse=str,
+        help="address that takes traces, OTLP over HTTP; needs the extra otel",
+        controls="who learns when which technology attested, and how long each step took",
+    ),
+    Setting(
+        field="webhook_url",
+        flag="--webhook-url",
+        parse=str,
+        help="address that is told of denied guests",
+        controls="who learns of denials (code, denial id, tenant), and one address that the service connects to",
+    ),
+    Setting(
+        field="webhook_secret_file",
+        flag="--webhook-secret-file",
+        parse=Path,
+        help="file of mode 0600 with the key that signs calls to the webhook",
+        controls="forged calls to the webhook's receiver",
+    ),
+    Setting(
+        field="collateral_days",
+        flag="--collateral-days",
+        parse=_days,
+        help="age of the newest collateral from which on /readyz says no; 0 to ignore it",
+        controls="how late you notice that nothing is fetched any more; verdicts go by each policy's own grace",
+    ),
+    Setting(
+        field="insecure_http",
+        flag="--insecure-http",
+        parse=None,
+        help="plain HTTP, for a proxy on the same machine that ends TLS",
+        controls="reading and changing every message on the way: guests no longer know whom they talk to",
+    ),
+    Setting(
+        field="insecure_http_any_address",
+        flag="--insecure-http-any-address",
+        parse=None,
+        help="allow plain HTTP on an address that others can reach",
+        controls="the same, from the network",
+    ),
 )
 
 
@@ -352,27 +486,3 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not 0 <= number <= 65535:
         raise FormatRefused("trust.settings.listen", "no such port", expected="0 to 65535", actual=str(number))
     return host, number
-
-
-def settings_from_arguments(arguments: Sequence[str]) -> TrustSettings:
-    """Parse the command line of `python -m cloister.trust.app`; ends the process on a usage error, as argparse does."""
-    parser = argparse.ArgumentParser(prog="cloister.trust.app", allow_abbrev=False)
-    parser.add_argument("--listen", default=f"{LOOPBACK}:0", help="address and port; port 0 takes a free one")
-    for setting in TABLE:
-        if setting.parse is None:
-            parser.add_argument(setting.flag, dest=setting.field, action="store_true", help=setting.help)
-        else:
-            parser.add_argument(
-                setting.flag,
-                dest=setting.field,
-                type=setting.parse,
-                default=argparse.SUPPRESS,
-                required=setting.field == "state",
-                help=setting.help,
-            )
-    values = vars(parser.parse_args(arguments))
-    try:
-        host, port = parse_listen(values.pop("listen"))
-    except FormatRefused as err:
-        parser.error(str(err))
-    return TrustSettings(host=host, port=port, **values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cloister.trust.statedir import StateDirectory
@@ -15,6 +16,7 @@ def open_store(
     password_file: Path | None = None,
     seconds: float = 4.0,
     batch_hook: BatchHook | None = None,
+    committed: Callable[[int, float], None] | None = None,
 ) -> Store:
     """Open the database at `database`, which is remembered once that worked; else the remembered one, else SQLite.
 
@@ -24,6 +26,7 @@ def open_store(
         password_file: file with the password, when an address is given.
         seconds: as the store takes it.
         batch_hook: as the store takes it.
+        committed: as the store takes it.
 
     Raises:
         Refused: the address cannot be used (`trust.settings.database`).
@@ -41,6 +44,7 @@ def open_store(
         seconds=seconds,
         batch_hook=batch_hook,
         password_file=password_file,
+        committed=committed,
     )
     if given:
         try:

@@ -144,6 +144,11 @@ def test_a_resource_in_three_requests(client: KeyBrokerClient, wire: Wire) -> No
     assert client.token.count(".") == 2
 
 
+@pytest.mark.parametrize("kind", ["P-256", "P-521", "RSA-OAEP-256"])
+def test_every_kind_of_key(world: World, wire: Wire, kind: str) -> None:
+    assert make_client(world, wire, key_kind=kind).get_resource(MODEL) == CANARY
+
+
 def test_a_simulated_guest(world: World, wire: Wire, tmp_path: Path) -> None:
     """A technology without credential activation: nothing is enrolled."""
     key = tmp_path / "machine.key"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.result import AttestationResult, Severity, Tier, Unchecked, Verdict
-from cloister.tee.builtinpolicy import BUILTIN_TEXT, builtin_policy
+from cloister.tee.builtinpolicy import BUILTIN_DIGEST, BUILTIN_TEXT, builtin_policy
 from cloister.tee.insecure.sample.attester import SampleAttester
 from cloister.tee.insecure.sample.verifier import authenticate, read_claims
 from cloister.tee.registry import TECHNOLOGIES, reader_for
@@ -142,3 +143,7 @@ def test_the_built_in_policy_is_about_every_technology_and_accepts_hardware_only
     policy = builtin_policy()
     assert policy.tees == set(TECHNOLOGIES) and policy.levels == {Level.HARDWARE}
     assert not policy.accept_debug and not policy.accept_unchecked_revocation
+
+
+def test_its_digest_is_the_published_one(repository: Path) -> None:
+    assert BUILTIN_DIGEST in (repository / "docs/reference/kbs-api.md").read_text("utf-8")

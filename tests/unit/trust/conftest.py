@@ -18,7 +18,7 @@ def quick() -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.tool)])
 def place(request: pytest.FixtureRequest, quick: Path) -> Iterator[Place]:
     """An empty database of each kind in turn."""
     server = request.getfixturevalue("postgresql") if request.param == "postgresql" else None

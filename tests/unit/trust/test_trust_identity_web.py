@@ -90,15 +90,15 @@ def test_without_a_trust_domain_there_are_no_documents(new_world: Factory) -> No
         assert get(app, path)[0] == 404
 
 
-@pytest.mark.parametrize("issuer", ["http://a.example", "https://", "https://a.example/", "https://a.example?x", ""])
+@pytest.mark.parametrize("issuer", ["http://a.example", "https://", "https://a.example/", "https://a.example?x"])
 def test_an_issuer_that_is_no_https_address_is_a_usage_error(issuer: str) -> None:
-    from cloister.trust.settings import settings_from_arguments
+    from cloister.trust.configuration import settings_from_arguments
 
     with pytest.raises(SystemExit):
-        settings_from_arguments(["--state", "x", "--identity-issuer", issuer])
+        settings_from_arguments(["--data", "x", "--identity-issuer", issuer])
     with pytest.raises(SystemExit):
-        settings_from_arguments(["--state", "x", "--trust-domain", issuer])
-    chosen = settings_from_arguments(["--state", "x", "--identity-issuer", ISSUER, "--trust-domain", "a.example"])
+        settings_from_arguments(["--data", "x", "--trust-domain", issuer])
+    chosen = settings_from_arguments(["--data", "x", "--identity-issuer", ISSUER, "--trust-domain", "a.example"])
     assert (chosen.identity_issuer, chosen.trust_domain) == (ISSUER, "a.example")
 
 

@@ -52,6 +52,14 @@ def alter(state: Path, *statements: str) -> None:
         connection.commit()
 
 
+def forget_keys_and_log(state: Path) -> None:
+    """Leave rows and files of the state, and nothing of what sealed or logged them."""
+    tables = ("data_keys", "key_ring", "signing_keys", "log_entries", "log_nodes", "log_checkpoints")
+    alter(state, *map("DELETE FROM {}".format, tables))
+    for name in ("keys.seen", "log.highwater"):
+        (state / name).unlink()
+
+
 def in_a_second() -> None:
     """Until another replica has looked again."""
     time.sleep(1.05)
@@ -72,7 +80,7 @@ class TestOlderDirectories:
     def make(self, state: Path) -> tuple[bytes, ECDSAP256Signer, CertificateAuthority]:
         with TrustAdmin(state) as admin:
             admin.put_resource(MODEL, CANARY)
-        alter(state, "DELETE FROM data_keys", "DELETE FROM key_ring", "DELETE FROM signing_keys")
+        forget_keys_and_log(state)
         root, signer = os.urandom(32), ECDSAP256Signer.generate()
         authority = CertificateAuthority.create("cloister trust service CA", at=NOW)
         files = {"root.key": root, "token.key": signer.private_pem(), "ca.key": authority.key_pem()}
@@ -80,7 +88,6 @@ class TestOlderDirectories:
             (state / name).write_bytes(content)
             (state / name).chmod(0o600)
         (state / "ca.pem").write_bytes(authority.certificate_pem)
-        (state / "keys.seen").unlink()
         key = HKDF(SHA256(), 32, None, b"cloister trust resource v1").derive(root)
         nonce = os.urandom(12)
         sealed = nonce + AESGCM(key).encrypt(nonce, CANARY, f"{MODEL}#1".encode())

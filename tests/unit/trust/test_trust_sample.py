@@ -130,6 +130,58 @@ def test_a_revoked_init_data_is_revoked_here_too(bare: Bare) -> None:
     assert (answer.status, error_of(answer)["code"]) == (403, "trust.release.revoked")
 
 
+class TestTwoTenants:
+    """Two brokers over one store: nothing that one did is seen, counted or honoured by the other."""
+
+    @pytest.fixture
+    def other(self, bare: Bare) -> Iterator[Bare]:
+        """The same service as tenant `acme` sees it."""
+        from dataclasses import replace
+
+        from cloister.trust.keybroker import KeyBroker
+        from cloister.trust.keybroker.rulebook import RuleBook
+        from cloister.trust.verifier import CollateralSource, VerifierService
+
+        parts, service = bare.service.broker._parts, bare.service
+        verifier = VerifierService(
+            service.store,
+            service.keys.token_issuer,
+            policy_id="default",
+            collateral=CollateralSource(service.settings.state),
+            tenant="acme",
+        )
+        RuleBook(service.store, tenant="acme").put("*", LINE, at=NOW)
+        kept = service.broker
+        bare.key = EphemeralKey.generate()
+        service._brokers["default"] = KeyBroker(replace(parts, tenant="acme", verifier=verifier))
+        yield bare
+        service._brokers["default"] = kept
+
+    def test_evidence_and_decisions_are_kept_apart(self, other: Bare) -> None:
+        from cloister.trust.store.records import RecordStore
+
+        token = other.attest()
+        answer = other.ask(token)
+        assert (answer.status, error_of(answer)["code"]) == (404, "trust.resource.missing")
+        mine, theirs = RecordStore(other.service.store), RecordStore(other.service.store, tenant="acme")
+        [row] = theirs.list_audit()
+        assert mine.list_audit() == () and row.denial
+        assert theirs.appraisal(row.attestation) is not None and mine.appraisal(row.attestation) is None
+        assert theirs.evidence(row.attestation) is not None and mine.evidence(row.attestation) is None
+        assert row.attestation in {item.id for item in [theirs.appraisal(row.attestation)] if item}
+
+    def test_rules_and_tokens_are_not_shared(self, other: Bare, bare: Bare) -> None:
+        from dataclasses import replace
+
+        from cloister.trust.keybroker import KeyBroker
+
+        token = other.attest()
+        default = KeyBroker(replace(other.service.broker._parts, tenant="default"))
+        answer = default.resource(str(MODEL), Credentials(bearer=token), deadline=time.monotonic() + 5)
+        assert (answer.status, error_of(answer)["code"]) == (401, "trust.token.foreign")
+        assert bare.admin.release_rules().rules == {}
+
+
 class TestBuiltInPolicy:
     """What applies while no appraisal policy is stored."""
 

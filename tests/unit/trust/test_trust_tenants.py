@@ -24,12 +24,17 @@ from cloister.rats.reference import ReferenceEntry
 from cloister.testing.tpm import NOW
 from cloister.trust.rowseal import DataKey
 from cloister.trust.store import records, schema
+from cloister.trust.store.access import TokenStore
+from cloister.trust.store.calls import CallRow, CallStore
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore, root_id
 from cloister.trust.store.evidence import BindingRecord, EvidenceStore, seal_binding
 from cloister.trust.store.identitykeys import IdentityKeyStore
 from cloister.trust.store.leases import Lease, LeaseStore, find_lease, keep_lease
 from cloister.trust.store.policies import APPRAISAL, PolicyStore
+from cloister.trust.store.proposals import APPLIED, ProposalStore, StoredProposal
+from cloister.trust.store.publishers import PublisherStore, ReferenceChange, StoredPublisher
+from cloister.trust.store.queries import RecordFilter, RecordQueries
 from cloister.trust.store.records import (
     DENIED,
     RELEASED,
@@ -45,6 +50,7 @@ from cloister.trust.store.resources import ResourceStore
 from cloister.trust.store.revocations import RevocationStore, add_revocation
 from cloister.trust.store.sessions import SessionStore, attach_token
 from cloister.trust.store.tenancy import sealed_name
+from cloister.trust.store.tenants import TenantStore
 from store_places import Place
 
 KEY = DataKey("11" * 8, bytes(32))
@@ -74,6 +80,10 @@ class Space:
         self.sessions = SessionStore(self.store, KEY, limit=3, **own)
         self.revocations = RevocationStore(self.store, **own)
         self.leases = LeaseStore(self.store, **own)
+        self.calls = CallStore(self.store, **own)
+        self.publishers = PublisherStore(self.store, **own)
+        self.proposals = ProposalStore(self.store, **own)
+        self.queries = RecordQueries(self.store, **own)
         self.cookie = ""
 
     def fill(self) -> None:
@@ -94,6 +104,14 @@ class Space:
         self.store.write(lambda connection: attach_token(connection, accepted, mark))
         self.store.write(lambda connection: add_revocation(connection, mark, POD, NOW))
         self.store.write(lambda connection: keep_lease(connection, mark, lease(mark)))
+        self.calls.add(CallRow(at=NOW, principal="t", name=mark, role="owner", action="a", subject="s", code="ok"))
+        self.publishers.put(StoredPublisher(key_id="key", name=mark, pem=b"pem", created_at=NOW))
+        self.publishers.remember("set", 1, mark)
+        self.publishers.note([ReferenceChange(id="podvm", at=NOW, change="added", name=mark)])
+        self.proposals.add(proposal(mark), at=NOW)
+        self.proposals.approve("p-one", name=mark, principal="t", at=NOW)
+        self.proposals.allow(str(PATH), POD, until=NOW + LIFE, proposal="p-one")
+        self.proposals.settle("p-one", APPLIED)
 
     @property
     def own(self) -> dict[str, str]:
@@ -120,6 +138,17 @@ class Space:
             "releases": [row.resource for row in self.records.list_released(["a-released"], by_guest=False)],
             "token": attempt(lambda: self.sessions.token(self.cookie, at=NOW)),
             "policies in force": [policy.text.decode() for policy in self.policies.current_all(APPRAISAL)],
+            "calls": [row.name for row in self.calls.list(after=0, limit=9)],
+            "publishers": [item.name for item in self.publishers.list()],
+            "sets": [digest for _, digest in self.publishers.seen().values()],
+            "reference history": [item.name for item in self.publishers.history(limit=9)],
+            "sources": [item.name for item in self.publishers.newest().values()],
+            "proposal": attempt(lambda: self.proposals.get("p-one").created_by),
+            "proposals": [item.approved_by for item in self.proposals.list(limit=9)],
+            "approved by": sorted(self.proposals.approved_by([str(PATH)], POD, at=NOW)),
+            "audit by query": [row.tee for row in self.queries.audit(RecordFilter(), after=0, limit=9)],
+            "denials by query": len(self.queries.denials(RecordFilter(), after=0, limit=9)),
+            "policy names": list(self.queries.policy_names(APPRAISAL)),
             "revoked": sorted(self.revocations.list()),
             "lease ends": list(self.leases.ends(["key"])),
             "leases": [item.tee for item in self.leases.running(at=NOW)],
@@ -146,6 +175,17 @@ NOTHING: dict[str, Any] = {
     "releases": [],
     "token": "trust.session.unknown",
     "policies in force": [],
+    "calls": [],
+    "publishers": [],
+    "sets": [],
+    "reference history": [],
+    "sources": [],
+    "proposal": "trust.approval.missing",
+    "proposals": [],
+    "approved by": [],
+    "audit by query": [],
+    "denials by query": 0,
+    "policy names": [],
     "revoked": [],
     "leases": [],
     "lease ends": [],
@@ -158,6 +198,12 @@ def everything(mark: str) -> dict[str, Any]:
     return {
         **dict.fromkeys(("resource", "resource exists", "policy", "denial", "appraisal", "evidence", "token"), mark),
         "policies in force": [mark],
+        **{name: [mark] for name in ("calls", "publishers", "sets", "reference history", "sources", "approved by")},
+        "proposal": mark,
+        "proposals": [(mark,)],
+        "audit by query": [mark, mark],
+        "denials by query": 1,
+        "policy names": ["default"],
         "revoked": [POD],
         "leases": [mark],
         "lease ends": ["key"],
@@ -173,6 +219,13 @@ def everything(mark: str) -> dict[str, Any]:
         "evidence kept": 1,
         "releases": [mark],
     }
+
+
+def proposal(mark: str) -> StoredProposal:
+    return StoredProposal(
+        id="p-one", kind="rule", prefix=str(PATH), document=b"{}", digest="", created_at=NOW, expires_at=NOW + LIFE,
+        created_by=mark,
+    )  # fmt: skip
 
 
 def lease(mark: str) -> Lease:
@@ -401,12 +454,13 @@ def test_every_class_that_keeps_rows_is_in_the_matrix() -> None:
         if module.name.endswith((".postgresql", ".migrations")):
             continue
         for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if kind is IdentityKeyStore:
-                continue  # keys of the service's own trust domain, which has all tenants in its names
+            if kind in (IdentityKeyStore, TokenStore, TenantStore):
+                continue  # keys of the service's own trust domain; who may administer which tenant; which there are
             if kind.__module__ == module.name and "store" in inspect.signature(kind).parameters:
                 assert "tenant" in inspect.signature(kind).parameters, name
                 found.add(name)
     assert found == {
         *("ResourceStore", "PolicyStore", "ReferenceStore", "RootStore", "RecordStore", "SessionStore"),
         *("RevocationStore", "LeaseStore", "EvidenceStore"),
+        *("CallStore", "PublisherStore", "ProposalStore", "RecordQueries"),
     }

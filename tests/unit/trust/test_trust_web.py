@@ -6,62 +6,21 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from cloister.crypto.jwt import TOKEN_BYTES
 from cloister.errors import Refused
-from cloister.protocol.kbs import Request, encode_message
 from cloister.trust.journal import FIELDS, Journal
 from cloister.trust.keybroker import Answer, Credentials
 from cloister.trust.web import Mount, trust_application
 from cloister.trust.web.gate import Limits, RateLimit
+from trust_edge import AUTH, Edge
 from trust_world import CANARY, MODEL, Factory, World
 
 Call = Callable[..., Awaitable[tuple[int, dict[bytes, bytes], bytes]]]
-AUTH = encode_message(Request(version="0.4.0", tee="cloister-simulated"))
-
-
-class Edge:
-    """An application without a server."""
-
-    def __init__(self, world: World, broker: Any = None, mounts: Sequence[Mount] = ()) -> None:
-        self.log = io.StringIO()
-        brokers = (lambda _: broker) if broker else world.service.broker_of
-        self.app = trust_application(brokers, world.service.store, world.settings, Journal(self.log), mounts=mounts)
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        body: bytes | list[bytes] = b"",
-        headers: dict[str, str] | None = None,
-        pause: float = 0,
-    ) -> tuple[int, dict[bytes, bytes], bytes]:
-        chunks = body if isinstance(body, list) else [body]
-        events = [
-            {"type": "http.request", "body": chunk, "more_body": index < len(chunks) - 1}
-            for index, chunk in enumerate(chunks)
-        ]
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            await asyncio.sleep(pause)
-            return events.pop(0) if events else {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        scope = {"type": "http", "method": method, "path": path, "headers": pairs, "client": ("192.0.2.1", 1)}
-        await self.app(scope, receive, send)
-        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-        return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
 
 class OddBroker:
@@ -109,7 +68,8 @@ def test_auth_sets_a_narrow_cookie(edge: Edge) -> None:
         ("POST", "/kbs/v0/resource/a/b/c", 405, "trust.request.method"),
         ("DELETE", "/kbs/v0/resource/a/b/c", 405, "trust.request.method"),
         ("POST", "/healthz", 405, "trust.request.method"),
-        ("GET", "/metrics", 404, "trust.request.path"),
+        ("POST", "/metrics", 405, "trust.request.method"),
+        ("GET", "/metrics/", 404, "trust.request.path"),
     ],
 )
 def test_the_routes_are_closed(edge: Edge, method: str, path: str, status: int, expected: str) -> None:
@@ -223,7 +183,7 @@ class TestTenants:
             asked.append(tenant)
             return world.service.broker
 
-        edge.app = trust_application(brokers, world.service.store, world.settings, Journal(edge.log))
+        edge.app = trust_application(brokers, world.service, world.settings, Journal(edge.log))
         status, headers, _ = asyncio.run(edge.call("POST", "/t/shop-1/kbs/v0/auth", AUTH))
         assert (status, asked) == (200, ["shop-1"])
         assert "; Path=/t/shop-1/kbs/v0; " in headers[b"set-cookie"].decode()

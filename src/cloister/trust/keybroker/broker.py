@@ -73,6 +73,7 @@ from cloister.trust.store.leases import Lease
 from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, store_appraisal, store_audit
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
+from cloister.trust.tracing import mark, span
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import NONCE_BYTES
 
@@ -284,6 +285,7 @@ class KeyBroker:
         )
         # 7
         self._keep(session, appraised)
+        mark(tee=session.tee, tier=appraised.record.tier)
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
     def _release(self, path: str, credentials: Credentials, deadline: float, context: RequestContext) -> Answer:
@@ -296,12 +298,15 @@ class KeyBroker:
         # 2, 3
         token = self._verified(credentials, context)
         # 4
-        decision = self._decide(wanted, token, context, deadline)
+        with span("policy"):
+            decision = self._decide(wanted, token, context, deadline)
         # 5
         resource = self._resources.get(wanted)
-        sealed = encode_message(seal_for(token.guest_key, resource.content, version=token.protocol))
+        with span("seal"):
+            sealed = encode_message(seal_for(token.guest_key, resource.content, version=token.protocol))
         # 6
-        headers = self._record(resource, decision, token, context, deadline)
+        with span("audit"):
+            headers = self._record(resource, decision, token, context, deadline)
         # 7
         return Answer(status=200, body=sealed, headers=headers)
 
@@ -349,6 +354,7 @@ class KeyBroker:
             insecure_rsa1_5=parts.insecure_rsa1_5,
         )
         context.token = token
+        mark(tee=token.tee, tier=token.tier.value)
         return token
 
     def _token(self, credentials: Credentials, at: datetime) -> str:
@@ -432,10 +438,11 @@ class KeyBroker:
         return headers
 
     def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
-        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding)
+        tenant = self._parts.tenant
+        binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding, tenant=tenant)
 
         def work(connection: Connection) -> None:
-            store_appraisal(connection, appraised.record, appraised.body, binding=binding)
+            store_appraisal(connection, appraised.record, appraised.body, binding=binding, tenant=tenant)
             attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)

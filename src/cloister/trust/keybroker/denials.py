@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -16,6 +16,7 @@ from cloister.trust.keybroker.answers import Answer, error_answer
 from cloister.trust.keybroker.token import VerifiedToken
 from cloister.trust.roles import NO_EVENTS, Events, LogEvent, PluginDenied, Undecided
 from cloister.trust.store.records import DENIED, AuditRow, DenialRecord, RecordStore, new_denial_id, stored_finding
+from cloister.trust.tracing import current, mark
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class RequestContext:
         token: its verified Attestation Result.
         findings: of the key-release decision.
         release_policy_digest: of the text decided by.
+        request: correlation id.
     """
 
     stage: str
@@ -41,6 +43,7 @@ class RequestContext:
     token: VerifiedToken | None = None
     findings: Sequence[Finding] = ()
     release_policy_digest: str = ""
+    request: str = field(default_factory=lambda: current().identity)  # rows are made in the store's thread
 
     def audit_row(self, *, decision: str, code: str, denial: str = "", resource_version: int = 0) -> AuditRow:
         """Return the audit row for a decision about this request."""
@@ -54,6 +57,7 @@ class RequestContext:
             init_data=self.init_data,
             release_policy_digest=self.release_policy_digest,
             denial=denial,
+            request=self.request,
         )
         token = self.token
         if token is None:
@@ -93,6 +97,8 @@ class DenialBook:
             Unavailable: the store failed; nothing was released either way.
         """
         denial = new_denial_id()
+        if not current().tee:
+            mark(tee=context.tee)
         findings, hint = context.findings, error.hint
         if isinstance(error, Undecided):
             findings, hint = error.findings, error.remedy
@@ -116,6 +122,7 @@ class DenialBook:
             init_data=row.init_data,
             attestation=row.attestation,
             findings=tuple(stored_finding(finding) for finding in findings),
+            request=context.request,
         )
         # Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
         proven = bool(row.attestation) or (context.stage == "attest" and bool(row.tee))

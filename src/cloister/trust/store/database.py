@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ class Store:
         write_lock: path of the lock file that writers of all processes share; beside the file when absent. SQLite only.
         seconds: how long a caller waits for the store before it refuses.
         batch_hook: takes part in every transaction.
+        committed: told the number of writes and the seconds of each commit.
         password_file: file with the password of the PostgreSQL user and nothing else.
 
     Raises:
@@ -136,7 +138,9 @@ class Store:
         seconds: float = 4.0,
         batch_hook: BatchHook | None = None,
         password_file: Path | None = None,
+        committed: Callable[[int, float], None] | None = None,
     ) -> None:
+        self._committed = committed
         self._seconds = seconds
         self._hook = batch_hook
         self._state = threading.Lock()
@@ -222,6 +226,14 @@ class Store:
         if not self._healthy:
             self.write(lambda connection: _count(connection, setup.PROBES))
 
+    def probe(self) -> None:
+        """Write something and return once it is durable.
+
+        Raises:
+            Unavailable: it cannot be written, or not in time.
+        """
+        self.write(lambda connection: _count(connection, setup.PROBES))
+
     def configuration(self) -> int:
         """Return the number that grows with every change of policy, root or reference value, of any tenant.
 
@@ -275,8 +287,11 @@ class Store:
         while not ending:
             batch, ending = self._take_batch()
             if batch:
+                begun = time.monotonic()
                 error = self._attempt(batch)
                 self._healthy = error is None
+                if error is None and self._committed is not None:
+                    self._committed(len(batch), time.monotonic() - begun)
                 self._settle(batch, error)
         with suppress(Unavailable), self._database.exclusive():
             self._drop_connection()

@@ -63,6 +63,7 @@ class AuditRow:
         release_policy_digest: digest of the text applied.
         attestation: id of the Attestation Result.
         denial: id of the denial record, empty for a release.
+        request: correlation id of the request, empty when there was none.
         sequence: position, 0 before it is stored.
     """
 
@@ -82,6 +83,7 @@ class AuditRow:
     release_policy_digest: str = ""
     attestation: str = ""
     denial: str = ""
+    request: str = ""
     sequence: int = 0
 
 
@@ -125,6 +127,7 @@ class DenialRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         init_data: digest of the init data.
         attestation: id of the Attestation Result whose findings belong to this denial.
         findings: every check that was made, of appraisal and of key release.
+        request: correlation id of the request.
     """
 
     id: str
@@ -143,6 +146,7 @@ class DenialRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     init_data: str = ""
     attestation: str = ""
     findings: tuple[StoredFinding, ...] = ()
+    request: str = ""
 
 
 class AppraisalRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -284,7 +288,7 @@ class RecordStore:
         if init_data:
             statement = statement.where(audit.c.init_data == init_data)
         rows = self._store.read(lambda connection: connection.execute(statement).all())
-        return tuple(_audit_row(row) for row in rows)
+        return tuple(audit_row_of(row) for row in rows)
 
 
 def store_appraisal(
@@ -319,16 +323,18 @@ def stored_finding(finding: Finding) -> StoredFinding:
 
 def new_denial_id() -> str:
     """Return `d-` and ten base32 characters: 50 random bits, so that ids cannot be guessed or counted."""
-    return "d-" + _random_text()
+    return random_id("d")
 
 
 def new_attestation_id() -> str:
     """Return `a-` and ten base32 characters."""
-    return "a-" + _random_text()
+    return random_id("a")
 
 
-def _random_text() -> str:
-    return "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
+def random_id(kind: str) -> str:
+    """Return a letter, a dash and ten base32 characters: 50 random bits."""
+    text = "".join(_ID_ALPHABET[octet % len(_ID_ALPHABET)] for octet in secrets.token_bytes(_ID_CHARS))
+    return f"{kind}-{text}"
 
 
 def store_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
@@ -356,7 +362,8 @@ def _prune_denials(connection: Connection, tenant: str, newest: int) -> None:
     connection.execute(delete(denials).where(*old))
 
 
-def _audit_row(row: Row[Any]) -> AuditRow:  # Any: the table's row type
+def audit_row_of(row: Row[Any]) -> AuditRow:  # Any: the table's row type
+    """Return a row of the audit table, typed."""
     values = {item.name: getattr(row, item.name) for item in fields(AuditRow) if item.name != "at"}
     return AuditRow(at=from_micros(row.at), **values)
 

@@ -175,6 +175,7 @@ audit: Final = Table(
     Column("release_policy_digest", TEXT, nullable=False),
     Column("attestation", TEXT, nullable=False),
     Column("denial", TEXT, nullable=False),
+    Column("request", TEXT, nullable=False, server_default=""),
     PrimaryKeyConstraint("tenant", "sequence"),
     Index(None, "tenant", "denial"),
 )
@@ -321,4 +322,131 @@ identity_keys: Final = Table(
     Column("expires_at", INT64, nullable=False),
     Column("withdrawn_at", INT64),
     PrimaryKeyConstraint("id"),
+)
+
+# Who may administer. `tenant` is empty for a token that holds in every tenant; the token's text is never stored.
+access_tokens: Final = Table(
+    "access_tokens",
+    metadata,
+    tenant_column(),
+    Column("id", TEXT, nullable=False),
+    Column("hash", TEXT, nullable=False),
+    Column("role", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("expires_at", INT64),
+    Column("revoked_at", INT64),
+    Column("created_by", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+    UniqueConstraint("hash"),
+)
+
+# Tenants that an owner made; the default one needs no row.
+tenants: Final = Table(
+    "tenants",
+    metadata,
+    tenant_column(),
+    Column("note", TEXT, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("disabled_at", INT64),
+    PrimaryKeyConstraint("tenant"),
+)
+
+# Every administrative call: who did what to what, and how it ended.
+administration: Final = Table(
+    "administration",
+    metadata,
+    tenant_column(),
+    Column("sequence", INT64, nullable=False),
+    Column("at", INT64, nullable=False),
+    Column("principal", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("role", TEXT, nullable=False),
+    Column("action", TEXT, nullable=False),
+    Column("subject", TEXT, nullable=False),
+    Column("code", TEXT, nullable=False),
+    Column("denial", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "sequence"),
+)
+
+# Whose signature on reference values is accepted.
+publishers: Final = Table(
+    "publishers",
+    metadata,
+    tenant_column(),
+    Column("key_id", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("pem", LargeBinary, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "key_id"),
+)
+
+# The newest version accepted of each signed set, so that an old one cannot be played back.
+reference_sets: Final = Table(
+    "reference_sets",
+    metadata,
+    tenant_column(),
+    Column("id", TEXT, nullable=False),
+    Column("version", INT64, nullable=False),
+    Column("digest", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+)
+
+# What became of reference values. `publisher` is empty for values that nobody signed.
+reference_history: Final = Table(
+    "reference_history",
+    metadata,
+    tenant_column(),
+    Column("sequence", INT64, nullable=False),
+    Column("id", TEXT, nullable=False),
+    Column("at", INT64, nullable=False),
+    Column("change", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("publisher", TEXT, nullable=False),
+    Column("reference_set", TEXT, nullable=False),
+    Column("set_version", INT64, nullable=False),
+    Column("entry", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant", "sequence"),
+    Index(None, "tenant", "id"),
+)
+
+# Changes and releases that wait for their approvals, and what became of them.
+proposals: Final = Table(
+    "proposals",
+    metadata,
+    tenant_column(),
+    Column("id", TEXT, nullable=False),
+    Column("kind", TEXT, nullable=False),
+    Column("prefix", TEXT, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Column("digest", TEXT, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("expires_at", INT64, nullable=False),
+    Column("created_by", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+)
+
+approvals: Final = Table(
+    "approvals",
+    metadata,
+    tenant_column(),
+    Column("proposal", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("principal", TEXT, nullable=False),
+    Column("at", INT64, nullable=False),
+    PrimaryKeyConstraint("tenant", "proposal", "name"),
+    ForeignKeyConstraint(["tenant", "proposal"], ["proposals.tenant", "proposals.id"]),
+)
+
+# Init data that enough approvers let have what lies under a prefix, until a time.
+approved_releases: Final = Table(
+    "approved_releases",
+    metadata,
+    tenant_column(),
+    Column("prefix", TEXT, nullable=False),
+    Column("subject", TEXT, nullable=False),
+    Column("expires_at", INT64, nullable=False),
+    Column("proposal", TEXT, nullable=False),
+    PrimaryKeyConstraint("tenant", "prefix", "subject"),
 )

@@ -35,6 +35,7 @@ from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, U
 from cloister.trust.store.database import Store
 from cloister.trust.store.evidence import BindingRecord
 from cloister.trust.store.records import AppraisalRecord, new_attestation_id, stored_finding
+from cloister.trust.tracing import span
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
 from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource
@@ -196,9 +197,11 @@ class _Appraisal:
             init_data_digest=request.init_data.digest if request.init_data is not None else _NONE_SENT,
             session_secret=request.session_secret,
         )
-        verified = self._verify(verify_evidence, evidence, binding)
+        with span("verify"):
+            verified = self._verify(verify_evidence, evidence, binding)
         digest = request.init_data.digest_text if request.init_data is not None else ""
-        return self._appraise(verified, self._inputs.references, digest)
+        with span("appraise"):
+            return self._appraise(verified, self._inputs.references, digest)
 
     def judge_devices(self) -> dict[str, AttestationResult]:
         """Return the result of every further device by submodule name."""

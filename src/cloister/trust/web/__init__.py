@@ -6,6 +6,17 @@
 
 from __future__ import annotations
 
-from cloister.trust.web.router import Mount, TrustApp, trust_application
+from cloister.trust.web.exchange import json_response
+from cloister.trust.web.public import JWKS, LOG, log_response
+from cloister.trust.web.router import Mount, TrustApp, metrics_application, trust_application
 
-__all__ = ["Mount", "TrustApp", "trust_application"]
+__all__ = [
+    "JWKS",
+    "LOG",
+    "Mount",
+    "TrustApp",
+    "json_response",
+    "log_response",
+    "metrics_application",
+    "trust_application",
+]

@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from cloister.errors import CloisterError, FormatRefused, RequestRefused
 from cloister.trust.keybroker import error_answer
+from cloister.trust.tracing import Correlation
 
 Scope = MutableMapping[str, Any]  # Any: as ASGI defines it
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -29,7 +32,7 @@ class Request:
         headers: names in lower case, as received.
         body: whole.
         deadline: on the monotonic clock; past it nothing must be released any more.
-        identity: correlation id.
+        correlation: what it is known by.
     """
 
     path: str
@@ -38,7 +41,7 @@ class Request:
     headers: Headers
     body: bytes
     deadline: float
-    identity: str
+    correlation: Correlation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -60,6 +63,11 @@ class Response:
     headers: Headers = ()
     code: str = ""
     denial: str = ""
+
+
+def json_response(body: object) -> Response:
+    """Return 200 with `body` as JSON."""
+    return Response(status=200, body=msgspec.json.encode(body))
 
 
 def error_response(error: CloisterError, *, stage: str = "", headers: Headers = ()) -> Response:
@@ -94,12 +102,17 @@ def too_long(most: int) -> FormatRefused:
     return FormatRefused("protocol.kbs.too_long", "message too long", expected=f"at most {most} bytes")
 
 
-async def send_response(send: Send, response: Response, identity: str) -> None:
+def correlation_headers(correlation: Correlation) -> Headers:
+    """Return the headers by which a guest finds its request again."""
+    return ((b"request-id", correlation.identity.encode()), (b"traceparent", correlation.traceparent))
+
+
+async def send_response(send: Send, response: Response, correlation: Correlation) -> None:
     """Send a response. What anybody's cache must not keep is said to be so."""
     headers = [
         (b"content-type", response.content_type),
         (b"content-length", str(len(response.body)).encode()),
-        (b"request-id", identity.encode()),
+        *correlation_headers(correlation),
         *response.headers,
     ]
     if not any(name == b"cache-control" for name, _ in response.headers):

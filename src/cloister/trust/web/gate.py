@@ -20,7 +20,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cloister.errors import Refused, Unavailable
-from cloister.trust.web.exchange import Receive, Request, Response, Scope, Send, read_body, too_long
+from cloister.trust.tracing import Correlation, working
+from cloister.trust.web.exchange import (
+    Receive,
+    Request,
+    Response,
+    Scope,
+    Send,
+    correlation_headers,
+    read_body,
+    too_long,
+)
 
 _CALLERS: Final = 4096  # remembered by a rate limit; the one not seen for longest is forgotten
 _PUBLIC_THREADS: Final = 2
@@ -151,7 +161,7 @@ class Gate:
             self._idle.set()
 
     async def work(
-        self, route: Route, scope: Scope, receive: Receive, path: str, tenant: str, identity: str
+        self, route: Route, scope: Scope, receive: Receive, path: str, tenant: str, correlation: Correlation
     ) -> Response:
         """Read an admitted request and work on it, within its limits.
 
@@ -170,10 +180,10 @@ class Gate:
                     headers=scope["headers"],
                     body=body,
                     deadline=deadline,
-                    identity=identity,
+                    correlation=correlation,
                 )
                 threads = self._public if route.public else self._guests
-                return await asyncio.get_running_loop().run_in_executor(threads, route.handle, request)
+                return await asyncio.get_running_loop().run_in_executor(threads, _handled, route, request)
         except TimeoutError as err:
             raise Unavailable("trust.request.timeout", "the request took too long", hint=_LATER) from err
 
@@ -191,6 +201,11 @@ class Gate:
         """Stop the threads; requests that wait are dropped."""
         for threads in (self._guests, self._public):
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _handled(route: Route, request: Request) -> Response:
+    with working(request.correlation, route.name):
+        return route.handle(request)
 
 
 def bounded(receive: Receive, most: int) -> Receive:
@@ -211,16 +226,16 @@ def bounded(receive: Receive, most: int) -> Receive:
 class Watched:
     """A `send` for a mounted application that remembers the status and adds the correlation id."""
 
-    __slots__ = ("_identity", "_send", "status")
+    __slots__ = ("_headers", "_send", "status")
 
-    def __init__(self, send: Send, identity: str) -> None:
+    def __init__(self, send: Send, correlation: Correlation) -> None:
         self._send = send
-        self._identity = identity.encode()
+        self._headers = correlation_headers(correlation)
         self.status = 0
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:  # Any: as ASGI defines it
         """Pass one message on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (b"request-id", self._identity)]}
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
         await self._send(message)

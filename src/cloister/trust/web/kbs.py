@@ -15,6 +15,7 @@ from typing import Final
 
 from cloister.crypto.jwt import TOKEN_BYTES
 from cloister.protocol.kbs import PREFIX, SESSION_COOKIE
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.keybroker import Answer, Credentials, KeyBroker
 from cloister.trust.settings import TrustSettings
 from cloister.trust.store.sessions import COOKIE_CHARS
@@ -24,7 +25,6 @@ from cloister.wire.limits import KBS_REQUEST_BYTES
 
 Brokers = Callable[[str], KeyBroker]
 
-DEFAULT_TENANT: Final = "default"
 _TENANT: Final = re.compile(r"/t/([a-z0-9][a-z0-9-]{0,62})(/kbs/.*)")
 _COOKIE: Final = re.compile(rf"[0-9a-f]{{{COOKIE_CHARS}}}")
 _RESOURCE: Final = f"{PREFIX}/resource/"
@@ -41,7 +41,8 @@ class GuestRoutes:
 
     def __init__(self, brokers: Brokers, settings: TrustSettings) -> None:
         self._brokers = brokers
-        life = f"Max-Age={int(settings.session_seconds)}; HttpOnly; Secure; SameSite=Strict"
+        secure = "" if settings.insecure_http else "Secure; "
+        life = f"Max-Age={int(settings.session_seconds)}; HttpOnly; {secure}SameSite=Strict"
         self._cookie_life = life
         begins = Limits(
             body_bytes=KBS_REQUEST_BYTES,
@@ -77,16 +78,22 @@ class GuestRoutes:
         return None if plugin is None else (self._plugin, plugin[1], tenant)
 
     def _auth(self, request: Request) -> Response:
-        return self._response(request, self._brokers(request.tenant).auth(request.body))
+        return self._response(request, self._broker(request).auth(request.body))
 
     def _attest(self, request: Request) -> Response:
-        broker = self._brokers(request.tenant)
-        return self._response(request, broker.attest(request.body, credentials_of(request.headers)))
+        credentials = credentials_of(request.headers)
+        return self._response(request, self._broker(request).attest(request.body, credentials))
 
     def _release(self, request: Request) -> Response:
-        broker = self._brokers(request.tenant)
         credentials = credentials_of(request.headers)
-        return self._response(request, broker.resource(request.path, credentials, deadline=request.deadline))
+        return self._response(
+            request, self._broker(request).resource(request.path, credentials, deadline=request.deadline)
+        )
+
+    def _broker(self, request: Request) -> KeyBroker:
+        broker = self._brokers(request.tenant)
+        request.correlation.tenant = request.tenant
+        return broker
 
     def _ask_plugin(self, request: Request) -> Response:
         broker = self._brokers(request.tenant)

@@ -7,21 +7,24 @@ log.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cloister.errors import CloisterError, RequestRefused, Unavailable
 from cloister.protocol.kbs import PREFIX
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.journal import Journal
-from cloister.trust.releaselog import PublicLog
+from cloister.trust.readiness import Readiness
 from cloister.trust.settings import TrustSettings
+from cloister.trust.telemetry import Telemetry
+from cloister.trust.tracing import Correlation, Observed, correlate
 from cloister.trust.web.exchange import Receive, Request, Response, Scope, Send, error_response, send_response
 from cloister.trust.web.gate import Gate, Limits, RateLimit, Route, Watched, bounded
-from cloister.trust.web.kbs import DEFAULT_TENANT, Brokers, GuestRoutes
-from cloister.trust.web.public import Checked, PublicRoutes
+from cloister.trust.web.kbs import Brokers, GuestRoutes
+from cloister.trust.web.public import NO_FILES, File, Healthy, PublicRoutes
+from cloister.trust.webhook import Webhook
 
 _UNKNOWN: Final = "unknown"
 
@@ -56,43 +59,39 @@ class TrustApp:
         public: routes without credentials.
         mounts: further applications.
         gate: admits.
-        journal: log.
+        observe: told of every request that was answered.
     """
 
     def __init__(
-        self, guests: GuestRoutes, public: PublicRoutes, mounts: Sequence[Mount], gate: Gate, journal: Journal
+        self,
+        guests: GuestRoutes,
+        public: PublicRoutes,
+        mounts: Sequence[Mount],
+        gate: Gate,
+        observe: Callable[[Observed], None],
     ) -> None:
         self._guests = guests
         self._public = public
         self._mounts = tuple((mount.prefix, f"{mount.prefix}/", mount, mount.route) for mount in mounts)
         self._gate = gate
-        self._journal = journal
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope; anything but HTTP is ignored."""
         if scope["type"] != "http":
             return
-        identity, begun = secrets.token_hex(8), time.monotonic()
+        correlation, begun = correlate(scope["headers"]), time.monotonic()
         path: str = scope["path"]
         for prefix, below, mount, route in self._mounts:
             if path == prefix or path.startswith(below):
-                name, (status, code, denial) = (
-                    mount.name,
-                    await self._mounted(mount, route, scope, receive, send, identity),
-                )
+                seen = await self._mounted(mount, route, scope, receive, send, correlation)
                 break
         else:
-            name, response = await self._answer(scope, receive, path, identity)
-            await send_response(send, response, identity)
-            status, code, denial = response.status, response.code, response.denial
-        self._journal.answered(
-            request=identity,
-            route=name,
-            status=status,
-            code=code,
-            denial=denial,
-            ms=1000 * (time.monotonic() - begun),
-        )
+            name, response, fault = await self._answer(scope, receive, path, correlation)
+            await send_response(send, response, correlation)
+            seen = _seen(name, response, correlation, fault)
+        seen.seconds = time.monotonic() - begun
+        self._observe(seen)
 
     async def drain(self, seconds: float) -> bool:
         """Admit nothing more and wait for what is in flight; return whether all of it ended."""
@@ -104,77 +103,77 @@ class TrustApp:
 
     def _find(self, path: str) -> tuple[Route, str, str] | None:
         public = self._public.find(path)
-        return (*public, DEFAULT_TENANT) if public is not None else self._guests.find(path)
+        return self._guests.find(path) if public is None else (*public, DEFAULT_TENANT)
 
-    async def _answer(self, scope: Scope, receive: Receive, path: str, identity: str) -> tuple[str, Response]:
+    async def _answer(
+        self, scope: Scope, receive: Receive, path: str, correlation: Correlation
+    ) -> tuple[str, Response, BaseException | None]:
         found = self._find(path)
         if found is None:
             error = RequestRefused(
                 "trust.request.path", "no such address", hint=f"addresses of guests begin with {PREFIX}/"
             )
-            return _UNKNOWN, error_response(error)
+            return _UNKNOWN, error_response(error), None
         route, rest, tenant = found
         if scope["method"] not in (route.method, route.also or route.method):
             wrong = RequestRefused(
                 "trust.request.method", "no such method", expected=route.method, actual=str(scope["method"])[:20]
             )
-            return route.name, error_response(wrong, headers=((b"allow", route.method.encode()),))
+            return route.name, error_response(wrong, headers=((b"allow", route.method.encode()),)), None
         try:
             self._gate.enter(route, _client(scope))
         except CloisterError as err:
-            return route.name, error_response(err, stage=route.stage)
+            return route.name, error_response(err, stage=route.stage), None
         try:
-            return route.name, await self._gate.work(route, scope, receive, rest, tenant, identity)
+            return route.name, await self._gate.work(route, scope, receive, rest, tenant, correlation), None
         except CloisterError as err:
-            return route.name, error_response(err, stage=route.stage)
+            return route.name, error_response(err, stage=route.stage), None
         except Exception as err:  # noqa: BLE001  the process edge: log, refuse, go on
-            return route.name, self._fault(route, identity, err)
+            return route.name, error_response(_fault(), stage=route.stage), err
         finally:
             self._gate.leave(route)
 
     async def _mounted(
-        self, mount: Mount, route: Route, scope: Scope, receive: Receive, send: Send, identity: str
-    ) -> tuple[int, str, str]:
-        """Run a mounted application; return status and code for the log."""
-        watched = Watched(send, identity)
+        self, mount: Mount, route: Route, scope: Scope, receive: Receive, send: Send, correlation: Correlation
+    ) -> Observed:
+        """Run a mounted application; when it raises after it has begun an answer, the connection just ends."""
+        watched = Watched(send, correlation)
+        scope["cloister.correlation"] = correlation
+        fault: BaseException | None = None
+        entered = False
         try:
             self._gate.enter(route, _client(scope))
-        except CloisterError as err:
-            return await _sent(send, error_response(err), identity)
-        try:
+            entered = True
             async with asyncio.timeout(mount.limits.seconds):
                 await mount.application(scope, bounded(receive, mount.limits.body_bytes), watched)
+            return Observed(route=mount.name, status=watched.status, correlation=correlation)
         except CloisterError as err:
-            return await self._ended(watched, send, error_response(err), identity)
+            response = error_response(err)
         except TimeoutError:
-            late = Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
-            return await self._ended(watched, send, error_response(late), identity)
+            response = error_response(
+                Unavailable("trust.request.timeout", "the request took too long", hint="try again later")
+            )
         except Exception as err:  # noqa: BLE001  the process edge: log, refuse, go on
-            return await self._ended(watched, send, self._fault(route, identity, err), identity)
+            response, fault = error_response(_fault()), err
         finally:
-            self._gate.leave(route)
-        return watched.status, "", ""
-
-    async def _ended(self, watched: Watched, send: Send, response: Response, identity: str) -> tuple[int, str, str]:
-        """Answer for a mounted application that raised; when it has begun an answer, the connection just ends."""
+            if entered:
+                self._gate.leave(route)
         if not watched.status:
-            return await _sent(send, response, identity)
-        return watched.status, response.code, ""
-
-    def _fault(self, route: Route, identity: str, err: Exception) -> Response:
-        self._journal.failed(request=identity, route=route.name, error=err)
-        fault = Unavailable("trust.internal", "the service failed", hint="its log names the place")
-        return error_response(fault, stage=route.stage)
+            await send_response(send, response, correlation)
+        return _seen(mount.name, response, correlation, fault)
 
 
 def trust_application(
     brokers: Brokers,
-    service: Checked,
+    service: Healthy,
     settings: TrustSettings,
     journal: Journal,
     *,
     mounts: Sequence[Mount] = (),
-    log: PublicLog | None = None,
+    telemetry: Telemetry | None = None,
+    readiness: Readiness | None = None,
+    webhook: Webhook | None = None,
+    files: Mapping[str, File] = NO_FILES,
 ) -> TrustApp:
     """Return the application over the roles.
 
@@ -184,16 +183,55 @@ def trust_application(
         settings: limits.
         journal: log.
         mounts: further applications.
-        log: what is public of the release log.
+        telemetry: numbers; made when absent.
+        readiness: what `/readyz` asks; only the store when absent.
+        webhook: told of denied attestations.
+        files: further public answers, by prefix: the release log, key sets.
     """
     rate = RateLimit(settings.client_rate, max(1.0, 2 * settings.client_rate))
     gate = Gate(threads=settings.concurrency, admitted=settings.queue, rate=rate)
-    return TrustApp(GuestRoutes(brokers, settings), PublicRoutes(service, log), mounts, gate, journal)
+    telemetry = telemetry or Telemetry(tenants=settings.metrics_tenants)
+    telemetry.gauge("requests_admitted", "Requests of guests worked on or waiting.", lambda: gate.admitted)
+    metrics = None if settings.metrics_listen else telemetry.render
+    public = PublicRoutes(settings, health=service.check, readiness=readiness, metrics=metrics, files=files)
+
+    def observe(seen: Observed) -> None:
+        journal.observed(seen)
+        telemetry.observed(seen)
+        if webhook is not None:
+            webhook.observed(seen)
+
+    return TrustApp(GuestRoutes(brokers, settings), public, mounts, gate, observe)
 
 
-async def _sent(send: Send, response: Response, identity: str) -> tuple[int, str, str]:
-    await send_response(send, response, identity)
-    return response.status, response.code, response.denial
+def metrics_application(telemetry: Telemetry) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Return an application that serves `/metrics` and nothing else, for an address of its own."""
+
+    async def application(scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        response = Response(status=404, body=b"{}")
+        if scope["path"] == "/metrics" and scope["method"] == "GET":
+            body, content_type = await asyncio.to_thread(telemetry.render)
+            response = Response(status=200, body=body, content_type=content_type)
+        await send_response(send, response, correlate(scope["headers"]))
+
+    return application
+
+
+def _seen(route: str, response: Response, correlation: Correlation, fault: BaseException | None) -> Observed:
+    return Observed(
+        route=route,
+        status=response.status,
+        code=response.code,
+        denial=response.denial,
+        correlation=correlation,
+        fault=fault,
+    )
+
+
+def _fault() -> Unavailable:
+    return Unavailable("trust.internal", "the service failed", hint="its log names the place")
 
 
 def _client(scope: Scope) -> str:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import psycopg
 from chaos.history import History
 from chaos.proxy import Proxies
 from postgres_process import PostgreSQLServer, require_programs
+from trust_process import command
 
 DISK_BYTES = 1 << 30  # sparse, in memory
 STORE_SECONDS, REQUEST_SECONDS = 2.0, 3.0
@@ -57,11 +57,12 @@ class Replica:
         self._ready.unlink(missing_ok=True)
         self.serving = self.may_end = False
         self.starts += 1
-        command = [sys.executable, "-W", "error", "-m", "cloister.trust.app", "--state", str(self.state)]
-        command += ["--database", self._database, "--ready-file", str(self._ready), "--die-with-parent"]
-        command += ["--store-seconds", str(STORE_SECONDS), "--request-seconds", str(REQUEST_SECONDS)]
+        arguments = ["--database", self._database, "--ready-file", str(self._ready), "--die-with-parent"]
+        arguments += ["--store-seconds", str(STORE_SECONDS), "--request-seconds", str(REQUEST_SECONDS)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment())
+            self.process = subprocess.Popen(
+                command(self.state, *arguments), stdout=log, stderr=log, env=self._environment()
+            )
 
     def look(self) -> int | None:
         """Notice readiness; return the exit code of a process that ended."""
@@ -199,14 +200,14 @@ def _mount(image: Path, place: Path) -> str | None:
         return "mounting a file system needs root"
     with image.open("wb") as file:
         file.truncate(DISK_BYTES)
-    for command in (["mkfs.ext4", "-q", "-m", "0", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
+    for words in (["mkfs.ext4", "-q", "-m", "0", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
         environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
         except OSError as err:
-            return f"{command[0]}: {err.strerror}"
+            return f"{words[0]}: {err.strerror}"
         if done.returncode:
-            return f"{command[0]}: {done.stderr.strip()[:200]}"
+            return f"{words[0]}: {done.stderr.strip()[:200]}"
     return None
 
 

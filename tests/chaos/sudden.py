@@ -16,11 +16,13 @@ from pathlib import Path
 from chaos.history import History
 from chaos.load import Load
 from chaos.owner import Owner
+from trust_process import command
 
 GUESTS = 4
 PATIENCE = 0.05  # lives are short: a client that waited as long as usual would miss most of them
 START_SECONDS = 30.0
 RECOVERY_SECONDS = 15.0
+PROGRAM_WORDS = 5  # of a command: interpreter, its options and the module
 _POLL_SECONDS = 0.002
 
 
@@ -59,10 +61,10 @@ class Forked:
 
     def start(self) -> None:
         self._ready.unlink(missing_ok=True)
-        arguments = ["--state", str(self.state), "--ready-file", str(self._ready), "--die-with-parent"]
+        arguments = ["--ready-file", str(self._ready), "--die-with-parent"]
         assert self._zygote.stdin is not None
         assert self._zygote.stdout is not None
-        self._zygote.stdin.write(json.dumps(arguments) + "\n")
+        self._zygote.stdin.write(json.dumps(command(self.state, *arguments)[PROGRAM_WORDS:]) + "\n")
         self._zygote.stdin.flush()
         self.pid = int(self._zygote.stdout.readline())
 

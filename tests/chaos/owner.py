@@ -27,7 +27,7 @@ TOGGLED = parse_resource_path("default/toggled/one")  # its rule comes and goes
 PODS = parse_resource_path("default/pods/one")  # its rule stays; pods are approved and revoked
 UNRULED = parse_resource_path("default/unruled/one")  # has none
 LEVELS = (Level.SIMULATED,)
-CHANGE_SECONDS = (0.4, 1.6)
+CHANGE_SECONDS = (0.2, 0.9)
 
 
 def init_data(name: str) -> InitData:

@@ -70,8 +70,8 @@ class Report:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def run_postgresql(directory: Path, *, seconds: float, seed: int) -> Report:
-    """Three replicas on one PostgreSQL server, everything broken in turn."""
+def run_postgresql(directory: Path, *, seconds: float, seed: int, only: Sequence[str] = ()) -> Report:
+    """Three replicas on one PostgreSQL server, everything broken in turn, or `only` some kinds."""
     history = History()
     with ExitStack() as stack:
         where = stack.enter_context(disk(directory))
@@ -101,6 +101,8 @@ def run_postgresql(directory: Path, *, seconds: float, seed: int) -> Report:
             urls = [lambda replica=replica: f"https://127.0.0.1:{replica.front.port}" for replica in replicas]
             with Load(urls, owner, history, seed=seed, guests=GUESTS) as load:
                 nemeses = Nemeses(replicas, database, load, history, observe, seed=seed)
+                if only:
+                    nemeses.only(only)
                 nemeses.run(seconds)
                 nemeses.recover("the last fault")
             took = history.elapsed()
@@ -178,13 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200, help="how often the service is killed (SQLite)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="a kind of fault, as reports name it"
+    )
     parser.add_argument("--keep", type=Path, help="a new directory for state and logs, kept")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="cloister-chaos-") as temporary:
         directory = given.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         if given.database == "postgresql":
-            report = run_postgresql(directory, seconds=given.seconds, seed=given.seed)
+            report = run_postgresql(directory, seconds=given.seconds, seed=given.seed, only=given.only)
         else:
             report = run_sqlite(directory, kills=given.kills, seed=given.seed)
     print(json.dumps(report.as_dict(), indent=1))

@@ -150,10 +150,10 @@ def test_the_plan_follows_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None
 
     def plan(seed: int) -> list[str]:
         done: list[str] = []
-        made = nemeses.Nemeses([], Nowhere(), None, History(), lambda: None, seed=seed)  # type: ignore[arg-type]
+        made = nemeses.Nemeses([], Nowhere(), None, History(), lambda: None, seed=seed)  # type: ignore[arg-type]  # neither is used
         for kind in made.kinds:
             made.kinds[kind] = lambda kind=kind: done.append(kind)
-        made.recover = lambda kind: None  # type: ignore[method-assign]
+        made.recover = lambda kind: None  # type: ignore[method-assign]  # nobody to ask
         made.run(0)
         return done
 

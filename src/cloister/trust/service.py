@@ -154,7 +154,7 @@ class TrustService:
         return age.total_seconds() if age is not None else 0.0
 
     def sessions(self) -> float:
-        """Return the number of sessions on record, of all tenants."""
+        """Return the number of sessions that attested and are on record, of all tenants."""
         statement = select(func.count()).select_from(schema.sessions)
         return float(self.store.read(lambda connection: connection.execute(statement).scalar_one()))
 
@@ -178,7 +178,6 @@ class TrustService:
                 verifier=verifier,
                 token_keys=self.keys.signing.token_keys(),
                 session_lifetime=timedelta(seconds=self.settings.session_seconds),
-                session_limit=self.settings.sessions,
                 clock=self._clock,
                 random=self._random,
                 tenant=tenant,

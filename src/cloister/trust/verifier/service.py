@@ -87,7 +87,7 @@ class VerifierService:
         self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
         self._issuer = issuer
 
-    def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
+    def challenge(self, tee: str, extra_params: Any, secret: bytes) -> IssuedChallenge:  # Any: JSON of the guest
         """Return what belongs into the challenge.
 
         For a guest that enrols a TPM: a credential that only the TPM with that EK and AK can open (TPM 2.0 part 1,
@@ -100,12 +100,12 @@ class VerifierService:
         load_technology(tee)
         enrolment = parse_tpm_enrolment(extra_params)
         if enrolment is None:
-            return IssuedChallenge(extra_params="", secret=b"")
+            return IssuedChallenge(extra_params="", activated=False)
         from cloister.tee.tpm.credential import challenge_for
 
-        credential_blob, encrypted_secret, secret = challenge_for(*enrolment)
+        credential_blob, encrypted_secret, _ = challenge_for(*enrolment, secret)
         member = {"credential_blob": encode_b64(credential_blob), "encrypted_secret": encode_b64(encrypted_secret)}
-        return IssuedChallenge(extra_params={TPM_EXTRA: member}, secret=secret)
+        return IssuedChallenge(extra_params={TPM_EXTRA: member}, activated=True)
 
     def appraise(self, request: AppraisalRequest) -> Appraised:
         """Verify, appraise and sign.

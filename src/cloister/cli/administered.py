@@ -24,7 +24,7 @@ from rich.text import Text
 
 from cloister.cli.output import print_json, print_line, stdout, visible
 from cloister.errors import Refused, Unavailable
-from cloister.sdk.home import home_from_environment
+from cloister.sdk.home import home_from_environment, trust_directory
 
 if TYPE_CHECKING:
     from cloister.protocol.admin.access import Changed, Proposal
@@ -97,8 +97,10 @@ def administered(verb: Callable[..., None], *, group: bool = False) -> Callable[
             token_file=token_file,
             ca_file=ca,
             tenant=tenant,
-            state=state or home_from_environment().trust,
+            state=state or trust_directory(),
         )
+        if not server and state is None:
+            home_from_environment()  # made private; a command for a server needs no home, and may have none
         with open_administration(target) as client:
             verb(client, **own)
 

@@ -20,6 +20,7 @@ from cloister.cli.administered import (
 )
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import print_line
+from cloister.protocol.resourceuri import parse_prefix_spelling
 
 if TYPE_CHECKING:
     from cloister.client.admin import AdminClient
@@ -36,7 +37,12 @@ app.add_typer(appraisal, name="appraisal")
 app.add_typer(approvals, name="approvals")
 
 PrefixArgument = Annotated[
-    str, typer.Argument(metavar="PREFIX", help="repository/type/tag, repository/type/*, repository/*/* or *.")
+    str,
+    typer.Argument(
+        metavar="PREFIX",
+        help="repository/type/tag, repository/type, repository, or * for everything; kbs:/// and /* may be written.",
+        callback=parse_prefix_spelling,
+    ),
 ]
 FileOption = Annotated[Path, typer.Option("--file", exists=True, dir_okay=False, help="The policy's text.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Id of the policy.")]

@@ -38,7 +38,7 @@ from cloister.sdk.home import Home
 from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_references
 from cloister.sdk.plan import PodPlan, WorkloadRequest, plan_pod
 from cloister.sdk.record import RunRecord, new_run_id
-from cloister.sdk.services import ServiceProcess, start_registry, start_trust_service
+from cloister.sdk.services import ServiceProcess, start_registry, start_trust_service, start_witness
 from cloister.sdk.session import PodSession, ProcessStreams, Terminal
 from cloister.sdk.simulation import simulation_references, simulation_roots
 from cloister.tee.tpm.endorsements import read_swtpm_roots
@@ -91,15 +91,20 @@ class Environment:
         backend: decides which platform the owner believes.
         shape: of the pods that will be launched.
         step: told about progress: mark, text, detail.
+        witnesses: names of witnesses to start, which must all cosign each release; without, those that the owner's
+            trust service was last started with are asked again.
     """
 
-    def __init__(self, home: Home, work: Path, backend: Backend, shape: Shape, step: Step) -> None:
+    def __init__(
+        self, home: Home, work: Path, backend: Backend, shape: Shape, step: Step, *, witnesses: Sequence[str] = ()
+    ) -> None:
         self.home = home
         self.work = work
         self.backend = backend
         self.shape = shape
         self.owner = Owner(home)
         self.step = step
+        self._witnesses = tuple(witnesses)
         self.bundle: PodVMBundle | None = None
         self._preparing = threading.Lock()
         self._stack = contextlib.ExitStack()
@@ -221,9 +226,7 @@ class Environment:
     def _start(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             registry = pool.submit(start_registry, self.home.registry, self.work / "registry.log")
-            trust = pool.submit(
-                start_trust_service, self.owner.state, self.work / "trust.log", collateral=self.home.cache
-            )
+            trust = pool.submit(self._start_trust_service)
             platform = pool.submit(self._platform)
             self.registry: ServiceProcess = self._keep(registry)
             self.trust: ServiceProcess = self._keep(trust)
@@ -231,6 +234,32 @@ class Environment:
         withdraw_abandoned(self.owner, self.home.root)
         self.owner.trust_platform(roots, references)
         self.step("ok", "trust service", f"127.0.0.1:{self.trust.port}")
+
+    def _start_trust_service(self) -> ServiceProcess:
+        from cloister.trust.releaselog import read_announced  # brings the database library, while a pod may boot
+
+        announced = read_announced(self.owner.state)
+        witnesses, cosignatures = announced.witnesses, announced.cosignatures
+        if self._witnesses:
+            witnesses, cosignatures = self._start_witnesses(), len(self._witnesses)
+        return start_trust_service(
+            self.owner.state,
+            self.work / "trust.log",
+            collateral=self.home.cache,
+            witnesses=witnesses,
+            cosignatures=cosignatures,
+        )
+
+    def _start_witnesses(self) -> tuple[str, ...]:
+        """Start the witnesses, each in a process and directory of its own; return how the trust service finds them."""
+        with self.owner.admin() as admin:
+            key = admin.release_log_pins().key
+        with concurrent.futures.ThreadPoolExecutor(len(self._witnesses)) as pool:
+            started = [
+                pool.submit(start_witness, self.work / name, self.work / f"{name}.log", name=name, key=key)
+                for name in self._witnesses
+            ]
+            return tuple(self._keep(future).witness for future in started)
 
     def _keep(self, future: concurrent.futures.Future[ServiceProcess]) -> ServiceProcess:
         service = future.result()

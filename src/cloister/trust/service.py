@@ -37,6 +37,7 @@ from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
+from cloister.wire.structs import prepare_structs
 
 
 def utc_now() -> datetime:
@@ -69,6 +70,7 @@ class TrustService:
         exists: Callable[[str], bool] | None = None,
         committed: Callable[[int, float], None] | None = None,
     ) -> None:
+        prepare_structs()  # before any thread of the service is there
         self.settings = settings
         self._clock = clock
         self._random = random

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from cloister.errors import Refused
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.tlog.entry import encode_leaf, field_salt, open_field, parse_leaf
 from cloister.tlog.receipt import LogPins, parse_receipt, verify_receipt
@@ -54,6 +56,25 @@ def test_a_release_is_logged_with_whom_what_and_by_which_rules(world: World) -> 
     entry = verify_receipt(parse_receipt(receipt), LogPins(key=world.service.log.key))
     assert (entry.index, dict(entry.fields)) == (before, fields)
     assert CANARY.hex() not in receipt
+
+
+def test_the_owner_can_show_a_past_release(world: World) -> None:
+    before = len(logged(world))
+    world.guest().handshake().resource()
+    world.guest().handshake().resource()
+    first, second = [row for row in world.admin.list_audit() if row.decision == "released"]
+    for index, row in enumerate((first, second), before):
+        entry = verify_receipt(world.admin.release_receipt(row), LogPins(key=world.service.log.key))
+        assert (entry.index, entry.kind) == (index, "release")
+        assert entry.fields["attestation"] == row.attestation
+
+
+def test_what_is_not_in_the_log_has_no_receipt(world: World) -> None:
+    world.guest().handshake().resource()
+    row = world.admin.list_audit()[-1]
+    with pytest.raises(Refused) as caught:
+        world.admin.release_receipt(replace(row, guest_key="another"))
+    assert caught.value.code == "trust.releaselog.no_entry"
 
 
 def test_a_denial_of_an_attested_guest_is_logged_and_carries_no_receipt(world: World) -> None:

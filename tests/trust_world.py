@@ -21,6 +21,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+import made_once  # noqa: F401  # from here on
 from cloister.crypto.jwe import EphemeralKey
 from cloister.protocol.initdata import InitData, build_initdata
 from cloister.protocol.kbs import SealedResource

@@ -29,7 +29,7 @@ from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.reference import ReferenceEntry
 from cloister.rats.result import AttestationResult, Finding, Severity, Tier, Unchecked, VerifiedEvidence
-from cloister.tee.registry import authenticator_for, pins_for
+from cloister.tee.registry import pins_for
 from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
 from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
 from cloister.trust.store.database import Store
@@ -39,6 +39,7 @@ from cloister.trust.tracing import span
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
 from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource
+from cloister.trust.verifier.loading import load_technology
 from cloister.wire.base64 import encode_b64
 
 _Verified = TypeVar("_Verified", covariant=True)
@@ -86,7 +87,7 @@ class VerifierService:
         self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
         self._issuer = issuer
 
-    def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
+    def challenge(self, tee: str, extra_params: Any, secret: bytes) -> IssuedChallenge:  # Any: JSON of the guest
         """Return what belongs into the challenge.
 
         For a guest that enrols a TPM: a credential that only the TPM with that EK and AK can open (TPM 2.0 part 1,
@@ -96,15 +97,15 @@ class VerifierService:
             EvidenceError: unknown technology, or a key that no credential can be made for.
             FormatRefused: malformed enrolment.
         """
-        authenticator_for(tee)
+        load_technology(tee)
         enrolment = parse_tpm_enrolment(extra_params)
         if enrolment is None:
-            return IssuedChallenge(extra_params="", secret=b"")
+            return IssuedChallenge(extra_params="", activated=False)
         from cloister.tee.tpm.credential import challenge_for
 
-        credential_blob, encrypted_secret, secret = challenge_for(*enrolment)
+        credential_blob, encrypted_secret, _ = challenge_for(*enrolment, secret)
         member = {"credential_blob": encode_b64(credential_blob), "encrypted_secret": encode_b64(encrypted_secret)}
-        return IssuedChallenge(extra_params={TPM_EXTRA: member}, secret=secret)
+        return IssuedChallenge(extra_params={TPM_EXTRA: member}, activated=True)
 
     def appraise(self, request: AppraisalRequest) -> Appraised:
         """Verify, appraise and sign.
@@ -243,6 +244,7 @@ class _Appraisal:
     def _verify(self, verify: _Verify[_Verified], evidence: Evidence, binding: ExpectedBinding) -> _Verified:
         collateral = NOTHING
         try:
+            load_technology(evidence.tee)
             collateral = self._source.gather(evidence, self._inputs.endorsements.roots)
             self._gathered.append(collateral)
             return verify(evidence, binding, self._endorsements(evidence.tee, collateral), at=self._request.at)

@@ -352,11 +352,12 @@ class TrustAdmin:
         keys = tuple(str(witness.key) for witness in parse_witnesses(self._announced.witnesses))
         return ReleaseLogPins(key=str(self._log.key), witnesses=keys, cosignatures=self._announced.cosignatures)
 
-    def release_receipt(self, row: AuditRow, *, seconds: float = 5.0) -> Receipt:
+    def release_receipt(self, row: AuditRow, *, seconds: float = 5.0) -> Receipt | None:
         """Return the receipt of what an audit row records: the proof that it is in the log, cosigned as guests demand.
 
+        None when it is not in the log, as everything that happened before there was one.
+
         Raises:
-            Refused: it is not in the log (`trust.releaselog.no_entry`).
             Unavailable: too few witnesses cosigned within that time (`trust.releaselog.cosignatures`).
         """
         return self._log.stored_receipt(

@@ -150,7 +150,10 @@ class Scenes:
         with environment.owner.admin() as admin:
             rows = admin.list_audit(init_data=init_data)
             row = next(row for row in rows if row.resource == str(MODEL_PATH))
-            entry = verify_receipt(admin.release_receipt(row), _pins(admin.release_log_pins()))
+            receipt = admin.release_receipt(row)
+            if receipt is None:
+                raise Refused("cli.demo.no_entry", "the release is not in the release log", path=str(MODEL_PATH))
+            entry = verify_receipt(receipt, _pins(admin.release_log_pins()))
         self.step("ok", "model key released", f"log entry {entry.index}, witnessed by {' '.join(entry.cosigned_by)}")
         self.step("ok", f"app says: {answer}", "(the model is in the clear only inside the pod)")
         return pod

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from cryptography.x509 import load_pem_x509_certificate
 from sqlalchemy import func, select
@@ -19,6 +21,7 @@ from sqlalchemy import func, select
 from cloister.errors import RequestRefused, Unavailable
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.tee.regopolicy import RegoVector
 from cloister.tlog.checkpoint import parse_checkpoint
 from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
@@ -100,6 +103,7 @@ class TrustService:
             self.log.close()
             raise
         self.rego = RegoEngine()
+        self.appraisal_rego = RegoEngine()  # of its own: appraisals must not wait for releases, nor they for these
         self.public_log = PublicLog(self.log, self.store)
         self._collateral = CollateralSource(settings.collateral or settings.state)
         self._authorities = (
@@ -167,6 +171,7 @@ class TrustService:
             policy_id=self.settings.appraisal_policy,
             collateral=self._collateral,
             tenant=tenant,
+            ask_rego=self._ask_rego,
         )
         identity = self.identity if tenant == DEFAULT_TENANT else self.identity_of(tenant)
         return KeyBroker(
@@ -191,6 +196,15 @@ class TrustService:
                 plugins={PLUGIN: identity} if identity is not None else {},
             )
         )
+
+    def _ask_rego(
+        self,
+        text: str,
+        values: Mapping[str, Any],  # Any: JSON
+        seen: Mapping[str, Any],  # Any: JSON
+    ) -> RegoVector:
+        deadline = time.monotonic() + self.settings.request_seconds
+        return self.appraisal_rego.appraise(text, values, seen, deadline=deadline)
 
     def _approvals(self, tenant: str) -> Callable[[str, str], frozenset[str]]:
         """Return who approved the release of a resource to guests with init data, as the broker asks."""
@@ -264,6 +278,7 @@ class TrustService:
         self.log.close()
         self.keys.close()
         self.rego.close()
+        self.appraisal_rego.close()
 
     def _open_log(self) -> None:
         """Begin with the log, unless its key is sealed still: then the first request after that does."""

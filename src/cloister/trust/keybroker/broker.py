@@ -20,6 +20,7 @@ from cloister.crypto.jwe import parse_recipient, seal_for
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, RequestRefused, Unavailable
 from cloister.protocol.initdata import InitData, parse_initdata
+from cloister.protocol.initdataclaims import init_data_claims
 from cloister.protocol.kbs import (
     VERSION,
     VERSIONS,
@@ -281,6 +282,7 @@ class KeyBroker:
                 session_secret=session.secret,
                 at=context.at,
                 version=session.version,
+                init_data_claims=init_data_claims(init_data) if init_data is not None else {},
             )
         )
         # 7

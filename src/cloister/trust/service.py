@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import Certificate, load_pem_x509_certificate, load_pem_x509_certificates
 from sqlalchemy import func, select
 
-from cloister.errors import RequestRefused, Unavailable
+from cloister.errors import FormatRefused, RequestRefused, Unavailable
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.tee.regopolicy import RegoVector
@@ -40,6 +40,8 @@ from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
+
+_TOKEN_ROOTS: Final = 16
 
 
 def utc_now() -> datetime:
@@ -77,6 +79,7 @@ class TrustService:
         self._random = random
         self._brokers: dict[str, KeyBroker] = {}
         self._making = threading.Lock()
+        self._foreign_roots = _roots_in(settings.trusted_token_roots)
         self.state = StateDirectory(settings.state)
         announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
         self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
@@ -193,6 +196,7 @@ class TrustService:
                 approved_by=self._approvals(tenant),
                 minimum_protocol=self.settings.minimum_protocol,
                 insecure_rsa1_5=self.settings.insecure_rsa1_5,
+                foreign_roots=self._foreign_roots if tenant == self.settings.trusted_token_tenant else (),
                 plugins={PLUGIN: identity} if identity is not None else {},
             )
         )
@@ -284,3 +288,25 @@ class TrustService:
         """Begin with the log, unless its key is sealed still: then the first request after that does."""
         if not self.log.opened and not self.keys.sealed:
             self.log.open(self.store, self.keys.signing.signing_key(LOG).private)
+
+
+def _roots_in(file: Path | None) -> tuple[Certificate, ...]:
+    """Return the CAs in a PEM file.
+
+    Raises:
+        FormatRefused: it holds none, or too many (`trust.settings.token_roots`).
+        Unavailable: it cannot be read.
+    """
+    if file is None:
+        return ()
+    try:
+        found = load_pem_x509_certificates(file.read_bytes())
+    except OSError as err:
+        raise Unavailable("trust.state.io", f"cannot read the token roots: {err.strerror}", path=str(file)) from err
+    except ValueError as err:
+        raise FormatRefused("trust.settings.token_roots", "not certificates in PEM", path=str(file)) from err
+    if len(found) > _TOKEN_ROOTS:
+        raise FormatRefused(
+            "trust.settings.token_roots", "too many token roots", path=str(file), expected=f"at most {_TOKEN_ROOTS}"
+        )
+    return tuple(found)

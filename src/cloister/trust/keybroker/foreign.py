@@ -30,7 +30,7 @@ from cloister.rats.claims import Level
 from cloister.rats.ear import PRIMARY, SUBMODULES
 from cloister.rats.result import Tier
 from cloister.trust.keybroker.token import LEAST, LONGEST_LIFE, FailedFinding, VerifiedToken
-from cloister.wire.base64 import decode_b64
+from cloister.wire.base64 import decode_b64, decode_b64url
 from cloister.wire.canonicaljson import encode_canonical
 from cloister.wire.limits import CERTIFICATE_BYTES, CERTIFICATE_CHAIN
 
@@ -149,8 +149,7 @@ def _leaf(jwk: Mapping[str, Any], roots: Sequence[Certificate], at: datetime) ->
         path = f"header.jwk.x5c.{index}"
         if not isinstance(item, str):
             raise FormatRefused(_SHAPE, "not a certificate", path=path)
-        der = decode_b64(item, path=path, ceiling=CERTIFICATE_BYTES)
-        certificates.append(load_certificate(der, code=_PATH, path=path))
+        certificates.append(load_certificate(_der(item, path), code=_PATH, path=path))
     leaf, *intermediates = certificates
     try:
         verify_path(leaf, anchors=roots, intermediates=intermediates, at=at, code=_PATH)
@@ -164,6 +163,12 @@ def _leaf(jwk: Mapping[str, Any], roots: Sequence[Certificate], at: datetime) ->
             actual=err.message[:160],
             hint="compare `trusted_token_roots` with the certificates of the other verifier",
         ) from err
+
+
+def _der(text: str, path: str) -> bytes:
+    """Return the bytes of one certificate: base64 as RFC 7515 has it, or base64url as older releases of CoCo write."""
+    url = "-" in text or "_" in text or len(text) % 4
+    return (decode_b64url if url else decode_b64)(text, path=path, ceiling=CERTIFICATE_BYTES)
 
 
 def _typed(claims: Mapping[str, Any]) -> _Wire:  # Any: JSON of a token whose signature was verified

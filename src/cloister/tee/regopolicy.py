@@ -50,6 +50,19 @@ _CLAIMS: Final = (
     "sourced-data",
 )
 _REQUIRED: Final = ("executables", "hardware")
+# By group, CoCo's newer names of SNP's claims to the older ones.
+_SNP_GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
+    "reported_tcb": {name: f"reported_tcb_{name}" for name in ("bootloader", "microcode", "snp", "tee")},
+    "policy": {
+        "debug_allowed": "policy_debug_allowed",
+        "migrate_ma_allowed": "policy_migrate_ma",
+        "abi_major": "policy_abi_major",
+        "abi_minor": "policy_abi_minor",
+        "single_socket_required": "policy_single_socket",
+        "smt_allowed": "policy_smt_allowed",
+    },
+    "plat_info": {"smt_enabled": "platform_smt_enabled", "tsme_enabled": "platform_tsme_enabled"},
+}
 _CONTRAINDICATED: Final = 96
 _LEAST, _MOST = -128, 127  # AR4SI values are signed bytes
 _NOT_AN_ANSWER: Final = f"{BY_REGO}evaluation"
@@ -134,11 +147,19 @@ def parse_named_policy(name: str, data: bytes) -> AppraisalPolicy:
 def policy_input(
     evidence: VerifiedEvidence, *, init_data_digest: str, input_claims: Mapping[str, Any]
 ) -> dict[str, Any]:  # Any: JSON as policies expect it
-    """Return what a policy sees: the technology's claims under its name, and what is known beside them."""
+    """Return what a policy sees: the technology's claims under its name, and what is known beside them.
+
+    CoCo's releases have named some of them differently, so they stand under each name: `az_snp_vtpm` as well as
+    `az-snp-vtpm`, and of SNP `evidence` with the same values in groups.
+    """
     claims = evidence.claims
+    raw = dict(claims.raw)
+    if claims.tee == "snp":
+        raw["evidence"] = {"measurement": raw.get("measurement"), **_grouped(raw)}
     return {
         **input_claims,
-        claims.tee: dict(claims.raw),
+        claims.tee.replace("-", "_"): raw,
+        claims.tee: raw,
         "report_data": claims.report_data.hex(),
         "init_data": init_data_digest,
     }
@@ -215,6 +236,13 @@ def appraise_with_rego(
         at=at,
         advisories=advisories,
     )
+
+
+def _grouped(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:  # Any: JSON
+    """Return the claims of SNP in the groups that newer policies of CoCo read."""
+    return {
+        group: {name: raw[ours] for name, ours in names.items() if ours in raw} for group, names in _SNP_GROUPS.items()
+    }
 
 
 def _judge(vector: RegoVector) -> tuple[Finding, ...]:

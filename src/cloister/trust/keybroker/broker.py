@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -78,12 +79,14 @@ from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import Session, SessionStore
 from cloister.trust.tracing import mark, span
 from cloister.wire.base64 import encode_b64
+from cloister.wire.limits import KIB
 
 RELEASED_CODE: Final = "trust.released"
 RENEWED_CODE: Final = "trust.renewed"
 Headers = tuple[tuple[bytes, bytes], ...]
 _OLD_NAMES: Final = {"azsnpvtpm": "az-snp-vtpm", "aztdxvtpm": "az-tdx-vtpm"}  # as guests wrote them before 0.4.0
 _INIT_DATA_FORMAT: Final = "toml"
+_INITDATA_REMEMBERED: Final = 16 * KIB
 
 
 class _Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -467,6 +470,12 @@ def _init_data(member: InitDataMember | None) -> InitData | None:
         text = member.body.encode("utf-8")
     except UnicodeEncodeError as err:
         raise FormatRefused("trust.attest.init_data_format", "init data is not text", path="init-data.body") from err
+    return _known_initdata(text) if len(text) <= _INITDATA_REMEMBERED else parse_initdata(text)
+
+
+@lru_cache(maxsize=64)
+def _known_initdata(text: bytes) -> InitData:
+    """Return parsed init data; many guests send the same text, and what it says depends on nothing else."""
     return parse_initdata(text)
 
 

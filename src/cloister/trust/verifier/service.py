@@ -52,6 +52,7 @@ _NONE_SENT: Final = Unchecked(reason="the guest sent no init data, so the result
 _LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
 _NO_REFERENCES: Final = "appraisal.reference_values.empty"
 _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
+_CONTAINERS: Final = (dict, list)
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
 
@@ -356,11 +357,13 @@ def _for_the_guest(result: AttestationResult) -> AttestationResult:
 
     Nor with the hints of those that hold: the token of a machine with twelve devices is long enough.
     """
-    shown = tuple(
-        replace(finding, hint="") if finding.ok else replace(finding, expected="", origin="")
-        for finding in result.findings
-    )
-    return replace(result, findings=shown)
+    return replace(result, findings=tuple(_shown(finding) for finding in result.findings))
+
+
+def _shown(finding: Finding) -> Finding:
+    if not finding.ok:
+        return replace(finding, expected="", origin="")
+    return replace(finding, hint="") if finding.hint else finding
 
 
 def appraisal_record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
@@ -384,15 +387,15 @@ def appraisal_record(identity: str, results: Mapping[str, AttestationResult]) ->
 
 
 def _depth(value: object) -> int:
-    """Return how deeply `value` nests, without recursion."""
-    deepest, rest = 0, [(value, 1)]
-    while rest:
-        item, depth = rest.pop()
-        deepest = max(deepest, depth)
-        if deepest > _DEEPEST:
+    """Return how deeply `value` nests, level by level, without recursion; only what can hold something is looked into.
+
+    Evidence may hold certificates as lists of thousands of numbers.
+    """
+    level, depth = [value], 1
+    while depth <= _DEEPEST:
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, _CONTAINERS)]
+        if not any(inside):
             break
-        if isinstance(item, dict):
-            rest.extend((child, depth + 1) for child in item.values())
-        elif isinstance(item, list):
-            rest.extend((child, depth + 1) for child in item)
-    return deepest
+        level = [child for children in inside for child in children if isinstance(child, _CONTAINERS)]
+        depth += 1
+    return depth

@@ -7,8 +7,8 @@ requests of CoCo's attestation service.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -43,11 +43,11 @@ class IssuedChallenge:
 
     Attributes:
         extra_params: JSON for the guest.
-        secret: what the guest must recover from it; kept by the session, never sent.
+        activated: whether the session's secret is what the guest must recover from it.
     """
 
     extra_params: Any  # Any: JSON of the technology's own shape
-    secret: bytes
+    activated: bool
 
 
 class MeasuredText(Protocol):
@@ -77,6 +77,7 @@ class AppraisalRequest:
         session_secret: what credential activation must have recovered.
         at: time of the appraisal, aware UTC.
         version: of the protocol, which says what the evidence must be bound to.
+        init_data_claims: entries of the init data as results show them; JSON. Empty where only its digest is known.
     """
 
     tee: str
@@ -87,6 +88,7 @@ class AppraisalRequest:
     session_secret: bytes
     at: datetime
     version: str = VERSION
+    init_data_claims: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -135,8 +137,13 @@ class Undecided(Unavailable):
 class AttestationService(Protocol):
     """The Verifier as the key broker sees it."""
 
-    def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
+    def challenge(self, tee: str, extra_params: Any, secret: bytes) -> IssuedChallenge:  # Any: JSON of the guest
         """Return what belongs into the challenge for this technology.
+
+        Args:
+            tee: as announced.
+            extra_params: untrusted.
+            secret: the session's own, 32 bytes; never sent.
 
         Raises:
             Refused: unknown technology, or enrolment data that do not parse.

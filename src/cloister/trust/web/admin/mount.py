@@ -23,8 +23,8 @@ _ADMITTED: Final = 16  # at once: administration is rare, and guests come first
 _SECONDS: Final = 60.0  # a data key's rotation seals every resource anew
 
 
-def mount_administration(service: TrustService, *, clock: Callable[[], datetime] = utc_now) -> Mount:
-    """Return the mount; the first start on a database writes the first token into the state directory.
+def administration_of(service: TrustService, *, clock: Callable[[], datetime] = utc_now) -> Administration:
+    """Return a service's administration; the first start on a database writes the first token into the state directory.
 
     Args:
         service: that is administered.
@@ -36,12 +36,16 @@ def mount_administration(service: TrustService, *, clock: Callable[[], datetime]
     """
     access = AccessControl(service.store, clock)
     access.bootstrap(service.settings.state / TOKEN_FILE)
-    administration = Administration(
+    return Administration(
         parts=AdministrationParts(store=service.store, keys=service.keys.ring, clock=clock, events=service.log),
         access=access,
         keys=KeyAdministration(service.store, service.keys),
         settings=_shown(service.settings),
     )
+
+
+def mount_administration(administration: Administration) -> Mount:
+    """Return the mount of the administration API."""
     limits = Limits(body_bytes=REQUEST_BYTES, seconds=_SECONDS, admitted=_ADMITTED)
     return Mount(prefix=PREFIX, name=NAME, limits=limits, application=_Lazy(administration))
 

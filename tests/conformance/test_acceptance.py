@@ -139,9 +139,7 @@ def recorded(vectors: Path, identity: str) -> Claims:
     case = next(item for item in cases if item["id"] == identity)
     tee = case["platform"]
     certificates = tuple(
-        der
-        for name in case["endorsements"]
-        for der in certificates_in((directory / name).read_bytes())
+        der for name in case["endorsements"] for der in certificates_in((directory / name).read_bytes())
     )
     body = reader_for(tee)((directory / case["file"]).read_bytes(), tee=tee).body
     endorsements = Endorsements(roots=(), pins=pins_for(tee), certificates=certificates)

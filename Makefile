@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test unit check lint types imports docs clean
+.PHONY: help setup demo test chaos unit check lint types imports docs clean
 help:                ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -19,12 +19,16 @@ demo: setup          ## the main job: seal an unchanged image, boot a measured p
 	@$(BIN)/cloister demo
 
 unit: $(VENV)/.done  ## unit, property and architecture tests, no network, no VM, no other program, on all processors
-	@$(BIN)/python tools/unit.py tests/unit tests/property tests/architecture -- -m 'not tool'
+	@$(BIN)/python tools/unit.py tests/unit tests/property tests/architecture -- -m 'not tool' --hypothesis-profile quick
 
 test: setup          ## all tests, with real tools and real pod VMs
 	@tools/setup test-packages
 	@$(BIN)/cloister podvm build
 	@$(PYTEST) tests
+
+chaos: setup         ## break the trust service for ten minutes under load; `make test` has a minute of it
+	@tools/setup test-packages
+	@$(BIN)/python tests/chaos/run.py
 
 lint: $(VENV)/.done
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

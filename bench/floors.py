@@ -99,6 +99,12 @@ def _dcap(quote: Quote, endorsements: Endorsements) -> Floor:
     return Floor((check,), tuple(cold))
 
 
+def quote_signature(evidence: Evidence, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> Check:
+    """Return the check of a quote by an AK that no certificate names: it is known by its activation."""
+    parsed = parse_tpm(evidence)
+    return _tpm_signature(key, parsed.signature.values, parsed.message)
+
+
 def _tpm(evidence: Evidence, endorsements: Endorsements) -> Floor:
     parsed = parse_tpm(evidence)
     key = load_certificate(parsed.ak_certificate, code="bench").public_key()

@@ -12,7 +12,7 @@ from litestar.testing import TestClient
 
 from cloister.trust.access import LOCAL_OWNER, TOKEN_FILE, Role
 from cloister.trust.administration import Administration, Office
-from cloister.trust.web.admin.application import admin_application
+from made_once import admin_application
 from trust_world import World, make_world
 
 OTHER = "other"

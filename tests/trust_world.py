@@ -21,6 +21,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+import made_once  # noqa: F401  # from here on
 from cloister.crypto.jwe import EphemeralKey
 from cloister.protocol.initdata import InitData, build_initdata
 from cloister.protocol.kbs import SealedResource
@@ -133,6 +134,19 @@ def furnished() -> tuple[Path, EndorsementCA, InitData]:
     with TrustAdmin(directory / "state", clock=Clock()) as admin:
         furnish(admin, ca, data)
     return directory / "state", ca, data
+
+
+@cache
+def _empty(now: datetime) -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="cloister-trust-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    TrustAdmin(directory / "state", clock=Clock(now)).close()
+    return directory / "state"
+
+
+def copy_empty_state(state: Path, now: datetime) -> None:
+    """Make a state directory as the first start makes it at that time; its keys are those of others."""
+    shutil.copytree(_empty(now), state)
 
 
 def make_world(directory: Path, **settings: Any) -> World:

@@ -54,7 +54,7 @@ def run_suite(directory: Path, repository: Path, **environment: str) -> subproce
             str(directory),
         ],
         cwd=directory,
-        env={**inherited, **environment},
+        env={**inherited, **environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,

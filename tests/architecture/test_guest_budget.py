@@ -12,6 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -43,17 +44,19 @@ ALLOWED_DISTRIBUTIONS = {"msgspec", "cryptography"}
 OUTSIDE = ["testing", "cli", "sdk", "trust", "host", "imagetool"]
 
 
-def loaded_by_importing(module: str) -> set[str]:
+@cache
+def loaded_by_importing(module: str) -> frozenset[str]:
     """Names of all modules that a fresh interpreter, without site hooks, loads for `module`."""
     program = (
         f"import sys; sys.path[:0] = [{str(SOURCE)!r}, {sysconfig.get_path('purelib')!r}]; "
         f"import {module}; print(*sys.modules, sep='\\n')"
     )
     result = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
-    return set(result.stdout.split())
+    return frozenset(result.stdout.split())
 
 
-def closure() -> tuple[set[str], set[str]]:
+@cache
+def closure() -> tuple[frozenset[str], frozenset[str]]:
     """Modules of ours that the guest package can reach by any import statement, and the foreign packages they name.
 
     Attesters are reached by name through `cloister.tee.registry`, so they are roots as well.
@@ -75,10 +78,10 @@ def closure() -> tuple[set[str], set[str]]:
         seen |= new
         waiting += new
     ours = {name for name in seen if name.partition(".")[0] == "cloister"}
-    return ours, seen - ours
+    return frozenset(ours), frozenset(seen - ours)
 
 
-def ours(names: set[str]) -> list[str]:
+def ours(names: frozenset[str]) -> list[str]:
     return sorted(name for name in names if name.partition(".")[0] == "cloister")
 
 

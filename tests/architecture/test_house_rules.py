@@ -66,7 +66,8 @@ def test_modules_are_one_idea() -> None:
 
 
 def test_source_holds_no_assertion_and_no_note_to_self() -> None:
-    asserts = [path for path in SOURCES if any(isinstance(node, ast.Assert) for node in nodes_of(path))]
+    suspects = [path for path in SOURCES if "assert" in text_of(path)]
+    asserts = [path for path in suspects if any(isinstance(node, ast.Assert) for node in nodes_of(path))]
     assert [name_of(path) for path in asserts] == []
     assert [name_of(path) for path in SOURCES if NOTES.search(text_of(path))] == []
 
@@ -97,7 +98,7 @@ def test_broad_handlers_stay_at_process_edges() -> None:
     hiding = []
     for path in SOURCES:
         lines = text_of(path).splitlines()
-        for node in nodes_of(path):
+        for node in nodes_of(path) if "except" in text_of(path) else ():
             if not isinstance(node, ast.ExceptHandler):
                 continue
             kind = node.type.id if isinstance(node.type, ast.Name) else "" if node.type else "everything"

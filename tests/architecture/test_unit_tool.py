@@ -37,8 +37,15 @@ def test_every_file_is_in_one_part(tool: ModuleType, repository: Path, count: in
     ("contents", "count", "status"), [((GOOD, GOOD), 1, 0), ((GOOD, BAD), 2, 1), ((BAD, GOOD), 2, 1)]
 )
 def test_a_failure_in_any_process_is_a_failure(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: list[str], count: int, status: int
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    contents: list[str],
+    count: int,
+    status: int,
 ) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # these need none
     for number, content in enumerate(contents):
         (tmp_path / f"test_{number}.py").write_text(content)
     assert tool.run([tmp_path], [f"--rootdir={tmp_path}"], count) == status

@@ -242,20 +242,20 @@ def refusal(answer: Answer) -> Denied:
 
 
 def request(url: str, ca_pem: str, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-    """Send one HTTP/1.1 request over TLS, whose only authority is the given one."""
+    """Send one HTTP/1.1 request over TLS, whose only authority is the given one; over plain TCP for `http://`."""
     address = urlsplit(url)
     host, port = str(address.hostname), int(address.port or 443)
-    context = ssl.create_default_context(cadata=ca_pem)
+    context = ssl.create_default_context(cadata=ca_pem) if address.scheme != "http" else None
     lines = [f"{method} {target} HTTP/1.1", f"Host: {address.netloc}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     with (
         socket.create_connection((host, port), _SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=host) as secure,
+        context.wrap_socket(plain, server_hostname=host) if context else plain as channel,
     ):
-        secure.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
-        return _read(secure.recv)
+        channel.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
+        return _read(channel.recv)
 
 
 def _read(receive: Callable[[int], bytes]) -> Answer:

@@ -18,9 +18,9 @@ TIMING = r"(  \d+\.\d s)?"
 DIGEST = r"[0-9a-f]+\.\."
 OPENING = [
     rf" ok  app image encrypted and signed +{DIGEST}  nothing in the app changed{TIMING}",
-    rf" ok  trust service and registry +127\.0\.0\.1:\d+, embedded storage{TIMING}",
+    rf" ok  trust service, log, 2 witnesses +127\.0\.0\.1:\d+, embedded storage{TIMING}",
     rf" ok  pod (VM booted|started) and attested +policy {DIGEST}  init data {DIGEST}  nonce fresh{TIMING}",
-    rf" ok  model key released +audit row \d+, durable before the key left{TIMING}",
+    rf" ok  model key released +log entry \d+, witnessed by w1 w2{TIMING}",
     rf" ok  app says: digit = 7 +\(the model is in the clear only inside the pod\){TIMING}",
     r" now the cluster admin turns hostile",
     rf" no  swap the image +CLS-I-0022 content .*: expected {DIGEST}, got {DIGEST}{TIMING}",
@@ -28,6 +28,8 @@ OPENING = [
 ]
 CLOSING = [
     rf" no  read image and model at rest +ciphertext only \(\d+ files searched\){TIMING}",
+    r" no  roll the release log back +CLS-K-0118 a witness has cosigned another state of the release log than the "
+    rf"database holds: expected the log that had \d+ entries, got \d+ entries{TIMING}",
     rf" ok  owner revoked +pod stopped after [0-5]\.\d s \(lease 5 s\)  CLS-K-0016 the owner revoked this pod{TIMING}",
     r" audit: \d+ releases, \d denials, 1 revoke; each recorded before it was answered",
     r" played in \d+ s; nothing is left running, and nothing of it is kept",

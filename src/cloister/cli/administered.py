@@ -24,7 +24,7 @@ from rich.text import Text
 
 from cloister.cli.output import print_json, print_line, stdout, visible
 from cloister.errors import Refused, Unavailable
-from cloister.sdk.home import home_from_environment
+from cloister.sdk.home import home_from_environment, trust_directory
 
 if TYPE_CHECKING:
     from cloister.protocol.admin.access import Changed, Proposal
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _PRIVATE_FILE: Final = 0o600
 _CONTEXT: Final = "context"
 _SHOWN_DIGEST: Final = 19
+_FILE_WIDTH: Final = 4000  # characters; wider than any row
 
 ServerOption = Annotated[
     str,
@@ -97,8 +98,10 @@ def administered(verb: Callable[..., None], *, group: bool = False) -> Callable[
             token_file=token_file,
             ca_file=ca,
             tenant=tenant,
-            state=state or home_from_environment().trust,
+            state=state or trust_directory(),
         )
+        if not server and state is None:
+            home_from_environment()  # made private; a command for a server needs no home, and may have none
         with open_administration(target) as client:
             verb(client, **own)
 
@@ -130,7 +133,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
-    stdout.print(table)
+    if stdout.is_terminal:
+        stdout.print(table)
+    else:  # one line for each row, so that it can be searched and cut
+        stdout.print(table, width=_FILE_WIDTH)
 
 
 def print_versions(found: PolicyList) -> None:

@@ -14,7 +14,7 @@ from cloister.cli.output import print_json, print_line
 from cloister.cli.refusals import Refusal, find_refusal, refusal_number
 from cloister.errors import Refused
 from cloister.rats.result import Severity
-from cloister.sdk.home import home_from_environment
+from cloister.sdk.home import trust_directory
 
 if TYPE_CHECKING:
     from cloister.protocol.admin.records import Denial
@@ -40,7 +40,7 @@ def explain_command(
             token_file=token_file,
             ca_file=ca,
             tenant=tenant,
-            state=state or home_from_environment().trust,
+            state=state or trust_directory(),
         )
         with open_administration(target) as client:
             _explain_denial(client.get_denial(subject), output)
@@ -80,7 +80,8 @@ def _explain_denial(record: Denial, output: Output) -> None:
     if record.findings:
         print_line("  all checks, as they were made then:")
     for finding in record.findings:
-        values = f"expected {finding.expected}, got {finding.actual}" if not finding.ok else finding.actual
+        differs = not finding.ok and (finding.expected or finding.actual)
+        values = f"expected {finding.expected}, got {finding.actual or 'none'}" if differs else finding.actual
         shown = f": {values}" if values else ""
         origin = f"  [{finding.origin}]" if finding.origin else ""
         refuses = finding.severity in ("", Severity.ERROR)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +51,7 @@ def witness_command(
         list[str] | None, typer.Option("--allow", metavar="VKEY", help="Key of a log to witness; remembered.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the witness when it is made [default: a random one].")] = "",
+    ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
 ) -> None:
     """Cosign what logs show, as long as it continues what they showed before.
 
@@ -68,7 +71,11 @@ def witness_command(
         with WitnessServer(parse_listen(listen), witness) as server:
             host, port = server.server_address[0], server.server_address[1]
             step("ok", "witness starts", f"http://{host!s}:{port}  {len(witness.logs)} logs")
-            print_line(f"{witness.key}@http://{host!s}:{port}")
+            address = f"{witness.key}@http://{host!s}:{port}"
+            print_line(address)
+            if ready_fd is not None:
+                with os.fdopen(ready_fd, "w") as report:
+                    report.write(json.dumps({"port": port, "witness": address}) + "\n")
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from cloister.cli.administered import (
 )
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import print_line
+from cloister.protocol.resourceuri import parse_prefix_spelling
 
 if TYPE_CHECKING:
     from cloister.client.admin import AdminClient
@@ -36,7 +37,12 @@ app.add_typer(appraisal, name="appraisal")
 app.add_typer(approvals, name="approvals")
 
 PrefixArgument = Annotated[
-    str, typer.Argument(metavar="PREFIX", help="repository/type/tag, repository/type/*, repository/*/* or *.")
+    str,
+    typer.Argument(
+        metavar="PREFIX",
+        help="repository/type/tag, repository/type, repository, or * for everything; kbs:/// and /* may be written.",
+        callback=parse_prefix_spelling,
+    ),
 ]
 FileOption = Annotated[Path, typer.Option("--file", exists=True, dir_okay=False, help="The policy's text.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Id of the policy.")]
@@ -198,6 +204,21 @@ def approvals_rm(
 ) -> None:
     """Demand no approvals any more: that needs the approvals, too."""
     _print(client.delete_demand(prefix, replaces=replaces), output)
+
+
+@app.command("revoke")
+@administered
+def revoke_command(
+    client: AdminClient,
+    init_data: Annotated[str, typer.Argument(metavar="DIGEST", help="Of the pod's init data: sha256:..")],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Withdraw whatever a pod was approved for: no further key at once, and a pod under a lease stops within it."""
+    done = client.revoke(init_data)
+    if output is Output.JSON:
+        print_struct(done)
+    else:
+        print_line(f"revoked {done.subject}")
 
 
 @app.command("what-if")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cloister.cli.output import StepPrinter, stdout
-from cloister.sdk.home import home_from_environment
+from cloister.sdk.home import home_from_environment, trust_directory
 from cloister.trust.settings import TABLE, Setting
 
 _DEFAULTS = {"data": "$CLOISTER_HOME/trust", "listen": "127.0.0.1:7070"}
@@ -30,7 +30,7 @@ def serve_command(config: Path | None, check_config: bool, **flags: str | bool |
     from cloister.trust.configuration import load_configuration, value_of, value_text
 
     given = {field: value for field, value in flags.items() if value is not None and value is not False}
-    loaded = load_configuration(given, os.environ, config=config, data=home_from_environment().trust)
+    loaded = load_configuration(given, os.environ, config=config, data=trust_directory())
     settings = loaded.settings
     if check_config:
         for setting in TABLE:
@@ -39,6 +39,8 @@ def serve_command(config: Path | None, check_config: bool, **flags: str | bool |
             stdout.print(f"{setting.field} = {text}  # {origin}", markup=False, highlight=False, soft_wrap=True)
         return
     scheme = "http" if settings.insecure_http else "https"
+    if "data" not in loaded.origins:
+        home_from_environment()
     step = StepPrinter()
     step("ok", "trust service starts", f"{scheme}://{value_of(settings, 'listen')}  data {settings.state}")
     if settings.insecure_http:

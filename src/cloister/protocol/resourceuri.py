@@ -1,5 +1,7 @@
 """Resource addresses of the key broker: `kbs:///<repository>/<type>/<tag>` (CoCo RESOURCE_URI.md).
 
+Rules are about prefixes of them: `repository/type/tag`, `repository/type/*`, `repository/*/*` or `*`.
+
 The host part is ignored by CoCo's guest and must be empty here: which broker answers is said by the measured init
 data, never by an address inside an image that an untrusted registry serves.
 """
@@ -16,6 +18,8 @@ from cloister.wire.limits import RESOURCE_SEGMENT_CHARS
 
 _SEGMENT: Final = re.compile(r"[a-zA-Z0-9_\-]+[a-zA-Z0-9_\-.]*")
 _SCHEME: Final = "kbs:///"
+_WILDCARD: Final = "*"
+_SEGMENTS: Final = 3
 
 
 class ResourcePath(msgspec.Struct, frozen=True, order=True):
@@ -74,3 +78,34 @@ def parse_resource_uri(text: str) -> ResourcePath:
             actual=text[:80],
         )
     return parse_resource_path(text[len(_SCHEME) :])
+
+
+def parse_prefix_spelling(text: str) -> str:
+    """Return the one spelling of a prefix that people write in several ways.
+
+    With or without `kbs:///`; with or without a slash or wildcards at its end: `shop`, `shop/`, `shop/*` and
+    `kbs:///shop` are all `shop/*/*`. Everything is `*` and must be said: nothing at all is not everything, because
+    a script's variable may be empty.
+
+    Raises:
+        FormatRefused: empty, a wildcard before a name or inside one, a host part, or too long
+            (`protocol.resource.malformed`).
+    """
+    body = text.removeprefix(_SCHEME)
+    segments = (body[:-1] if body.endswith("/") else body).split("/")
+    names = list(segments)
+    while names and names[-1] == _WILDCARD:
+        names.pop()
+    try:
+        if len(segments) > _SEGMENTS:
+            raise FormatRefused("protocol.resource.malformed", "not a prefix of resources")
+        ResourcePath(*(names + ["x"] * (_SEGMENTS - len(names))))
+    except FormatRefused as err:
+        raise FormatRefused(
+            "protocol.resource.malformed",
+            "not a prefix of resources",
+            path="PREFIX",
+            expected="repository/type/tag, repository/type/*, repository/*/* or *",
+            actual=text[:80],
+        ) from err
+    return "/".join(names + [_WILDCARD] * (_SEGMENTS - len(names))) if names else _WILDCARD

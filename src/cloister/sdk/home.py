@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloister.errors import Unavailable
+
 _PRIVATE = 0o700
 
 
@@ -67,11 +69,32 @@ def separate_home(machine: Home, root: Path) -> Home:
     return Home(root=root, cache=machine.cache, machine=machine.machine or machine.root)
 
 
+def trust_directory() -> Path:
+    """Return where this user's trust service keeps its state; makes nothing, for commands that may not need it."""
+    return _root() / "trust"
+
+
 def home_from_environment() -> Home:
-    """Return the directories this user works with, made private when absent."""
-    root = Path(os.environ.get("CLOISTER_HOME") or Path.home() / ".local/share/cloister")
+    """Return the directories this user works with, made private when absent.
+
+    Raises:
+        Unavailable: they cannot be made (`sdk.home.unusable`).
+    """
+    root = _root()
     cache = Path(os.environ.get("CLOISTER_CACHE") or Path.home() / ".cache/cloister")
-    for directory in (root, root / "owner"):
-        directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        for directory in (root, root / "owner"):
+            directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise Unavailable(
+            "sdk.home.unusable",
+            f"this user's directory cannot be made: {err.strerror}",
+            path=str(err.filename),
+            hint="name others with CLOISTER_HOME and CLOISTER_CACHE, or a trust service with --server or --state",
+        ) from err
     return Home(root=root.resolve(), cache=cache.resolve())
+
+
+def _root() -> Path:
+    return Path(os.environ.get("CLOISTER_HOME") or Path.home() / ".local/share/cloister")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -37,10 +36,11 @@ from cloister.sdk.bundle import build_bundle, launch_files
 from cloister.sdk.home import Home
 from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_references
 from cloister.sdk.plan import PodPlan, WorkloadRequest, plan_pod
-from cloister.sdk.record import RunRecord, new_run_id
-from cloister.sdk.services import ServiceProcess, start_registry, start_trust_service
+from cloister.sdk.record import PhaseClock, RunRecord, new_run_id
+from cloister.sdk.services import ServiceProcess, start_registry
 from cloister.sdk.session import PodSession, ProcessStreams, Terminal
 from cloister.sdk.simulation import simulation_references, simulation_roots
+from cloister.sdk.trustservice import start_owners_service
 from cloister.tee.tpm.endorsements import read_swtpm_roots
 
 if TYPE_CHECKING:
@@ -91,15 +91,20 @@ class Environment:
         backend: decides which platform the owner believes.
         shape: of the pods that will be launched.
         step: told about progress: mark, text, detail.
+        witnesses: names of witnesses to start, which must all cosign each release; without, those that the owner's
+            trust service was last started with are asked again.
     """
 
-    def __init__(self, home: Home, work: Path, backend: Backend, shape: Shape, step: Step) -> None:
+    def __init__(
+        self, home: Home, work: Path, backend: Backend, shape: Shape, step: Step, *, witnesses: Sequence[str] = ()
+    ) -> None:
         self.home = home
         self.work = work
         self.backend = backend
         self.shape = shape
         self.owner = Owner(home)
         self.step = step
+        self._witnesses = tuple(witnesses)
         self.bundle: PodVMBundle | None = None
         self._preparing = threading.Lock()
         self._stack = contextlib.ExitStack()
@@ -222,7 +227,12 @@ class Environment:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             registry = pool.submit(start_registry, self.home.registry, self.work / "registry.log")
             trust = pool.submit(
-                start_trust_service, self.owner.state, self.work / "trust.log", collateral=self.home.cache
+                start_owners_service,
+                self.owner,
+                self.work,
+                collateral=self.home.cache,
+                witnesses=self._witnesses,
+                keep=self._keep,
             )
             platform = pool.submit(self._platform)
             self.registry: ServiceProcess = self._keep(registry)
@@ -439,7 +449,7 @@ def run_pod(
     record = RunRecord(id=run_id or new_run_id(), image=request.image, level=Level.MEASURED)
     place = HeldPlace("cloister-work")
     work = place.path
-    clock = _Clock(record)
+    clock = PhaseClock(record)
     try:
         environment = Environment(home, work, request.backend, request.shape, step)
         name = request.name or f"run-{record.id}"
@@ -464,7 +474,7 @@ def _run_in(
     machine: concurrent.futures.Future[RunningVM],
     record: RunRecord,
     terminal: Terminal,
-    clock: _Clock,
+    clock: PhaseClock,
 ) -> None:
     owner, step = environment.owner, environment.step
     image = owner.seal(request.image, environment.registry.port)
@@ -584,17 +594,3 @@ def _conclude(record: RunRecord, environment: Environment) -> None:
 def _collect_logs(work: Path, record: RunRecord) -> None:
     for path in sorted(work.rglob("*.log")):
         record.documents[path.name] = path.read_bytes()
-
-
-class _Clock:
-    """Adds the time since the last lap to the record's phases."""
-
-    def __init__(self, record: RunRecord) -> None:
-        self._record = record
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """End a phase."""
-        now = time.monotonic()
-        self._record.phases.append((name, now - self._last))
-        self._last = now

@@ -7,6 +7,7 @@ the network's interface uses as well; changes leave the same records, made by `l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +21,11 @@ from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
+from cloister.tlog.receipt import Receipt
 from cloister.trust.access import LOCAL_OWNER, AccessControl, Permission
 from cloister.trust.administration import Administration, AdministrationParts
 from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_identity_policy
+from cloister.trust.keybroker.denials import event_fields
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
@@ -353,6 +356,21 @@ class TrustAdmin:
         """Return what guests pin of the release log: its key, and the witnesses the service was last started with."""
         keys = tuple(str(witness.key) for witness in parse_witnesses(self._announced.witnesses))
         return ReleaseLogPins(key=str(self._log.key), witnesses=keys, cosignatures=self._announced.cosignatures)
+
+    def release_receipt(self, row: AuditRow, *, seconds: float = 5.0) -> Receipt | None:
+        """Return the receipt of what an audit row records: the proof that it is in the log, cosigned as guests demand.
+
+        None when it is not in the log, as everything that happened before there was one.
+
+        Raises:
+            Unavailable: too few witnesses cosigned within that time (`trust.releaselog.cosignatures`).
+        """
+        return self._log.stored_receipt(
+            DEFAULT_TENANT,
+            event_fields(row),
+            cosignatures=self._announced.cosignatures,
+            deadline=time.monotonic() + seconds,
+        )
 
     def token_verification_keys(self) -> dict[str, Any]:  # Any: JSON Web Key Set
         """Return the public keys of the verifier as a JWK set (RFC 7517), each with its `kid`."""

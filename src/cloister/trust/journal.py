@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+import msgspec
 import structlog
 
 from cloister.trust.tracing import Observed
@@ -33,8 +35,9 @@ class Journal:
     """
 
     def __init__(self, stream: TextIO | None = None, *, worker: int = 0) -> None:
+        self._printer = structlog.PrintLogger(stream or sys.stderr)
         log = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stderr),
+            self._printer,
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -43,6 +46,7 @@ class Journal:
             ],
         )
         self._log = log.bind(worker=worker) if worker else log
+        self._worker = {"worker": worker} if worker else {}
 
     def note(self, event: str, **values: str | int) -> None:
         """Log one step of the service's life."""
@@ -58,16 +62,22 @@ class Journal:
         if seen.fault is not None:
             kind, where = type(seen.fault).__name__, _place(seen.fault)
             self._log.error("failed", request=request, route=seen.route, kind=kind, where=where)
-        log = self._log.warning if seen.status >= 500 else self._log.info
-        log(
-            "answered",
-            request=request,
-            route=seen.route,
-            status=seen.status,
-            code=seen.code,
-            denial=seen.denial,
-            ms=round(1000 * seen.seconds, 1),
-        )
+        # Written directly: there is one with each request, and going through processors costs more than the rest.
+        line: dict[str, Any] = {  # Any: text and numbers
+            "event": "answered",
+            "level": "warning" if seen.status >= 500 else "info",
+            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "request": request,
+            "route": seen.route,
+            "status": seen.status,
+            "ms": round(1000 * seen.seconds, 1),
+            **self._worker,
+        }
+        if seen.code:
+            line["code"] = seen.code
+        if seen.denial:
+            line["denial"] = seen.denial
+        self._printer.msg(msgspec.json.encode(line).decode())
 
 
 def _only_known_fields(

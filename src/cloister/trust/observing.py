@@ -14,7 +14,7 @@ from cloister.trust.webhook import Webhook, read_webhook_secret
 
 def add_gauges(telemetry: Telemetry, service: TrustService) -> None:
     """Add the numbers that are asked for when the metrics are."""
-    telemetry.gauge("sessions", "Sessions on record.", service.sessions)
+    telemetry.gauge("sessions", "Sessions on record that attested.", service.sessions)
     telemetry.gauge("store_healthy", "Whether the last write was committed in time.", lambda: service.store.healthy)
     telemetry.gauge("keys_sealed", "Whether the key store waits to be unsealed.", lambda: service.keys.sealed)
     telemetry.gauge("log_size", "Entries of the newest checkpoint.", service.log_size)

@@ -43,11 +43,11 @@ class IssuedChallenge:
 
     Attributes:
         extra_params: JSON for the guest.
-        secret: what the guest must recover from it; kept by the session, never sent.
+        activated: whether the session's secret is what the guest must recover from it.
     """
 
     extra_params: Any  # Any: JSON of the technology's own shape
-    secret: bytes
+    activated: bool
 
 
 class MeasuredText(Protocol):
@@ -137,8 +137,13 @@ class Undecided(Unavailable):
 class AttestationService(Protocol):
     """The Verifier as the key broker sees it."""
 
-    def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
+    def challenge(self, tee: str, extra_params: Any, secret: bytes) -> IssuedChallenge:  # Any: JSON of the guest
         """Return what belongs into the challenge for this technology.
+
+        Args:
+            tee: as announced.
+            extra_params: untrusted.
+            secret: the session's own, 32 bytes; never sent.
 
         Raises:
             Refused: unknown technology, or enrolment data that do not parse.

@@ -58,6 +58,18 @@ class RowSealer(Protocol):
         """
         ...
 
+    def derived(self, purpose: str, named: str = "") -> tuple[str, bytes]:
+        """Return the identity of a data key and its sub-key of 32 bytes for `purpose`.
+
+        Args:
+            purpose: what for, as told apart from what rows are sealed for.
+            named: identity of the data key; empty for the one that seals now.
+
+        Raises:
+            Unavailable: no such data key (`trust.keys.unknown_data_key`), or the keys are not had now.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedColumn:
@@ -125,6 +137,12 @@ class DataKey:
                 hint="the database and the key store belong together: restore both from the same backup",
             ) from err
 
+    def derived(self, purpose: str, named: str = "") -> tuple[str, bytes]:
+        """See `RowSealer`."""
+        if named not in ("", self.identity):
+            raise unknown_data_key(purpose, named)
+        return self.identity, self.derive(b"cloister derived " + purpose.encode() + b" v1")
+
     def derive(self, info: bytes) -> bytes:
         """Return a sub-key of 32 bytes."""
         if info not in self._keys:
@@ -141,3 +159,13 @@ def data_key_of(sealed: bytes) -> str:
     if len(sealed) > HEADER_BYTES and sealed.startswith(ROW_MAGIC):
         return sealed[len(ROW_MAGIC) : HEADER_BYTES].hex()
     return LEGACY
+
+
+def unknown_data_key(purpose: str, named: str) -> Unavailable:
+    """Return the failure of something under a data key that is not there."""
+    return Unavailable(
+        "trust.keys.unknown_data_key",
+        f"a stored {purpose} is sealed under a data key that is not there",
+        expected=named,
+        hint="rows and data keys are of different times: restore the whole database from one backup",
+    )

@@ -40,6 +40,7 @@ from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
+from cloister.wire.structs import prepare_structs
 
 _TOKEN_ROOTS: Final = 16
 
@@ -74,6 +75,7 @@ class TrustService:
         exists: Callable[[str], bool] | None = None,
         committed: Callable[[int, float], None] | None = None,
     ) -> None:
+        prepare_structs()  # before any thread of the service is there
         self.settings = settings
         self._clock = clock
         self._random = random
@@ -159,7 +161,7 @@ class TrustService:
         return age.total_seconds() if age is not None else 0.0
 
     def sessions(self) -> float:
-        """Return the number of sessions on record, of all tenants."""
+        """Return the number of sessions that attested and are on record, of all tenants."""
         statement = select(func.count()).select_from(schema.sessions)
         return float(self.store.read(lambda connection: connection.execute(statement).scalar_one()))
 
@@ -184,7 +186,6 @@ class TrustService:
                 verifier=verifier,
                 token_keys=self.keys.signing.token_keys(),
                 session_lifetime=timedelta(seconds=self.settings.session_seconds),
-                session_limit=self.settings.sessions,
                 clock=self._clock,
                 random=self._random,
                 tenant=tenant,

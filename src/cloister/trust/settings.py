@@ -52,7 +52,6 @@ class TrustSettings:
         request_seconds: time after which any request becomes a refusal.
         concurrency: requests worked on at once.
         queue: requests admitted at once; more are turned away with 503.
-        sessions: live sessions; more are turned away with 503.
         client_rate: requests per second of one client address; more are turned away with 429. 0 for no limit.
         log_witnesses: who is asked for cosignatures, `KEY@URL` each.
         log_cosignatures: how many of them must have cosigned a release before the resource goes out.
@@ -95,7 +94,6 @@ class TrustSettings:
     request_seconds: float = 10.0
     concurrency: int = 8
     queue: int = 128
-    sessions: int = 20_000
     client_rate: float = 0.0
     log_witnesses: tuple[str, ...] = ()
     log_cosignatures: int = 0
@@ -342,13 +340,6 @@ TABLE: Final[Sequence[Setting]] = (
         flag="--queue",
         parse=_count,
         help="requests admitted at once",
-        controls="availability only",
-    ),
-    Setting(
-        field="sessions",
-        flag="--sessions",
-        parse=_count,
-        help="live sessions",
         controls="availability only",
     ),
     Setting(

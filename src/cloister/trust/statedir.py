@@ -68,10 +68,10 @@ class StateDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()  # addresses that are remembered, such as the key store's, hold wherever one stands
         with self.files():
-            path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
-            _require_private(path)
+            self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+            _require_private(self.path)
 
     @property
     def root_key_file(self) -> Path:

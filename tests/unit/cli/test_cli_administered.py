@@ -46,7 +46,7 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
+def shell(tmp_path: Path, quick_administration: None) -> Shell:
     return Shell(tmp_path)
 
 

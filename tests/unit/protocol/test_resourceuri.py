@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cloister.errors import FormatRefused
-from cloister.protocol.resourceuri import ResourcePath, parse_resource_path, parse_resource_uri
+from cloister.protocol.resourceuri import (
+    ResourcePath,
+    parse_prefix_spelling,
+    parse_resource_path,
+    parse_resource_uri,
+)
 
 
 def test_uri_and_path_name_the_same_resource() -> None:
@@ -72,3 +77,63 @@ def test_longest_segment_fits() -> None:
 def test_a_path_cannot_be_built_around_the_parser() -> None:
     with pytest.raises(FormatRefused):
         ResourcePath("default", "type", "../../etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("repo/type/tag", "repo/type/tag"),
+        ("kbs:///repo/type/tag", "repo/type/tag"),
+        ("repo/type/tag/", "repo/type/tag"),
+        ("repo/type", "repo/type/*"),
+        ("repo/type/", "repo/type/*"),
+        ("repo/type/*", "repo/type/*"),
+        ("repo/type/*/", "repo/type/*"),
+        ("kbs:///repo/type", "repo/type/*"),
+        ("kbs:///repo/type/*", "repo/type/*"),
+        ("repo", "repo/*/*"),
+        ("repo/", "repo/*/*"),
+        ("repo/*", "repo/*/*"),
+        ("repo/*/*", "repo/*/*"),
+        ("kbs:///repo", "repo/*/*"),
+        ("kbs:///repo/*/", "repo/*/*"),
+        ("*", "*"),
+        ("*/*", "*"),
+        ("*/*/*", "*"),
+        ("kbs:///*", "*"),
+    ],
+)
+def test_spellings_of_a_prefix(written: str, meant: str) -> None:
+    assert parse_prefix_spelling(written) == meant
+    assert parse_prefix_spelling(meant) == meant
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "/",
+        "//",
+        "kbs:///",
+        "kbs:////",
+        "kbs://host/repo/type/tag",
+        "https://repo/type",
+        "/repo/type/tag",
+        "repo//tag",
+        "repo/*/tag",
+        "*/type",
+        "*/type/tag",
+        "repo/type/t*",
+        "re*",
+        "**",
+        "repo/type/tag/*",
+        "repo/type/tag/more",
+        "repo/..",
+        "repo/type/tag\n",
+        "repo/" + "a" * 5000,
+    ],
+)
+def test_a_prefix_that_could_mean_something_else(written: str) -> None:
+    with pytest.raises(FormatRefused) as refused:
+        parse_prefix_spelling(written)
+    assert refused.value.code == "protocol.resource.malformed" and refused.value.path == "PREFIX"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry, encode_reference_entry, parse_reference_entries
 from cloister.testing.tpm import NOW
 from cloister.trust.admin import TrustAdmin
+from cloister.trust.keybroker.policy import ReleaseRule
 from cloister.trust.store import records
 from cloister.trust.store.endorsers import root_id
 from trust_world import MODEL, World, rule
@@ -162,6 +164,22 @@ def test_approving_at_other_levels_does_not_change_them_for_others(world: World)
     assert caught.value.code == "trust.release_policy.levels_differ"
     world.admin.forget(first)
     world.admin.approve(second, [MODEL], insecure_accept_levels=[Level.MEASURED])
+
+
+@pytest.mark.parametrize("asks", [{"witnesses": 2}, {}])
+def test_what_a_rule_asks_for_outlives_its_pods(world: World, asks: dict[str, Any]) -> None:
+    pod = "sha256:" + "1" * 64
+    world.admin.add_release_rule(ReleaseRule(prefix=str(MODEL), **asks))
+    world.admin.approve(pod, [MODEL])
+    approved = world.admin.release_rules().rules[str(MODEL)]
+    assert approved.init_data == (pod,)
+    world.admin.forget(pod)
+    left = world.admin.release_rules().rules.get(str(MODEL))
+    if not asks:
+        assert left is None
+    else:
+        assert left is not None and left.init_data == ()
+        assert {name: getattr(left, name) for name in asks} == asks
 
 
 def test_revoking_never_runs_out_of_room(world: World) -> None:

@@ -14,6 +14,7 @@ from cloister.errors import Refused, Unavailable
 from cloister.testing.tpm import EndorsementCA
 from cloister.trust.keybroker import Answer
 from cloister.trust.store.records import DENIED, RELEASED
+from cloister.wire.base64 import decode_b64url, encode_b64url
 from trust_world import CANARY, MODEL, Factory, World, all_bytes, b64, error_of, init_data, rule
 
 
@@ -158,13 +159,45 @@ class TestSession:
         world.clock.advance(seconds=301)
         assert code_of(guest.resource(cookie=guest.cookie), 401) == "trust.session.expired"
 
-    def test_too_many_sessions_are_turned_away(self, new_world: Factory) -> None:
-        world = new_world(sessions=3)
-        guests = [world.guest() for _ in range(3)]
-        assert [guest.auth().status for guest in guests] == [200, 200, 200]
-        with pytest.raises(Unavailable) as caught:
-            world.guest().auth()
-        assert caught.value.code == "trust.session.overload"
+    def test_beginning_a_session_writes_nothing(self, world: World) -> None:
+        world.guest().handshake()
+        before = all_bytes(world.state)
+        for _ in range(20):
+            assert world.guest().auth().status == 200
+        assert all_bytes(world.state) == before
+
+    @pytest.mark.parametrize("place", [0, 1, 9, 30, 40, 60])
+    def test_a_cookie_with_any_byte_changed_is_none_of_ours(self, world: World, place: int) -> None:
+        guest = world.guest()
+        guest.auth()
+        data = bytearray(decode_b64url(guest.cookie, path="", ceiling=200))
+        data[place] ^= 1
+        assert code_of(guest.send_attestation(cookie=encode_b64url(bytes(data))), 401) == "trust.session.unknown"
+        for cut in (1, 20, 60):
+            assert code_of(guest.send_attestation(cookie=guest.cookie[:-cut]), 401) == "trust.session.unknown"
+        assert guest.send_attestation().status == 200
+
+    def test_a_session_outlives_a_change_of_the_data_key(self, world: World) -> None:
+        guest = world.guest()
+        guest.auth()
+        world.admin.keys.rotate_data_key()
+        assert guest.send_attestation().status == 200
+        world.restart()
+        assert code_of(guest.send_attestation(), 401) == "trust.session.nonce_used"
+
+    def test_a_store_that_fails_leaves_the_nonce_as_it_was(self, world: World) -> None:
+        guest = world.guest()
+        guest.auth()
+        write = world.service.store.write
+
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise Unavailable("trust.store.failed", "no")
+
+        world.service.store.write = fail  # type: ignore[method-assign,assignment]  # a store that cannot write
+        with pytest.raises(Unavailable):
+            guest.send_attestation()
+        world.service.store.write = write  # type: ignore[method-assign]  # and one that can
+        assert guest.send_attestation().status == 200, "nothing came of the first attempt, so nothing was spent"
 
     def test_cookie_nonce_and_secret_are_not_in_the_database(self, world: World) -> None:
         guest = world.guest().handshake()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,25 @@ def test_a_release_is_logged_with_whom_what_and_by_which_rules(world: World) -> 
     entry = verify_receipt(parse_receipt(receipt), LogPins(key=world.service.log.key))
     assert (entry.index, dict(entry.fields)) == (before, fields)
     assert CANARY.hex() not in receipt
+
+
+def test_the_owner_can_show_a_past_release(world: World) -> None:
+    before = len(logged(world))
+    world.guest().handshake().resource()
+    world.guest().handshake().resource()
+    first, second = [row for row in world.admin.list_audit() if row.decision == "released"]
+    for index, row in enumerate((first, second), before):
+        receipt = world.admin.release_receipt(row)
+        assert receipt is not None
+        entry = verify_receipt(receipt, LogPins(key=world.service.log.key))
+        assert (entry.index, entry.kind) == (index, "release")
+        assert entry.fields["attestation"] == row.attestation
+
+
+def test_what_is_not_in_the_log_has_no_receipt(world: World) -> None:
+    world.guest().handshake().resource()
+    row = world.admin.list_audit()[-1]
+    assert world.admin.release_receipt(replace(row, guest_key="another")) is None
 
 
 def test_a_denial_of_an_attested_guest_is_logged_and_carries_no_receipt(world: World) -> None:

@@ -144,7 +144,7 @@ class TestService:
             assert time.monotonic() < until
 
     def test_a_clock_that_was_set_back(self, world: World) -> None:
-        world.guest().auth()
+        world.guest().handshake()
         world.clock.advance(minutes=-10)
         status, body = ask(world)
         assert status == 503 and "trust.ready.clock" in body["checks"]["clock"]
@@ -160,7 +160,7 @@ class TestService:
         assert "collateral" not in ask(new_world(collateral=tmp_path, collateral_days=0))[1]["checks"]
 
     def test_health_is_less(self, world: World) -> None:
-        world.guest().auth()
+        world.guest().handshake()
         world.clock.advance(minutes=-10)
         edge = Edge(world, readiness=world.service.readiness())
         assert asyncio.run(edge.call("GET", "/healthz"))[0] == 200

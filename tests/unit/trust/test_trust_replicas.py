@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, func, select
 
-from cloister.errors import CloisterError, Refused, Unavailable
+from cloister.errors import CloisterError, FormatRefused, Refused
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.testing.tpm import NOW
@@ -35,16 +36,16 @@ from cloister.trust.rowseal import DataKey
 from cloister.trust.service import TrustService
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
+from cloister.trust.store import sessions as module
 from cloister.trust.store.database import Store
 from cloister.trust.store.records import AuditRow, RecordStore, store_audit
 from cloister.trust.store.schema import nonces, sessions
-from cloister.trust.store.sessions import NONCE_KEPT, SESSION_KEPT, SessionStore
+from cloister.trust.store.sessions import COOKIE_CHARS, NONCE_KEPT, SESSION_KEPT, Session, SessionStore
 from store_places import Place
 from trust_world import CANARY, World, error_of, make_world
 
 LIFE = timedelta(minutes=5)
 KEY = DataKey("11" * 8, bytes(32))
-LIMIT = 4
 LOG_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
@@ -126,11 +127,19 @@ class TestSessions:
 
     @pytest.fixture
     def stores(self, place: Place) -> list[SessionStore]:
-        return [SessionStore(place.open(), KEY, limit=LIMIT) for _ in range(3)]
+        return [SessionStore(place.open(), KEY) for _ in range(3)]
 
     @staticmethod
-    def open_one(store: SessionStore, number: int, at: datetime = NOW) -> str:
-        return store.open(tee="tpm", nonce=number.to_bytes(32), secret=b"", at=at, lifetime=LIFE)
+    def begin(store: SessionStore, at: datetime = NOW) -> tuple[str, bytes]:
+        session = store.begin(tee="tpm", at=at, lifetime=LIFE)
+        return store.cookie(session, activated=True), session.nonce
+
+    @staticmethod
+    def keep(place: Place, store: SessionStore, session: Session, at: datetime) -> None:
+        place.open().write(lambda connection: store.keep(connection, session, "token", at=at))
+
+    def attest(self, place: Place, store: SessionStore, cookie: str, nonce: bytes, at: datetime = NOW) -> None:
+        self.keep(place, store, store.resume(cookie, nonce, at=at), at)
 
     @staticmethod
     def rows(place: Place) -> tuple[int, int]:
@@ -141,59 +150,92 @@ class TestSessions:
 
         return place.open().read(count)
 
-    def test_the_limit_is_one_for_all(self, stores: list[SessionStore]) -> None:
-        for number in range(LIMIT):
-            self.open_one(stores[number % 3], number)
-        for store in stores:
-            with pytest.raises(Unavailable) as caught:
-                self.open_one(store, 99)
-            assert caught.value.code == "trust.session.overload"
-
-    def test_it_is_never_passed_by_many_at_once(self, stores: list[SessionStore], place: Place) -> None:
-        def attempt(number: int) -> bool:
-            try:
-                self.open_one(stores[number % 3], number)
-            except Unavailable as err:
-                assert err.code == "trust.session.overload"
-                return False
-            return True
-
-        with ThreadPoolExecutor(12) as threads:
-            assert sum(threads.map(attempt, range(40))) == LIMIT
-        assert self.rows(place) == (LIMIT, LIMIT)
-
-    def test_what_expired_makes_place_at_every_replica(self, place: Place, stores: list[SessionStore]) -> None:
-        for number in range(LIMIT):
-            self.open_one(stores[0], number)
-        late = NOW + LIFE + timedelta(seconds=6)
-        for number in range(LIMIT):
-            self.open_one(stores[1 + number % 2], 10 + number, late)
-        with pytest.raises(Unavailable):
-            self.open_one(SessionStore(place.open(), KEY, limit=LIMIT), 99, late)
-
-    def test_what_is_long_past_is_forgotten_by_whoever_comes(self, place: Place, stores: list[SessionStore]) -> None:
-        self.open_one(stores[0], 1)
-        self.open_one(stores[1], 2, NOW + LIFE + SESSION_KEPT + timedelta(seconds=1))
-        assert self.rows(place) == (1, 2), "a nonce is kept for longer than its session"
-        self.open_one(stores[2], 3, NOW + NONCE_KEPT + timedelta(hours=3))
+    def test_a_session_of_one_goes_on_at_another(self, place: Place, stores: list[SessionStore]) -> None:
+        session = stores[0].begin(tee="tpm", at=NOW, lifetime=LIFE)
+        cookie = stores[0].cookie(session, activated=True)
+        assert self.rows(place) == (0, 0), "beginning writes nothing"
+        again = stores[1].resume(cookie, session.nonce, at=NOW)
+        assert again == session
+        self.keep(place, stores[1], again, NOW)
+        assert stores[2].token(cookie, at=NOW) == "token"
         assert self.rows(place) == (1, 1)
 
-    def test_a_clock_that_was_ahead_does_not_stop_the_others(self, place: Place, stores: list[SessionStore]) -> None:
-        self.open_one(stores[0], 1, NOW + timedelta(days=400))
-        for number in range(2, 2 + LIMIT - 1):
-            self.open_one(stores[1], number)
-        with pytest.raises(Unavailable):
-            self.open_one(stores[1], 99)
-        assert self.rows(place) == (LIMIT, LIMIT)
+    def test_only_an_activated_session_has_a_secret(self, stores: list[SessionStore]) -> None:
+        session = stores[0].begin(tee="tpm", at=NOW, lifetime=LIFE)
+        assert len(session.secret) == 32 and session.secret != session.nonce
+        assert stores[1].resume(stores[0].cookie(session, activated=False), session.nonce, at=NOW).secret == b""
 
-    def test_a_nonce_stays_spent_whatever_the_clocks_say(self, stores: list[SessionStore]) -> None:
-        cookie = self.open_one(stores[0], 1)
-        stores[1].accept_nonce(cookie, (1).to_bytes(32), at=NOW)
-        self.open_one(stores[2], 2, NOW + timedelta(days=400))  # prunes by a clock that is wrong
-        for store in stores:
+    def test_the_cookie_is_one_that_all_clients_keep(self, stores: list[SessionStore]) -> None:
+        session = stores[0].begin(tee="cloister-simulated", at=NOW, lifetime=LIFE)
+        cookie = stores[0].cookie(session, activated=True)
+        assert len(cookie) <= COOKIE_CHARS and re.fullmatch("[0-9A-Za-z_-]+", cookie)
+        with pytest.raises(FormatRefused):
+            stores[0].begin(tee="x" * 25, at=NOW, lifetime=LIFE)
+
+    def test_of_many_that_verified_at_once_one_is_kept(self, place: Place, stores: list[SessionStore]) -> None:
+        """The nonce is looked at before evidence is verified, and spent after: what counts is the second."""
+        cookie, nonce = self.begin(stores[0])
+        resumed = [(store, store.resume(cookie, nonce, at=NOW)) for store in stores for _ in range(4)]
+
+        def attempt(pair: tuple[SessionStore, Session]) -> str:
+            try:
+                self.keep(place, *pair, NOW)
+            except Refused as err:
+                return err.code
+            return ""
+
+        with ThreadPoolExecutor(12) as threads:
+            codes = sorted(threads.map(attempt, resumed))
+        assert codes == ["", *["trust.session.nonce_used"] * 11]
+        assert self.rows(place) == (1, 1)
+
+    def test_what_is_long_past_is_forgotten_by_whoever_comes(self, place: Place, stores: list[SessionStore]) -> None:
+        self.attest(place, stores[0], *self.begin(stores[0]))
+        later = NOW + LIFE + SESSION_KEPT + timedelta(seconds=1)
+        self.attest(place, stores[1], *self.begin(stores[1], later), later)
+        assert self.rows(place) == (1, 2), "a nonce is kept for longer than its session"
+        latest = NOW + NONCE_KEPT + timedelta(hours=3)
+        self.attest(place, stores[2], *self.begin(stores[2], latest), latest)
+        assert self.rows(place) == (1, 1)
+
+    def test_a_nonce_stays_spent_whatever_the_clocks_say(self, place: Place, stores: list[SessionStore]) -> None:
+        cookie, nonce = self.begin(stores[0])
+        self.attest(place, stores[1], cookie, nonce)
+        ahead = NOW + timedelta(days=400)
+        self.attest(place, stores[2], *self.begin(stores[2], ahead), ahead)  # prunes by a clock that is wrong
+        assert self.rows(place) == (1, 1), "the first nonce was forgotten"
+        for store in [*stores, SessionStore(place.open(), KEY)]:
             with pytest.raises(Refused) as caught:
-                store.accept_nonce(cookie, (1).to_bytes(32), at=NOW)
-            assert caught.value.code in ("trust.session.nonce_used", "trust.session.unknown")
+                store.resume(cookie, nonce, at=NOW)
+            assert caught.value.code == "trust.session.expired"
+        # Whoever had resumed it before that cannot spend it either.
+        session = SessionStore(place.open(), KEY).begin(tee="tpm", at=NOW, lifetime=LIFE)
+        with pytest.raises(Refused):
+            self.keep(place, stores[0], session, NOW)
+        # Nor does the clock that was wrong keep out who begins now.
+        soon = NOW + timedelta(seconds=1)
+        self.attest(place, stores[1], *self.begin(stores[1], soon), soon)
+
+    def test_of_very_many_the_oldest_are_forgotten_and_stay_spent(
+        self, place: Place, stores: list[SessionStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "NONCES_KEPT", 3)  # the number, not what is done with it
+        monkeypatch.setattr(module, "_PRUNED_SECONDS", 0.0)
+        begun = []
+        for number in range(6):
+            at = NOW + timedelta(seconds=number)
+            cookie, nonce = self.begin(stores[0], at)
+            session = stores[0].resume(cookie, nonce, at=at)
+            spent = place.open().write(lambda connection, s=session, at=at: stores[0].spend(connection, s, at=at))  # type: ignore[misc]  # bound by default
+            assert spent
+            begun.append((cookie, nonce))
+        assert self.rows(place)[1] == 3
+        codes = []
+        for cookie, nonce in begun:
+            with pytest.raises(Refused) as caught:
+                stores[1].resume(cookie, nonce, at=NOW + timedelta(seconds=6))
+            codes.append(caught.value.code)
+        assert codes == ["trust.session.expired"] * 3 + ["trust.session.nonce_used"] * 3
 
 
 def opened_log(place: Place, directory: Path) -> tuple[Store, ReleaseLog]:

@@ -101,17 +101,17 @@ class TestArguments:
 
 class TestOrder:
     def test_flags_before_environment_before_file_before_default(self, tmp_path: Path) -> None:
-        text = "queue = 1\nsessions = 1\nconcurrency = 1\n"
-        variables = {"CLOISTER_SERVE_QUEUE": "2", "CLOISTER_SERVE_SESSIONS": "2", "HOME": "/x"}
+        text = "queue = 1\nshutdown_seconds = 1\nconcurrency = 1\n"
+        variables = {"CLOISTER_SERVE_QUEUE": "2", "CLOISTER_SERVE_SHUTDOWN_SECONDS": "2", "HOME": "/x"}
         settings = load(tmp_path, text, {"queue": "3"}, **variables)
-        assert (settings.queue, settings.sessions, settings.concurrency, settings.workers) == (3, 2, 1, 1)
+        assert (settings.queue, settings.shutdown_seconds, settings.concurrency, settings.workers) == (3, 2, 1, 1)
 
     def test_where_each_came_from(self, tmp_path: Path) -> None:
         file = tmp_path / "c.toml"
         file.write_text("# limits\n\nqueue = 5\n")
-        environment = {"CLOISTER_SERVE_SESSIONS": "2", "CLOISTER_SERVE_CONFIG": str(file)}
+        environment = {"CLOISTER_SERVE_SHUTDOWN_SECONDS": "2", "CLOISTER_SERVE_CONFIG": str(file)}
         loaded = load_configuration({"data": "/s"}, environment, config=None)
-        origins = {"data": "--data", "sessions": "CLOISTER_SERVE_SESSIONS", "queue": f"{file}:3"}
+        origins = {"data": "--data", "shutdown_seconds": "CLOISTER_SERVE_SHUTDOWN_SECONDS", "queue": f"{file}:3"}
         assert loaded.origins == origins
 
     def test_every_kind_of_value(self, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ class TestStrictness:
         ("text", "line", "near"),
         [
             ("\n\nstore_second = 3", 3, "store_seconds"),
-            ("queue = 1\n[sessions_x]\na = 1", 2, "sessions"),
+            ("queue = 1\n[shutdown_x]\na = 1", 2, "shutdown"),
             ('"wörkers" = 3', 1, "workers"),
             ("state = '/x'", 1, "data"),
             ("zzzz = 3", 1, "configuration.md"),

@@ -25,6 +25,15 @@ def test_what_is_secret_is_private(world: World) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == expected, path.name
 
 
+def test_a_directory_may_be_named_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with TrustAdmin(Path("some/state")) as admin:
+        admin.put_resource(MODEL, b"x")
+    monkeypatch.chdir("/")
+    with TrustAdmin(tmp_path / "some" / "state") as admin:
+        assert admin.get_resource(MODEL) == b"x"
+
+
 @pytest.mark.parametrize("name", ["root.key", "."])
 def test_what_others_can_read_is_refused(world: World, name: str) -> None:
     (world.state / name).chmod(0o750 if name == "." else 0o640)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ from cloister.trust.store.records import (
 from cloister.trust.store.references import ReferenceStore
 from cloister.trust.store.resources import ResourceStore
 from cloister.trust.store.revocations import RevocationStore, add_revocation
-from cloister.trust.store.sessions import SessionStore, attach_token
+from cloister.trust.store.sessions import Session, SessionStore
 from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.tenants import TenantStore
 from store_places import Place
@@ -56,7 +55,6 @@ from store_places import Place
 KEY = DataKey("11" * 8, bytes(32))
 PATH = parse_resource_path("default/model/one")
 ROOT = TrustedRoot(tee="tpm", level=Level.MEASURED, name="root", der=b"der")
-NONCE = bytes(range(32))
 LIFE = timedelta(minutes=5)
 POD = "sha256:" + "1" * 64
 TENANTS = (DEFAULT_TENANT, "acme", "other-2")
@@ -77,7 +75,7 @@ class Space:
         self.roots = RootStore(self.store, **own)
         self.records = RecordStore(self.store, **own)
         self.kept = EvidenceStore(self.store, KEY, **own)
-        self.sessions = SessionStore(self.store, KEY, limit=3, **own)
+        self.sessions = SessionStore(self.store, KEY, **own)
         self.revocations = RevocationStore(self.store, **own)
         self.leases = LeaseStore(self.store, **own)
         self.calls = CallStore(self.store, **own)
@@ -99,9 +97,9 @@ class Space:
         self.store.write(
             lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), binding=bound, **self.own)
         )
-        self.cookie = self.sessions.open(tee=mark, nonce=NONCE, secret=mark.encode(), at=NOW, lifetime=LIFE)
-        accepted = self.sessions.accept_nonce(self.cookie, NONCE, at=NOW)
-        self.store.write(lambda connection: attach_token(connection, accepted, mark))
+        session = self.begin()
+        self.cookie = self.sessions.cookie(session, activated=True)
+        self.store.write(lambda connection: self.sessions.keep(connection, session, mark, at=NOW))
         self.store.write(lambda connection: add_revocation(connection, mark, POD, NOW))
         self.store.write(lambda connection: keep_lease(connection, mark, lease(mark)))
         self.calls.add(CallRow(at=NOW, principal="t", name=mark, role="owner", action="a", subject="s", code="ok"))
@@ -112,6 +110,9 @@ class Space:
         self.proposals.approve("p-one", name=mark, principal="t", at=NOW)
         self.proposals.allow(str(PATH), POD, until=NOW + LIFE, proposal="p-one")
         self.proposals.settle("p-one", APPLIED)
+
+    def begin(self) -> Session:
+        return self.sessions.begin(tee="tpm", at=NOW, lifetime=LIFE)
 
     @property
     def own(self) -> dict[str, str]:
@@ -313,26 +314,28 @@ def test_nobody_deletes_what_is_anothers(spaces: dict[str, Space], what: str) ->
 
 
 def test_a_session_of_one_is_not_attested_at_another(spaces: dict[str, Space]) -> None:
-    cookie = spaces["acme"].sessions.open(tee="tpm", nonce=NONCE, secret=b"s", at=NOW, lifetime=LIFE)
+    session = spaces["acme"].begin()
+    cookie = spaces["acme"].sessions.cookie(session, activated=True)
     for tenant in ("other-2", DEFAULT_TENANT):
         with pytest.raises(Refused) as caught:
-            spaces[tenant].sessions.accept_nonce(cookie, NONCE, at=NOW)
+            spaces[tenant].sessions.resume(cookie, session.nonce, at=NOW)
         assert caught.value.code == "trust.session.unknown"
-    accepted = spaces["acme"].sessions.accept_nonce(cookie, NONCE, at=NOW)
-    assert (accepted.tenant, accepted.secret) == ("acme", b"s")
+    assert spaces["acme"].sessions.resume(cookie, session.nonce, at=NOW) == session
 
 
-def test_one_tenants_crowd_keeps_no_other_out(spaces: dict[str, Space]) -> None:
-    def open_one(tenant: str, number: int) -> None:
-        nonce = hashlib.sha256(f"{tenant}{number}".encode()).digest()
-        spaces[tenant].sessions.open(tee="tpm", nonce=nonce, secret=b"", at=NOW, lifetime=LIFE)
+def test_no_tenant_forgets_the_nonces_of_another(spaces: dict[str, Space]) -> None:
+    def spend(tenant: str, session: Session, at: datetime) -> bool:
+        sessions = spaces[tenant].sessions
+        return spaces[tenant].store.write(lambda connection: sessions.spend(connection, session, at=at))
 
-    for number in range(3):
-        open_one("acme", number)
-    with pytest.raises(Unavailable) as caught:
-        open_one("acme", 3)
-    assert caught.value.code == "trust.session.overload"
-    open_one("other-2", 0)
+    mine = spaces["acme"].begin()
+    assert spend("acme", mine, NOW)
+    ahead = NOW + timedelta(days=400)
+    late = spaces["other-2"].sessions.begin(tee="tpm", at=ahead, lifetime=LIFE)
+    assert spend("other-2", late, ahead)
+    assert not spend("acme", mine, NOW)
+    again = spaces["acme"].begin()
+    assert spend("acme", again, NOW), "another's forgetting keeps nobody out"
 
 
 def test_one_tenants_denials_push_out_no_others(spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,8 +382,8 @@ def test_a_row_given_to_another_tenant_does_not_open(spaces: dict[str, Space], s
     assert caught.value.code == "trust.store.sealed_row"
 
 
-def test_a_session_given_to_another_tenant_does_not_open(spaces: dict[str, Space]) -> None:
-    cookie = spaces["acme"].sessions.open(tee="tpm", nonce=NONCE, secret=b"secret", at=NOW, lifetime=LIFE)
+def test_a_session_given_to_another_tenant_is_not_reached(spaces: dict[str, Space]) -> None:
+    spaces["acme"].fill()
     store = spaces["acme"].store
 
     def move(connection: Any) -> None:
@@ -389,9 +392,9 @@ def test_a_session_given_to_another_tenant_does_not_open(spaces: dict[str, Space
         connection.execute(update(schema.sessions).values(tenant="other-2"))
 
     store.write(move)
-    with pytest.raises(Unavailable) as caught:
-        spaces["other-2"].sessions.accept_nonce(cookie, NONCE, at=NOW)
-    assert caught.value.code == "trust.store.sealed_row"
+    with pytest.raises(Refused) as caught:
+        spaces["other-2"].sessions.token(spaces["acme"].cookie, at=NOW)
+    assert caught.value.code == "trust.session.unknown"
 
 
 def test_a_binding_given_to_another_tenant_does_not_open(spaces: dict[str, Space]) -> None:
@@ -432,7 +435,7 @@ def test_no_statement_forgets_the_tenant(spaces: dict[str, Space]) -> None:
         for delete in DELETIONS.values():
             delete(spaces["acme"])
     touched = {name for name in theirs for statement in seen if re.search(rf"\b{name}\b", statement)}
-    assert touched >= {"sessions", "nonces", "session_gauges", "resources", "policies", "reference_entries", "roots"}
+    assert touched >= {"sessions", "nonces", "nonce_marks", "resources", "policies", "reference_entries", "roots"}
     assert touched >= {"audit", "denials", "evidence"}
     for statement in seen:
         for name in theirs:

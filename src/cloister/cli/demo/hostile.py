@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from cloister.client.keybroker import KeyBrokerClient
-from cloister.errors import CloisterError, Refused
+from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.host.vmm.spec import VMSpec
 from cloister.oci.digest import Digest
 from cloister.protocol.guestapi import ProcessClaim
@@ -24,14 +26,20 @@ from cloister.wire.base64 import decode_b64
 from cloister.wire.limits import CERTIFICATE_BYTES, TPM_RESPONSE_BYTES
 
 _SECRET_BYTES: Final = 64
+_DATABASE: Final = "trust.db"
+_HIGH_WATER: Final = "log.highwater"
 
 
 class AttackSucceeded(Exception):  # the name is what happened
     """An attack was not refused; its text says what came instead."""
 
 
-def met(attack: Callable[[], object]) -> CloisterError:
+def met(attack: Callable[[], object], *, instead: str = "") -> CloisterError:
     """Return the refusal that `attack` met.
+
+    Args:
+        attack: what is tried.
+        instead: code of the error by which a service refuses to work at all.
 
     Raises:
         AttackSucceeded: it met none.
@@ -41,6 +49,10 @@ def met(attack: Callable[[], object]) -> CloisterError:
         outcome = attack()
     except Refused as refusal:
         return refusal
+    except Unavailable as error:
+        if error.code != instead:
+            raise
+        return error
     raise AttackSucceeded("it went through" if outcome is None else f"it went through and gave {str(outcome)[:40]!r}")
 
 
@@ -106,6 +118,27 @@ def replay(broker: BrokerAddress, tee: str, init_data: str, recorded: bytes) -> 
         return client.attest()
     finally:
         client.wipe()
+
+
+def keep_copy(state: Path, place: Path) -> None:
+    """Keep a backup of a trust service that runs: its files, and its database as of now."""
+    place.mkdir(mode=0o700)
+    for file in state.iterdir():
+        if not file.name.startswith(_DATABASE):
+            shutil.copy2(file, place)
+    copy = place / _DATABASE
+    copy.touch(mode=0o600)
+    with (
+        contextlib.closing(sqlite3.connect(state / _DATABASE)) as source,
+        contextlib.closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+
+
+def roll_back(copy: Path, place: Path) -> None:
+    """Restore that backup, without the mark beside it that tells how far the log was: only witnesses still know."""
+    shutil.copytree(copy, place)
+    (place / _HIGH_WATER).unlink()
 
 
 def search_at_rest(places: tuple[Path, ...], canary: bytes) -> tuple[int, int]:

@@ -19,15 +19,19 @@ from cloister.cli.refusals import refusal_number
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.host.vmm.spec import Accelerator, Backend
 from cloister.imagetool.podvm import Shape
+from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.launch import LaunchMeasurement
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.sdk.home import Home, separate_home
-from cloister.sdk.owner import SealedReference
+from cloister.sdk.owner import APPRAISAL_POLICY, SealedReference
 from cloister.sdk.plan import WorkloadRequest
 from cloister.sdk.record import new_run_id
 from cloister.sdk.run import CONTAINER, Environment, Pod, explain_denial
 from cloister.sdk.session import PodSession, Terminal
+from cloister.tlog.receipt import LogPins, parse_pins, verify_receipt
+from cloister.trust.admin import TrustAdmin
+from cloister.trust.keybroker.policy import ReleaseRule
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 SHAPE: Final = Shape(vcpus=1, memory_mib=512)  # QEMU 7.2 crashes some emulated kernels with more processors
 LEASE_SECONDS: Final = 5
 _ANSWER_SECONDS: Final = 60.0  # the app reads 35 pixels; an emulated processor starts busybox a few times for that
+WITNESSES: Final = ("w1", "w2")
+BEFORE: Final = "before"  # a copy of the trust service's state from before the first release
 MODEL_PATH: Final = ResourcePath("default", "model", "digits")
 
 
@@ -75,21 +81,28 @@ class Scenes:
                 "pod-VM image built",
                 f"root hash {short_digest(bundle.reference.verity.root_hash)}  locked packages",
             )
-        with Environment(self.home, self.work, self.backend, SHAPE, _tell_nobody) as environment:
+        environment = Environment(self.home, self.work, self.backend, SHAPE, _tell_nobody, witnesses=WITNESSES)
+        with environment:
             with self._scene("app image encrypted and signed"):
                 app = build_app_image(self.work / "app-image", find_busybox(self.home, bundle))
                 with environment.owner.admin() as admin:
                     admin.put_resource(MODEL_PATH, model())
+                    admin.add_release_rule(self._witnessed_rule(environment))
                 image = environment.owner.seal(app, environment.registry.port)
                 digest = short_digest(str(image.digest))
                 self.step("ok", "app image encrypted and signed", f"{digest}  nothing in the app changed")
-                self.step("ok", "trust service and registry", f"127.0.0.1:{environment.trust.port}, embedded storage")
+                self.step(
+                    "ok",
+                    f"trust service, log, {len(WITNESSES)} witnesses",
+                    f"127.0.0.1:{environment.trust.port}, embedded storage",
+                )
             first = self._honest(environment, image)
             self.step.note("now the cluster admin turns hostile")
             self._against_a_running_pod(environment, image)
             self._other_kernel_line(environment, image)
             self._replay(environment, first)
             self._at_rest(environment)
+            self._roll_back(environment)
             self._revoke(environment, image)
             self._audit(environment)
         self._conclude(environment, time.monotonic() - began)
@@ -118,6 +131,7 @@ class Scenes:
         pod = self._pod(environment, image)
         output = io.BytesIO()
         booted = "pod started and attested" if self.backend is Backend.PROCESS else "pod VM booted and attested"
+        hostile.keep_copy(environment.owner.state, self.work / BEFORE)
         policy, init_data = pod.plan.policy.digest, pod.plan.init_data.digest_text
         detail = f"policy {short_digest(policy, 8)}  init data {short_digest(init_data, 8)}  nonce fresh"
 
@@ -135,10 +149,24 @@ class Scenes:
                 raise Unavailable("cli.demo.app_failed", "the demo's application failed", actual=answer[-200:])
         with environment.owner.admin() as admin:
             rows = admin.list_audit(init_data=init_data)
-        row = next(row for row in rows if row.resource == str(MODEL_PATH))
-        self.step("ok", "model key released", f"audit row {row.sequence}, durable before the key left")
+            row = next(row for row in rows if row.resource == str(MODEL_PATH))
+            receipt = admin.release_receipt(row)
+            if receipt is None:
+                raise Refused("cli.demo.no_entry", "the release is not in the release log", path=str(MODEL_PATH))
+            entry = verify_receipt(receipt, _pins(admin.release_log_pins()))
+        self.step("ok", "model key released", f"log entry {entry.index}, witnessed by {' '.join(entry.cosigned_by)}")
         self.step("ok", f"app says: {answer}", "(the model is in the clear only inside the pod)")
         return pod
+
+    @staticmethod
+    def _witnessed_rule(environment: Environment) -> ReleaseRule:
+        """Return the rule of the model: this level, once all witnesses cosigned; who gets it is approved later."""
+        return ReleaseRule(
+            prefix=str(MODEL_PATH),
+            insecure_allow_levels=(environment.level,),
+            appraisal_policy=APPRAISAL_POLICY,
+            witnesses=len(WITNESSES),
+        )
 
     def _pod(self, environment: Environment, image: SealedReference, *, stay: bool = False) -> Pod:
         workload = WorkloadRequest(args=("stay",) if stay else (), resources=(MODEL_PATH,))
@@ -214,6 +242,17 @@ class Scenes:
                     raise Unavailable("cli.demo.search_blind", "the search does not find what is in the clear")
         self.step("no", what, f"ciphertext only ({searched} files searched)")
 
+    def _roll_back(self, environment: Environment) -> None:
+        """Put the trust service back to where nothing was released yet, mark of the log included."""
+        old = self.work / "rolled-back"
+
+        def attack() -> None:
+            hostile.roll_back(self.work / BEFORE, old)
+            with TrustAdmin(old) as admin:
+                admin.put_resource(MODEL_PATH, model())
+
+        self._refused("roll the release log back", environment, attack, instead="trust.releaselog.rolled_back")
+
     # -- the owner's last word ---------------------------------------------------------------------------------
 
     def _revoke(self, environment: Environment, image: SealedReference) -> None:
@@ -254,10 +293,16 @@ class Scenes:
             self.step.note("not shown: measured boot, real hardware. next: cloister demo --level measured")
 
     def _refused(
-        self, what: str, environment: Environment, attack: Callable[[], object], note: Callable[[], str] = str
+        self,
+        what: str,
+        environment: Environment,
+        attack: Callable[[], object],
+        note: Callable[[], str] = str,
+        *,
+        instead: str = "",
     ) -> None:
         with self._scene(what):
-            refusal = explain_denial(environment.owner, hostile.met(attack))
+            refusal = explain_denial(environment.owner, hostile.met(attack, instead=instead))
         values = f": expected {_shown(refusal.expected)}, got {_shown(refusal.actual)}" if refusal.expected else ""
         self.step("no", what, f"{_number(refusal)} {refusal.message}{values}{note()}")
 
@@ -288,6 +333,10 @@ def _wait_for_answer(heard: _Heard, running: Future[int]) -> None:
 
 def _tell_nobody(mark: str, text: str, detail: str) -> None:
     """The demo prints its own lines."""
+
+
+def _pins(pins: ReleaseLogPins) -> LogPins:
+    return parse_pins(pins.key, pins.witnesses, pins.cosignatures)
 
 
 def _shown(value: str) -> str:

@@ -63,12 +63,15 @@ def bound_credential(session_secret: bytes, ek_certificate_der: bytes, name: byt
     return hmac.digest(session_secret, message, "sha256")
 
 
-def challenge_for(ek_certificate_der: bytes, ak_public: bytes) -> tuple[bytes, bytes, bytes]:
-    """Draw a session secret and make the credential for one EK and AK.
+def challenge_for(
+    ek_certificate_der: bytes, ak_public: bytes, session_secret: bytes = b""
+) -> tuple[bytes, bytes, bytes]:
+    """Make the credential for one EK and AK under a session secret.
 
     Args:
         ek_certificate_der: as the guest sent it, not yet verified.
         ak_public: TPM2B_PUBLIC.
+        session_secret: 32 bytes that nobody can guess and no other session has; drawn when absent.
 
     Returns:
         TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET (both for the guest), and the session secret, which the verifier keeps
@@ -81,7 +84,7 @@ def challenge_for(ek_certificate_der: bytes, ak_public: bytes) -> tuple[bytes, b
     """
     key = ek_public_key(ek_certificate_der)
     name = ak_name(ak_public)
-    session_secret = secrets.token_bytes(SECRET_BYTES)
+    session_secret = session_secret or secrets.token_bytes(SECRET_BYTES)
     credential = bound_credential(session_secret, ek_certificate_der, name)
     blob, encrypted = make_credential(key, name, credential, seed=secrets.token_bytes(_SEED_BYTES))
     return blob, encrypted, session_secret

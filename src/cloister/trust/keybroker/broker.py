@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -75,16 +76,17 @@ from cloister.trust.store.evidence import seal_binding
 from cloister.trust.store.leases import Lease
 from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, store_appraisal, store_audit
 from cloister.trust.store.resources import Resource, ResourceStore
-from cloister.trust.store.sessions import AcceptedSession, SessionStore, attach_token
+from cloister.trust.store.sessions import Session, SessionStore
 from cloister.trust.tracing import mark, span
 from cloister.wire.base64 import encode_b64
-from cloister.wire.limits import NONCE_BYTES
+from cloister.wire.limits import KIB
 
 RELEASED_CODE: Final = "trust.released"
 RENEWED_CODE: Final = "trust.renewed"
 Headers = tuple[tuple[bytes, bytes], ...]
 _OLD_NAMES: Final = {"azsnpvtpm": "az-snp-vtpm", "aztdxvtpm": "az-tdx-vtpm"}  # as guests wrote them before 0.4.0
 _INIT_DATA_FORMAT: Final = "toml"
+_INITDATA_REMEMBERED: Final = 16 * KIB
 
 
 class _Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +118,6 @@ class BrokerParts:
         verifier: the attestation service it relies on.
         token_keys: keys whose tokens it accepts, by key id.
         session_lifetime: from `/auth` on.
-        session_limit: most live sessions.
         clock: aware UTC now.
         random: returns that many unpredictable bytes.
         tenant: whose key broker it is.
@@ -137,7 +138,6 @@ class BrokerParts:
     verifier: AttestationService
     token_keys: Mapping[str, ECDSAP256PublicKey]
     session_lifetime: timedelta
-    session_limit: int
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
     tenant: str = DEFAULT_TENANT
@@ -159,7 +159,7 @@ class KeyBroker:
     def __init__(self, parts: BrokerParts) -> None:
         self._parts = parts
         tenant = parts.tenant
-        self._sessions = SessionStore(parts.store, parts.root_key, limit=parts.session_limit, tenant=tenant)
+        self._sessions = SessionStore(parts.store, parts.root_key, random=parts.random, tenant=tenant)
         self._resources = ResourceStore(parts.store, parts.root_key, tenant=tenant)
         self._records = RecordStore(parts.store, tenant=tenant)
         self._inputs = ReleaseInputs(parts.store, tenant=tenant)
@@ -231,17 +231,11 @@ class KeyBroker:
         request = decode_message(body, Request)
         tee = _OLD_NAMES.get(request.tee, request.tee)
         context.tee = tee[:40]
-        issued = self._parts.verifier.challenge(tee, request.extra_params)
-        nonce = self._parts.random(NONCE_BYTES)
-        cookie = self._sessions.open(
-            version=version,
-            tee=tee,
-            nonce=nonce,
-            secret=issued.secret,
-            at=context.at,
-            lifetime=self._parts.session_lifetime,
-        )
-        challenge = Challenge(nonce=encode_b64(nonce), extra_params=issued.extra_params)
+        lifetime = self._parts.session_lifetime
+        session = self._sessions.begin(version=version, tee=tee, at=context.at, lifetime=lifetime)
+        issued = self._parts.verifier.challenge(tee, request.extra_params, session.secret)
+        cookie = self._sessions.cookie(session, activated=issued.activated)
+        challenge = Challenge(nonce=encode_b64(session.nonce), extra_params=issued.extra_params)
         return Answer(status=200, body=encode_message(challenge), cookie=cookie)
 
     def _require_spoken(self, version: str) -> None:
@@ -255,8 +249,9 @@ class KeyBroker:
         )
 
     def _attest(self, body: bytes, credentials: Credentials, context: RequestContext) -> Answer:
-        """Steps: 1 a session is named; 2 the message is well formed; 3 session and nonce, spent in one transaction;
-        4 init data; 5 a guest key that can be sealed to; 6 the verifier; 7 result and session, in one transaction.
+        """Steps: 1 a session is named; 2 the message is well formed; 3 the session, and its nonce, which is not used;
+        4 init data; 5 a guest key that can be sealed to; 6 the verifier; 7 the nonce spent, result and session, in one
+        transaction. A refusal after 3 spends the nonce as well, in the transaction of its denial.
         """
         # 1
         if not credentials.cookie:
@@ -265,7 +260,8 @@ class KeyBroker:
         message = None if is_legacy_attestation(body) else decode_message(body, Attestation)
         nonce = decode_nonce(message.runtime_data.nonce) if message is not None else None
         # 3
-        session = self._sessions.accept_nonce(credentials.cookie, nonce, at=context.at)
+        session = self._sessions.resume(credentials.cookie, nonce, at=context.at)
+        context.spend = lambda connection: self._sessions.spend(connection, session, at=context.at)
         context.tee = session.tee
         self._require_spoken(session.version)
         if message is None:
@@ -290,7 +286,7 @@ class KeyBroker:
             )
         )
         # 7
-        self._keep(session, appraised)
+        self._keep(session, appraised, context)
         mark(tee=session.tee, tier=appraised.record.tier)
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
@@ -447,13 +443,13 @@ class KeyBroker:
             headers = (*headers, (b"cloister-receipt", receipt.encode()))
         return headers
 
-    def _keep(self, session: AcceptedSession, appraised: Appraised) -> None:
+    def _keep(self, session: Session, appraised: Appraised, context: RequestContext) -> None:
         tenant = self._parts.tenant
         binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding, tenant=tenant)
 
         def work(connection: Connection) -> None:
+            self._sessions.keep(connection, session, appraised.token, at=context.at)
             store_appraisal(connection, appraised.record, appraised.body, binding=binding, tenant=tenant)
-            attach_token(connection, session, appraised.token)
 
         self._parts.store.write(work)
 
@@ -474,10 +470,16 @@ def _init_data(member: InitDataMember | None) -> InitData | None:
         text = member.body.encode("utf-8")
     except UnicodeEncodeError as err:
         raise FormatRefused("trust.attest.init_data_format", "init data is not text", path="init-data.body") from err
+    return _known_initdata(text) if len(text) <= _INITDATA_REMEMBERED else parse_initdata(text)
+
+
+@lru_cache(maxsize=64)
+def _known_initdata(text: bytes) -> InitData:
+    """Return parsed init data; many guests send the same text, and what it says depends on nothing else."""
     return parse_initdata(text)
 
 
-def _modern(body: bytes, session: AcceptedSession) -> Attestation:
+def _modern(body: bytes, session: Session) -> Attestation:
     """Return a message of an older version as one of the newest; the nonce is the session's."""
     key, evidence = parse_legacy_attestation(body, session.version)
     return Attestation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -32,6 +32,7 @@ class RequestContext:
         token: its verified Attestation Result.
         findings: of the key-release decision.
         release_policy_digest: of the text decided by.
+        spend: spends the nonce of the session that attests, in the transaction that records what became of it.
         request: correlation id.
     """
 
@@ -43,6 +44,7 @@ class RequestContext:
     token: VerifiedToken | None = None
     findings: Sequence[Finding] = ()
     release_policy_digest: str = ""
+    spend: Callable[[Connection], object] | None = None
     request: str = field(default_factory=lambda: current().identity)  # rows are made in the store's thread
 
     def audit_row(self, *, decision: str, code: str, denial: str = "", resource_version: int = 0) -> AuditRow:
@@ -126,7 +128,14 @@ class DenialBook:
         )
         # Without session and token anybody can cause denials: they would be the log's bulk, and say nothing.
         proven = bool(row.attestation) or (context.stage == "attest" and bool(row.tee))
-        self._records.record_denial(record, row, (lambda connection: self._append(connection, row)) if proven else None)
+
+        def besides(connection: Connection) -> None:
+            if context.spend is not None:
+                context.spend(connection)
+            if proven:
+                self._append(connection, row)
+
+        self._records.record_denial(record, row, besides)
         return error_answer(error, stage=context.stage, denial=denial)
 
     def _append(self, connection: Connection, row: AuditRow) -> object:

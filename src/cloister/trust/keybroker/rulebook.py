@@ -173,14 +173,16 @@ class RuleBook:
     def forget(self, init_data: str, *, at: datetime) -> None:
         """Remove this init data from every rule; a rule left without any releases nothing and goes too.
 
-        For a pod that ended by itself: what nobody uses needs no approval, and no revocation to remember.
+        For a pod that ended by itself: what nobody uses needs no approval, and no revocation to remember. A rule that
+        asks for witnesses stays: the next pod shall meet what its owner asked for.
         """
 
         def without(rules: Mapping[str, ReleaseRule]) -> Mapping[str, ReleaseRule]:
             kept = {}
             for prefix, rule in rules.items():
                 rest = tuple(digest for digest in rule.init_data if digest != init_data)
-                if rest or rule.revoked or init_data not in rule.init_data:
+                asks = rule.revoked or rule.witnesses
+                if rest or asks or init_data not in rule.init_data:
                     kept[prefix] = msgspec.structs.replace(rule, init_data=rest)
             return kept
 

@@ -20,11 +20,9 @@ from cloister.trust.store.database import Store
 from cloister.trust.store.evidence import EVIDENCE_ROWS
 from cloister.trust.store.identitykeys import IDENTITY_KEY_ROWS
 from cloister.trust.store.resources import RESOURCE_ROWS
-from cloister.trust.store.sessions import SESSION_ROWS
 
 SEALED_COLUMNS: Final[Sequence[SealedColumn]] = (
     RESOURCE_ROWS,
-    SESSION_ROWS,
     SIGNING_KEY_ROWS,
     IDENTITY_KEY_ROWS,
     EVIDENCE_ROWS,

@@ -44,7 +44,7 @@ from cloister.trust.keys.ringrows import (
     verify_ring,
     write_ring,
 )
-from cloister.trust.rowseal import KEY_ID_BYTES, LEGACY, DataKey, data_key_of
+from cloister.trust.rowseal import KEY_ID_BYTES, LEGACY, DataKey, data_key_of, unknown_data_key
 from cloister.trust.store.database import Store
 from cloister.trust.store.times import from_micros, to_micros
 
@@ -96,12 +96,14 @@ class OpenRing:
                 return legacy.open(purpose, row, sealed)
             except Unavailable:
                 pass
-        raise Unavailable(
-            "trust.keys.unknown_data_key",
-            f"a stored {purpose} is sealed under a data key that is not there",
-            expected=named,
-            hint="rows and data keys are of different times: restore the whole database from one backup",
-        )
+        raise unknown_data_key(purpose, named)
+
+    def derived(self, purpose: str, named: str = "") -> tuple[str, bytes]:
+        """See `RowSealer`."""
+        key = self.keys.get(named) if named else self.active
+        if key is None:
+            raise unknown_data_key(purpose, named)
+        return key.derived(purpose)
 
 
 class KeyRing:
@@ -188,6 +190,13 @@ class KeyRing:
         if data_key_of(sealed) not in ring.keys:
             ring = self._look(older_than=0)
         return ring.open(purpose, row, sealed)
+
+    def derived(self, purpose: str, named: str = "") -> tuple[str, bytes]:
+        """See `RowSealer`."""
+        ring = self.current()
+        if named and named not in ring.keys:
+            ring = self._look(older_than=0)
+        return ring.derived(purpose, named)
 
     def current(self) -> OpenRing:
         """Return the ring as it was at most a second ago."""

@@ -267,6 +267,40 @@ class ReleaseLog:
             checkpoint=note.encode() if note is not None else "",
         )
 
+    def stored_receipt(
+        self, tenant: str, fields: Mapping[str, str], *, cosignatures: int = 0, deadline: float
+    ) -> Receipt | None:
+        """Return the receipt of the newest entry with exactly these fields, for its owner to show; None without one.
+
+        Args:
+            tenant: whose.
+            fields: as they were appended.
+            cosignatures: how many witnesses must have cosigned.
+            deadline: on the monotonic clock.
+
+        Raises:
+            Unavailable: too few witnesses cosigned in time (`trust.releaselog.cosignatures`), or the store failed.
+        """
+        written = msgspec.json.encode({**fields, TENANT_FIELD: tenant})
+        store = self._require_store()
+        entry = store.read(lambda connection: rows.read_entry(connection, tenant, written))
+        if entry is None:
+            return None
+        note, size = (
+            self._wait_cosigned(entry.position, cosignatures, deadline) if cosignatures else self._stored_head()[::-1]
+        )
+        ranges = inclusion_ranges(entry.position, size)
+        nodes = store.read(lambda connection: rows.read_nodes(connection, nodes_for(ranges)))
+        return build_receipt(
+            kind=entry.leaf.kind,
+            at=entry.leaf.at,
+            salt=entry.salt,
+            fields={**fields, TENANT_FIELD: tenant},
+            index=entry.position,
+            proof=prove(ranges, lambda level, index: nodes[level, index]),
+            checkpoint=note.encode(),
+        )
+
     def close(self) -> None:
         """Stop asking witnesses. The store is closed before."""
         if self._cosigner is not None:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, func, insert, literal, select, tup
 
 from cloister.errors import Refused, Unavailable
 from cloister.tlog.checkpoint import Checkpoint, verify_checkpoint
+from cloister.tlog.entry import Leaf, parse_leaf
 from cloister.tlog.note import SignedNote, VerifierKey, parse_note
 from cloister.tlog.tree import CompactRange, Node, nodes_of
 from cloister.trust.store.schema import log_checkpoints, log_entries, log_nodes
@@ -38,6 +39,29 @@ _ENTRIES: Final = (
     .where(log_entries.c.position >= bindparam("first"), log_entries.c.position < bindparam("last"))
     .order_by(log_entries.c.position)
 )
+
+
+_ENTRY: Final = (
+    select(log_entries.c.position, log_entries.c.leaf, log_entries.c.salt)
+    .where(log_entries.c.tenant == bindparam("whose"), log_entries.c.fields == bindparam("written"))
+    .order_by(log_entries.c.position.desc())
+    .limit(1)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Entry:
+    """An entry as stored, with the salt that opens it.
+
+    Attributes:
+        position: its index.
+        leaf: what everybody sees.
+        salt: of its fields.
+    """
+
+    position: int
+    leaf: Leaf
+    salt: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +148,14 @@ def read_level(connection: Connection, level: int, first: int, last: int) -> lis
 def read_entries(connection: Connection, first: int, last: int) -> list[bytes]:
     """Return entries `first` to `last`, exclusive, that are there."""
     return [bytes(row.leaf) for row in connection.execute(_ENTRIES, {"first": first, "last": last})]
+
+
+def read_entry(connection: Connection, tenant: str, fields: bytes) -> Entry | None:
+    """Return the newest entry of a tenant with exactly these fields, given as they are stored; None without one."""
+    row = connection.execute(_ENTRY, {"whose": tenant, "written": fields}).one_or_none()
+    if row is None:
+        return None
+    return Entry(position=int(row.position), leaf=parse_leaf(bytes(row.leaf)), salt=bytes(row.salt))
 
 
 def damaged(message: str) -> Unavailable:

@@ -1,6 +1,6 @@
 """Tables of the trust service, as SQLAlchemy Core metadata.
 
-Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`, `sessions.secret`) are sealed under a
+Times are integers: microseconds since 1970, UTC. Secrets (`resources.sealed`) are sealed under a
 data key before they come here. A session cookie and a nonce are kept as SHA-256 only: whoever reads the database
 cannot continue a session with it.
 
@@ -71,7 +71,6 @@ sessions: Final = Table(
     Column("key", TEXT, nullable=False),
     Column("tee", TEXT, nullable=False),
     Column("nonce", TEXT, nullable=False),
-    Column("secret", LargeBinary),
     Column("issued_at", INT64, nullable=False),
     Column("expires_at", INT64, nullable=False),
     Column("token", TEXT),
@@ -82,7 +81,7 @@ sessions: Final = Table(
     Index(None, "tenant", "nonce"),
 )
 
-# A nonce outlives its session: `used_at` is set once, by the transaction that accepts it.
+# Spent nonces; those of sessions that only began are nowhere. A nonce outlives its session.
 nonces: Final = Table(
     "nonces",
     metadata,
@@ -94,13 +93,12 @@ nonces: Final = Table(
     Index(None, "tenant", "issued_at"),
 )
 
-# How many sessions a tenant has open, kept by the transactions that open and prune them: one number for all replicas.
-session_gauges: Final = Table(
-    "session_gauges",
+# No session of a tenant that began at `forgotten` or before is accepted any more: its nonce may have been spent.
+nonce_marks: Final = Table(
+    "nonce_marks",
     metadata,
     tenant_column(),
-    Column("live", INT64, nullable=False),
-    Column("pruned_at", INT64, nullable=False),
+    Column("forgotten", INT64, nullable=False),
     PrimaryKeyConstraint("tenant"),
 )
 

@@ -31,7 +31,7 @@ from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.reference import ReferenceEntry
 from cloister.rats.result import AttestationResult, Finding, Severity, Tier, Unchecked, VerifiedEvidence
-from cloister.tee.registry import authenticator_for, pins_for
+from cloister.tee.registry import pins_for
 from cloister.tee.regopolicy import appraise_by_vector, policy_input
 from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
 from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
@@ -42,6 +42,7 @@ from cloister.trust.tracing import span
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
 from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource, AskRego
+from cloister.trust.verifier.loading import load_technology
 from cloister.wire.base64 import encode_b64
 
 _Verified = TypeVar("_Verified", covariant=True)
@@ -51,6 +52,7 @@ _NONE_SENT: Final = Unchecked(reason="the guest sent no init data, so the result
 _LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
 _NO_REFERENCES: Final = "appraisal.reference_values.empty"
 _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
+_CONTAINERS: Final = (dict, list)
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
 
@@ -91,7 +93,7 @@ class VerifierService:
         self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant, ask_rego=ask_rego)
         self._issuer = issuer
 
-    def challenge(self, tee: str, extra_params: Any) -> IssuedChallenge:  # Any: untrusted JSON of the guest
+    def challenge(self, tee: str, extra_params: Any, secret: bytes) -> IssuedChallenge:  # Any: JSON of the guest
         """Return what belongs into the challenge.
 
         For a guest that enrols a TPM: a credential that only the TPM with that EK and AK can open (TPM 2.0 part 1,
@@ -101,15 +103,15 @@ class VerifierService:
             EvidenceError: unknown technology, or a key that no credential can be made for.
             FormatRefused: malformed enrolment.
         """
-        authenticator_for(tee)
+        load_technology(tee)
         enrolment = parse_tpm_enrolment(extra_params)
         if enrolment is None:
-            return IssuedChallenge(extra_params="", secret=b"")
+            return IssuedChallenge(extra_params="", activated=False)
         from cloister.tee.tpm.credential import challenge_for
 
-        credential_blob, encrypted_secret, secret = challenge_for(*enrolment)
+        credential_blob, encrypted_secret, _ = challenge_for(*enrolment, secret)
         member = {"credential_blob": encode_b64(credential_blob), "encrypted_secret": encode_b64(encrypted_secret)}
-        return IssuedChallenge(extra_params={TPM_EXTRA: member}, secret=secret)
+        return IssuedChallenge(extra_params={TPM_EXTRA: member}, activated=True)
 
     def appraise(self, request: AppraisalRequest) -> Appraised:
         """Verify, appraise and sign.
@@ -255,6 +257,7 @@ class _Appraisal:
     def _verify(self, verify: _Verify[_Verified], evidence: Evidence, binding: ExpectedBinding) -> _Verified:
         collateral = NOTHING
         try:
+            load_technology(evidence.tee)
             collateral = self._source.gather(evidence, self._inputs.endorsements.roots)
             self._gathered.append(collateral)
             return verify(evidence, binding, self._endorsements(evidence.tee, collateral), at=self._request.at)
@@ -354,11 +357,13 @@ def _for_the_guest(result: AttestationResult) -> AttestationResult:
 
     Nor with the hints of those that hold: the token of a machine with twelve devices is long enough.
     """
-    shown = tuple(
-        replace(finding, hint="") if finding.ok else replace(finding, expected="", origin="")
-        for finding in result.findings
-    )
-    return replace(result, findings=shown)
+    return replace(result, findings=tuple(_shown(finding) for finding in result.findings))
+
+
+def _shown(finding: Finding) -> Finding:
+    if not finding.ok:
+        return replace(finding, expected="", origin="")
+    return replace(finding, hint="") if finding.hint else finding
 
 
 def appraisal_record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
@@ -382,15 +387,15 @@ def appraisal_record(identity: str, results: Mapping[str, AttestationResult]) ->
 
 
 def _depth(value: object) -> int:
-    """Return how deeply `value` nests, without recursion."""
-    deepest, rest = 0, [(value, 1)]
-    while rest:
-        item, depth = rest.pop()
-        deepest = max(deepest, depth)
-        if deepest > _DEEPEST:
+    """Return how deeply `value` nests, level by level, without recursion; only what can hold something is looked into.
+
+    Evidence may hold certificates as lists of thousands of numbers.
+    """
+    level, depth = [value], 1
+    while depth <= _DEEPEST:
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, _CONTAINERS)]
+        if not any(inside):
             break
-        if isinstance(item, dict):
-            rest.extend((child, depth + 1) for child in item.values())
-        elif isinstance(item, list):
-            rest.extend((child, depth + 1) for child in item)
-    return deepest
+        level = [child for children in inside for child in children if isinstance(child, _CONTAINERS)]
+        depth += 1
+    return depth

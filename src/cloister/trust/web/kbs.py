@@ -18,7 +18,7 @@ from cloister.protocol.kbs import PREFIX, SESSION_COOKIE
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.keybroker import Answer, Credentials, KeyBroker
 from cloister.trust.settings import TrustSettings
-from cloister.trust.store.sessions import COOKIE_CHARS
+from cloister.trust.store.sessions import COOKIE_CHARS, SHORTEST_COOKIE
 from cloister.trust.web.exchange import Request, Response
 from cloister.trust.web.gate import Limits, Route
 from cloister.wire.limits import KBS_REQUEST_BYTES
@@ -26,7 +26,7 @@ from cloister.wire.limits import KBS_REQUEST_BYTES
 Brokers = Callable[[str], KeyBroker]
 
 _TENANT: Final = re.compile(r"/t/([a-z0-9][a-z0-9-]{0,62})(/kbs/.*)")
-_COOKIE: Final = re.compile(rf"[0-9a-f]{{{COOKIE_CHARS}}}")
+_COOKIE: Final = re.compile(rf"[0-9A-Za-z_-]{{{SHORTEST_COOKIE},{COOKIE_CHARS}}}")
 _RESOURCE: Final = f"{PREFIX}/resource/"
 _PLUGIN: Final = re.compile(rf"{PREFIX}/([a-z][a-z0-9-]{{0,31}}/[A-Za-z0-9._/-]{{1,400}})")
 

@@ -1,0 +1,5 @@
+"""Commands are made once for all tests."""
+
+from __future__ import annotations
+
+import made_once  # noqa: F401

@@ -15,9 +15,11 @@ import sys
 from contextlib import suppress
 
 from cloister.trust import app
+from cloister.trust.structs import prepare_structs
 
 
 def main() -> None:
+    prepare_structs()  # loads what a service would load at each start
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     for line in sys.stdin:
         child = os.fork()

@@ -115,7 +115,7 @@ def release_rm(
 def appraisal_set(
     client: AdminClient,
     file: FileOption,
-    name: Annotated[str, typer.Option("--name", help="Id of the policy, as in its text.")] = "default",
+    name: Annotated[str, typer.Option("--name", help="Id of the policy, as in its text; Rego has none.")] = "default",
     replaces: ReplacesOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:

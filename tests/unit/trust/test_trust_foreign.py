@@ -54,7 +54,7 @@ def test_others_are_refused(key: EphemeralKey, number: int) -> None:
     made = scenario(number, NOW)
     with pytest.raises(Refused) as caught:
         verify_foreign_token(made.token(claims(key.public_jwk(), NOW)), [made.trusted], at=NOW)
-    assert caught.value.code in ("trust.token.foreign_key", "crypto.jwt.unknown_key")
+    assert caught.value.code in ("trust.token.foreign.key", "crypto.jwt.unknown_key")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_others_are_refused(key: EphemeralKey, number: int) -> None:
 def test_what_it_says_must_be_whole_and_agree(key: EphemeralKey, good: Scenario, changes: dict[str, Any]) -> None:
     with pytest.raises(Refused) as caught:
         verify_foreign_token(good.token(claims(key.public_jwk(), NOW, **changes)), [good.trusted], at=NOW)
-    assert caught.value.code in ("trust.token.foreign_shape", "crypto.jwt.expired", "crypto.jwt.not_yet_valid",
+    assert caught.value.code in ("trust.token.foreign.shape", "crypto.jwt.expired", "crypto.jwt.not_yet_valid",
                                  "crypto.jwt.malformed")  # fmt: skip
 
 

@@ -36,9 +36,9 @@ from cloister.wire.limits import CERTIFICATE_BYTES, CERTIFICATE_CHAIN
 
 VERIFIER: Final = "trustee"
 PROFILE: Final = "tag:github.com,2024:confidential-containers/Trustee"
-_PATH: Final = "trust.token.foreign_chain"
-_SHAPE: Final = "trust.token.foreign_shape"
-_KEY: Final = "trust.token.foreign_key"
+_PATH: Final = "trust.token.foreign.chain"
+_SHAPE: Final = "trust.token.foreign.shape"
+_KEY: Final = "trust.token.foreign.key"
 _EVIDENCE: Final = "ear.veraison.annotated-evidence"
 _BESIDE: Final = frozenset({"report_data", "init_data", "runtime_data_claims", "init_data_claims"})
 _HARDWARE: Final = frozenset(
@@ -91,7 +91,7 @@ def verify_foreign_token(token: str, roots: Sequence[Certificate], *, at: dateti
         at: aware UTC.
 
     Raises:
-        Refused: `trust.token.foreign_*`, `crypto.jwt.*`, `crypto.jwe.key`.
+        Refused: `trust.token.foreign.*`, `crypto.jwt.*`, `crypto.jwe.key`.
     """
     # 1
     kid, jwk = read_key_header(token)

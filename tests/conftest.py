@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXTRA_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian keeps mkfs, veritysetup and swtpm_setup out of a user's PATH
 
 settings.register_profile("cloister", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("cloister"), max_examples=25)  # of `make unit`
 settings.load_profile("cloister")
 
 

@@ -36,7 +36,7 @@ from cloister.trust.keybroker import Answer, Credentials
 from cloister.trust.keybroker.policy import ReleaseRule
 from cloister.trust.service import TrustService
 from cloister.trust.settings import TrustSettings
-from trust_world import CANARY, MODEL, Clock, b64, report_data
+from trust_world import CANARY, MODEL, Clock, b64, copy_empty_state, report_data
 
 _LIST_END = snp.NOW + timedelta(days=335, hours=1)
 
@@ -226,6 +226,7 @@ class Site:
         self.clock = Clock(self.machine.at)
         self.data = build_initdata({"pod-policy.json": "{}"}, algorithm=self.machine.algorithm)
         self.state = self.directory / "state"
+        copy_empty_state(self.state, self.machine.at)
         self.admin = TrustAdmin(self.state, clock=self.clock)
         self.service = TrustService(TrustSettings(state=self.state), clock=self.clock)
         self.cache = CollateralCache(self.state / "collateral")

@@ -136,6 +136,19 @@ def furnished() -> tuple[Path, EndorsementCA, InitData]:
     return directory / "state", ca, data
 
 
+@cache
+def _empty(now: datetime) -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="cloister-trust-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    TrustAdmin(directory / "state", clock=Clock(now)).close()
+    return directory / "state"
+
+
+def copy_empty_state(state: Path, now: datetime) -> None:
+    """Make a state directory as the first start makes it at that time; its keys are those of others."""
+    shutil.copytree(_empty(now), state)
+
+
 def make_world(directory: Path, **settings: Any) -> World:
     """Return a furnished world; one with a `database` of its own is furnished there."""
     template, ca, data = furnished()

@@ -1,8 +1,7 @@
 """Carry out the run that docs/explanation/life-of-a-confidential-pod.md follows, and write its output into that page.
 
-Everything happens in a new directory with a new owner: the commands are those of the page, the app is the demo's. Two
-things the command line has no verb for are done as the page shows them: storing the model, and withdrawing the approval
-while the pod runs. Needs what `cloister demo` needs; takes a minute or two.
+Everything happens in a new directory with a new owner: the commands are those of the page, the app is the demo's.
+Needs what `cloister demo` needs; takes a minute or two.
 
     python tools/life.py            run and rewrite the page
 """
@@ -26,7 +25,6 @@ from docs import with_block
 
 from cloister.cli.demo.appimage import build_app_image, find_busybox, model
 from cloister.protocol.launch import parse_launch_blob
-from cloister.protocol.resourceuri import parse_resource_path
 from cloister.sdk.bundle import build_bundle
 from cloister.sdk.home import Home
 from cloister.sdk.owner import Owner
@@ -85,8 +83,8 @@ class Life:
         self.run("encrypt", "image", "encrypt", "oci:digit:1", "oci:sealed:1", "--recipient", kek)
         self.run("sign", "image", "sign", "oci:sealed:1", "--repository", "cloister.local/sealed")
         self.run("sealed", "image", "inspect", "oci:sealed:1")
-        with Owner(self.home).admin() as admin:
-            admin.put_resource(parse_resource_path(MODEL), model())
+        (self.work / "model.txt").write_bytes(model())
+        self.run("put", "secret", "put", f"kbs:///{MODEL}", "--file", "model.txt")
 
     # -- the pod -----------------------------------------------------------------------------------------------
 
@@ -125,7 +123,7 @@ class Life:
                 said += still_running.args[0]
             with Owner(self.home).admin() as admin:
                 digest = admin.release_rules().rules[str(MODEL)].init_data[-1]
-                admin.revoke(digest)
+            self.run("revoke", "policy", "revoke", digest)
             said += [f"(the owner revokes {digest[:19]}..)\n".encode()]
             said += _until(lines, lambda line: line is None, START_SECONDS)
         return b"".join(said).decode().rstrip(), child.returncode

@@ -9,6 +9,7 @@ process prints is shown when it has ended. The status is the first one that is n
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,9 @@ def run(directories: Sequence[Path], arguments: Sequence[str], count: int) -> in
             status = process.wait() or status
             sys.stdout.write((Path(directory) / str(number)).read_text("utf-8", "replace"))
             sys.stdout.flush()
-    sys.stdout.write(f"{len(files)} files in {len(processes)} processes: {time.monotonic() - started:.1f} s\n")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = f"{time.monotonic() - started:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of processor time"
+    sys.stdout.write(f"{len(files)} files in {len(processes)} processes: {spent}\n")
     return status
 
 

@@ -218,6 +218,11 @@ class TestWhereTheOptionsStand:
         service.does(*REFS, *service.options, variables=wrong)
 
 
+def test_without_a_server_and_a_home_it_says_what_is_missing(service: Service) -> None:
+    done = service.cloister("secret", "list")
+    assert done.returncode == 3 and "CLS-H-0091" in done.stderr and "--server" in done.stderr
+
+
 def test_without_the_token_or_the_ca_nothing_happens(service: Service) -> None:
     (service.place / "wrong-token").write_text("cls_0000000000\n")
     done = service.cloister(*PUT, *service.options, "--token-file", "wrong-token")

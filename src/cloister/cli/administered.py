@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _PRIVATE_FILE: Final = 0o600
 _CONTEXT: Final = "context"
 _SHOWN_DIGEST: Final = 19
+_FILE_WIDTH: Final = 4000  # characters; wider than any row
 
 ServerOption = Annotated[
     str,
@@ -132,7 +133,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
-    stdout.print(table)
+    if stdout.is_terminal:
+        stdout.print(table)
+    else:  # one line for each row, so that it can be searched and cut
+        stdout.print(table, width=_FILE_WIDTH)
 
 
 def print_versions(found: PolicyList) -> None:

@@ -80,7 +80,8 @@ def _explain_denial(record: Denial, output: Output) -> None:
     if record.findings:
         print_line("  all checks, as they were made then:")
     for finding in record.findings:
-        values = f"expected {finding.expected}, got {finding.actual}" if not finding.ok else finding.actual
+        differs = not finding.ok and (finding.expected or finding.actual)
+        values = f"expected {finding.expected}, got {finding.actual or 'none'}" if differs else finding.actual
         shown = f": {values}" if values else ""
         origin = f"  [{finding.origin}]" if finding.origin else ""
         refuses = finding.severity in ("", Severity.ERROR)

@@ -115,7 +115,7 @@ def release_rm(
 def appraisal_set(
     client: AdminClient,
     file: FileOption,
-    name: Annotated[str, typer.Option("--name", help="Id of the policy, as in its text.")] = "default",
+    name: Annotated[str, typer.Option("--name", help="Id of the policy, as in its text; Rego has none.")] = "default",
     replaces: ReplacesOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -204,6 +204,21 @@ def approvals_rm(
 ) -> None:
     """Demand no approvals any more: that needs the approvals, too."""
     _print(client.delete_demand(prefix, replaces=replaces), output)
+
+
+@app.command("revoke")
+@administered
+def revoke_command(
+    client: AdminClient,
+    init_data: Annotated[str, typer.Argument(metavar="DIGEST", help="Of the pod's init data: sha256:..")],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Withdraw whatever a pod was approved for: no further key at once, and a pod under a lease stops within it."""
+    done = client.revoke(init_data)
+    if output is Output.JSON:
+        print_struct(done)
+    else:
+        print_line(f"revoked {done.subject}")
 
 
 @app.command("what-if")

@@ -87,14 +87,14 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
 
 
 def _wanted(admin: TrustAdmin, policy: Path | None, refs: Path | None, at: str, collateral: Path | None) -> Wanted:
-    from cloister.rats.policy import parse_appraisal_policy
     from cloister.rats.reference import parse_reference_entries
+    from cloister.tee.regopolicy import parse_named_policy
     from cloister.trust.verifier.survey import Wanted
 
     return Wanted(
         source=admin.collateral(collateral),
         at=parse_moment(at, now=datetime.now(UTC)),
-        policy=parse_appraisal_policy(_read(policy)) if policy is not None else None,
+        policy=parse_named_policy(policy.stem, _read(policy)) if policy is not None else None,
         references=parse_reference_entries(_read(refs)) if refs is not None else None,
     )
 

@@ -167,6 +167,10 @@ class AdminClient:
         """Remove a release rule, or propose to."""
         return self._send("DELETE", f"/release-rules/{_prefix(prefix)}", access.Changed, replaces=replaces)
 
+    def revoke(self, init_data: str) -> Done:
+        """Withdraw whatever the pod with this init data was approved for."""
+        return self._send("POST", "/revocations", Done, access.Revocation(init_data=init_data))
+
     def list_demands(self) -> policies.PolicyList:
         """Return the demands for approvals in force."""
         return self._get("/approval-demands", policies.PolicyList)

@@ -124,6 +124,19 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
     return claims
 
 
+def read_key_header(token: str) -> tuple[str, Mapping[str, Any] | None]:  # Any: JSON, not believed yet
+    """Return the `kid` and the `jwk` of a token's header, unverified: only to choose which keys to verify it with.
+
+    Raises:
+        FormatRefused: not a token of three parts, or a header with anything unknown (`crypto.jwt.malformed`).
+    """
+    parts = token.split(".") if len(token) <= TOKEN_BYTES else []
+    if len(parts) != 3 or not token.isascii():
+        raise FormatRefused(_MALFORMED, "not a signed token in compact form")
+    header: _Header = _decode(_decode_part(parts[0], "header", _HEADER_BYTES), "header", _Header)
+    return header.kid, header.jwk
+
+
 def _select_key(header: _Header, keys: Mapping[str, ECDSAP256PublicKey]) -> ECDSAP256PublicKey:
     if header.alg != _ALGORITHM or header.typ != "JWT":
         raise Refused(
@@ -144,7 +157,7 @@ def _select_key(header: _Header, keys: Mapping[str, ECDSAP256PublicKey]) -> ECDS
         )
     if header.jwk is not None:
         expected = public_jwk(key)
-        found = {name: value for name, value in header.jwk.items() if name != "x5c"}
+        found = {name: value for name, value in header.jwk.items() if name not in ("x5c", "x5u")}
         if found != expected:
             raise Refused("crypto.jwt.unknown_key", "the key in the header is not the one it names", path="header.jwk")
     return key

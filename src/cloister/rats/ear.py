@@ -20,7 +20,7 @@ import msgspec
 
 from cloister.errors import FormatRefused
 from cloister.rats.claims import Level
-from cloister.rats.result import AttestationResult, Finding, Question, Severity, Tier
+from cloister.rats.result import BY_REGO, AttestationResult, Finding, Question, Severity, Tier
 
 EAR_PROFILE: Final = "tag:cloister,2026:ear/1"
 ISSUER: Final = "cloister-verifier"
@@ -66,7 +66,7 @@ class EARSubmodule(msgspec.Struct, frozen=True, kw_only=True):
         findings: all checks.
         unchecked: what was deliberately not checked.
         init_data_referenced: whether the reference values that it matched name its init data.
-        annotated: claims by technology, `report_data`, `init_data`, `runtime_data_claims`.
+        annotated: claims by technology, `report_data`, `init_data`, `runtime_data_claims`, `init_data_claims`.
     """
 
     status: Tier = msgspec.field(name="ear.status")
@@ -161,6 +161,17 @@ def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
     return vector
 
 
+def joined_vector(floor: Mapping[str, int], by_policy: Mapping[str, int]) -> dict[str, int]:
+    """Return, claim by claim, what a Rego policy said, or what was found besides where that is of a worse tier."""
+    names = dict.fromkeys((*by_policy, *floor))
+    return {name: max((by_policy.get(name, 0), floor.get(name, 0)), key=_rank) for name in names}
+
+
+def _rank(value: int) -> int:
+    size = abs(value)
+    return 0 if size < 2 else 1 if size < 32 else 2 if size < 96 else 3
+
+
 def encode_ear(
     results: Mapping[str, AttestationResult],
     *,
@@ -169,6 +180,7 @@ def encode_ear(
     identity: str,
     audience: str = "",
     protocol: str = "",
+    init_data_claims: Mapping[str, Any] | None = None,  # Any: JSON
 ) -> dict[str, Any]:
     """Return the EAR claims set (unsigned); the caller signs it as a JWT.
 
@@ -179,6 +191,7 @@ def encode_ear(
         identity: id of the result, `jti`.
         audience: for whom it is, `aud`; left out when empty.
         protocol: version of the key broker protocol the guest speaks, where it is not the newest; left out when empty.
+        init_data_claims: entries of the init data, for the primary submodule; None for a result that names none.
     """
     primary = results[PRIMARY]
     return {
@@ -190,7 +203,10 @@ def encode_ear(
         "iss": ISSUER,
         "jti": identity,
         "ear.verifier-id": {"developer": _DEVELOPER, "build": verifier},
-        "submods": {name: _submodule(result, runtime_data) for name, result in results.items()},
+        "submods": {
+            name: _submodule(result, runtime_data, init_data_claims if name == PRIMARY else None)
+            for name, result in results.items()
+        },
     }
 
 
@@ -230,11 +246,17 @@ def decode_ear(claims: Mapping[str, Any]) -> EAR:  # Any: JSON of a token whose 
     )
 
 
-def _submodule(result: AttestationResult, runtime_data: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
+def _submodule(
+    result: AttestationResult,
+    runtime_data: Mapping[str, Any],  # Any: JSON
+    init_data_claims: Mapping[str, Any] | None,  # Any: JSON
+) -> dict[str, Any]:  # Any: JSON
     claims = result.claims
+    vector = trust_vector([item for item in result.findings if not item.code.startswith(BY_REGO)], claims.level)
     return {
+        **result.extensions,
         "ear.status": result.tier.value,
-        "ear.trustworthiness-vector": trust_vector(result.findings, claims.level),
+        "ear.trustworthiness-vector": vector if result.vector is None else joined_vector(vector, result.vector),
         "ear.appraisal-policy-id": result.policy_id,
         "ear.cloister.policy-digest": result.policy_digest,
         "ear.cloister.level": claims.level.value,
@@ -247,6 +269,7 @@ def _submodule(result: AttestationResult, runtime_data: Mapping[str, Any]) -> di
             "report_data": claims.report_data.hex(),
             "init_data": result.init_data_digest,
             "runtime_data_claims": dict(runtime_data),
+            **({"init_data_claims": dict(init_data_claims)} if init_data_claims is not None else {}),
         },
     }
 

@@ -8,18 +8,18 @@ defaults. A weaker level, debug, or evidence without revocation data is accepted
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 
-from cloister.errors import FormatRefused
+from cloister.errors import FormatRefused, Unavailable
 from cloister.rats.advisory import Advisory, appraise_advisories
 from cloister.rats.claims import Claims, Level
 from cloister.rats.reference import ReferenceEntry, appraise_registers
-from cloister.rats.result import AttestationResult, Finding, Question, Severity, Unchecked, VerifiedEvidence
+from cloister.rats.result import BY_REGO, AttestationResult, Finding, Question, Severity, Unchecked, VerifiedEvidence
 from cloister.rats.rules import Handling, PlatformRules
 from cloister.wire.limits import POLICY_BYTES
 from cloister.wire.stricttoml import parse_toml
@@ -42,6 +42,7 @@ class AppraisalPolicyWire(PlatformRules, forbid_unknown_fields=True, frozen=True
         insecure_accept_levels: levels accepted besides `hardware`.
         insecure_accept_debug: accept guests that their operator may read.
         insecure_no_revocation: accept evidence whose revocation could not be checked.
+        rego: Rego source that judges measurements besides, instead of reference values compared whole; empty for none.
     """
 
     version: int
@@ -53,11 +54,16 @@ class AppraisalPolicyWire(PlatformRules, forbid_unknown_fields=True, frozen=True
     insecure_accept_levels: list[Level] = msgspec.field(default_factory=list)
     insecure_accept_debug: bool = False
     insecure_no_revocation: bool = False
+    rego: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppraisalPolicy:
-    """A parsed appraisal policy and the digest of the text it came from."""
+    """A parsed appraisal policy and the digest of the text it came from.
+
+    `rego` is the source that judges measurements, empty for none; `rego_alone` says that the whole text was Rego, so
+    that it stands for the rules of platforms, too.
+    """
 
     id: str
     tees: frozenset[str]
@@ -69,6 +75,8 @@ class AppraisalPolicy:
     acknowledged: frozenset[str] = frozenset()
     grace: timedelta = timedelta()
     accept_unchecked_revocation: bool = False
+    rego: str = ""
+    rego_alone: bool = False
 
 
 def parse_appraisal_policy(data: bytes) -> AppraisalPolicy:
@@ -111,6 +119,7 @@ def parse_appraisal_policy(data: bytes) -> AppraisalPolicy:
         acknowledged=frozenset(wire.acknowledged_advisories),
         grace=grace,
         accept_unchecked_revocation=wire.insecure_no_revocation,
+        rego=wire.rego,
     )
 
 
@@ -123,6 +132,7 @@ def appraise(
     at: datetime,
     platform: Sequence[Finding] = (),
     advisories: Sequence[Advisory] = (),
+    vector: Mapping[str, int] | None = None,
 ) -> AttestationResult:
     """Judge verified evidence; collect all findings, decide by them alone.
 
@@ -130,7 +140,8 @@ def appraise(
     the platform, 6 advisories, 7 registers hold reference values.
 
     Evidence that nobody signed proves nothing, so no policy can accept or refuse it: every finding about it is told as
-    a warning, its tier is a warning at best, and whoever releases something decides by its level alone.
+    a warning, its tier is a warning at best, and whoever releases something decides by its level alone. What a Rego
+    policy says of it stands: an owner who writes one wants its answer.
 
     Args:
         evidence: authentic and bound.
@@ -140,7 +151,13 @@ def appraise(
         at: aware time.
         platform: findings of the technology's `appraise_platform`.
         advisories: the table of known weaknesses.
+        vector: what the policy's Rego gave; its findings are among those of the platform.
+
+    Raises:
+        Unavailable: the policy has Rego and nobody asked it (`rats.rego.unasked`).
     """
+    if policy.rego and vector is None:
+        raise Unavailable("rats.rego.unasked", "the appraisal policy is in Rego, which is not evaluated here")
     judged = [
         # 2 3 4
         *_judge_claims(evidence.claims, policy),
@@ -152,7 +169,7 @@ def appraise(
         *appraise_registers(evidence.claims, references, at=at, init_data=init_data_digest),
     ]
     if evidence.unsigned:
-        judged = [_tell(finding) for finding in judged]
+        judged = [finding if finding.code.startswith(BY_REGO) else _tell(finding) for finding in judged]
     # 1
     findings = [*(_judge_open(finding, policy) for finding in evidence.findings), *judged]
     return AttestationResult(
@@ -164,6 +181,7 @@ def appraise(
         init_data_digest=init_data_digest,
         issued_at=at,
         expires_at=at + RESULT_LIFETIME,
+        vector=vector,
     )
 
 

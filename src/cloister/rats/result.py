@@ -7,13 +7,15 @@ with it. Sources: RFC 9334, draft-ietf-rats-ar4si (tiers).
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from cloister.rats.claims import Claims
 
 UNSIGNED: Final = "evidence.unsigned"  # code of the finding that says so
+BY_REGO: Final = "appraisal.rego."  # begins the code of a finding that a Rego policy made
 REFERENCED: Final = "appraisal.reference_values.init_data"  # code of the finding that reference values name init data
 
 
@@ -70,6 +72,11 @@ class Finding:
     def unknown(self) -> bool:
         """Whether this finding leaves the verdict open."""
         return not self.ok and self.severity is Severity.UNAVAILABLE
+
+    @property
+    def lowers(self) -> bool:
+        """Whether this finding alone lowers the tier to a warning: so says a Rego policy, in AR4SI's words."""
+        return not self.ok and self.severity is Severity.WARNING and self.code.startswith(BY_REGO)
 
     def as_dict(self) -> dict[str, Any]:  # Any: text and one boolean
         """Return the non-empty fields for JSON; `severity` only where the check did not hold."""
@@ -152,6 +159,8 @@ class AttestationResult:
         init_data_digest: `sha256:` of the init data that the evidence binds.
         issued_at: aware UTC.
         expires_at: aware UTC.
+        vector: AR4SI trustworthiness vector that a Rego policy gave; None where no Rego policy judged.
+        extensions: further members for the result by name, of a Rego policy; JSON.
     """
 
     claims: Claims
@@ -162,17 +171,19 @@ class AttestationResult:
     init_data_digest: str
     issued_at: datetime
     expires_at: datetime
+    vector: Mapping[str, int] | None = None
+    extensions: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
 
     @property
     def tier(self) -> Tier:
         """Affirming when no finding refuses and each of the three questions was asked; contraindicated when one
-        refuses; a warning for evidence that nobody signed; none when a question was never asked or stays open: what
-        was not checked is not proved."""
+        refuses; a warning for evidence that nobody signed, and where a Rego policy warns; none when a question was
+        never asked or stays open: what was not checked is not proved."""
         if self.failures:
             return Tier.CONTRAINDICATED
         asked = {finding.question for finding in self.findings if not finding.unknown}
         open_questions = any(finding.unknown for finding in self.findings)
-        if self.unsigned:
+        if self.unsigned or self.lowered:
             return Tier.NONE if open_questions else Tier.WARNING
         return Tier.AFFIRMING if asked == set(Question) and not open_questions else Tier.NONE
 
@@ -182,6 +193,11 @@ class AttestationResult:
         return any(finding.code == UNSIGNED for finding in self.findings)
 
     @property
+    def lowered(self) -> bool:
+        """Whether a Rego policy warns."""
+        return any(finding.lowers for finding in self.findings)
+
+    @property
     def init_data_referenced(self) -> bool:
         """Whether the reference values that the evidence matched name its init data, too."""
         return any(finding.code == REFERENCED and finding.ok for finding in self.findings)
@@ -189,10 +205,10 @@ class AttestationResult:
     @property
     def verdict(self) -> Verdict:
         """Unavailable while authenticity or another question stays open, else a refusal when a finding refuses, or
-        nobody signed the evidence."""
+        nobody signed the evidence, or a Rego policy warns."""
         if any(finding.unknown for finding in self.findings):
             return Verdict.UNAVAILABLE
-        return Verdict.REFUSE if self.failures or self.unsigned else Verdict.ACCEPT
+        return Verdict.REFUSE if self.failures or self.unsigned or self.lowered else Verdict.ACCEPT
 
     @property
     def failures(self) -> tuple[Finding, ...]:

@@ -243,6 +243,11 @@ def _judge(
     if policy is not None:
         base = parse_appraisal_policy(text)
         base = replace(base, accept_unchecked_revocation=base.accept_unchecked_revocation or insecure_no_revocation)
+    if base.rego:
+        own = parse_rego_policy(base.rego.encode(), values or b"{}")
+        return base, lambda verified: appraise_with_rego(
+            verified, own, base, init_data_digest="", at=at, input_claims={}, advisories=advisories
+        )
     references = read_reference_values(values) if reference is not None else _NO_REFERENCE
     return base, lambda verified: appraise_evidence(
         verified, base, references, init_data_digest="", at=at, advisories=advisories

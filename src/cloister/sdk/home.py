@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloister.errors import Unavailable
+
 _PRIVATE = 0o700
 
 
@@ -73,12 +75,24 @@ def trust_directory() -> Path:
 
 
 def home_from_environment() -> Home:
-    """Return the directories this user works with, made private when absent."""
+    """Return the directories this user works with, made private when absent.
+
+    Raises:
+        Unavailable: they cannot be made (`sdk.home.unusable`).
+    """
     root = _root()
     cache = Path(os.environ.get("CLOISTER_CACHE") or Path.home() / ".cache/cloister")
-    for directory in (root, root / "owner"):
-        directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        for directory in (root, root / "owner"):
+            directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise Unavailable(
+            "sdk.home.unusable",
+            f"this user's directory cannot be made: {err.strerror}",
+            path=str(err.filename),
+            hint="name others with CLOISTER_HOME and CLOISTER_CACHE, or a trust service with --server or --state",
+        ) from err
     return Home(root=root.resolve(), cache=cache.resolve())
 
 

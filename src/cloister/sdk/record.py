@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,3 +91,17 @@ class RunRecord:
 
 def _write_json(path: Path, value: Any) -> None:  # Any: JSON
     path.write_text(json.dumps(value, indent=2, default=str) + "\n", "utf-8")
+
+
+class PhaseClock:
+    """Adds the time since the last lap to the record's phases."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """End a phase."""
+        now = time.monotonic()
+        self._record.phases.append((name, now - self._last))
+        self._last = now

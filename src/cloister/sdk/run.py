@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -37,10 +36,11 @@ from cloister.sdk.bundle import build_bundle, launch_files
 from cloister.sdk.home import Home
 from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_references
 from cloister.sdk.plan import PodPlan, WorkloadRequest, plan_pod
-from cloister.sdk.record import RunRecord, new_run_id
-from cloister.sdk.services import ServiceProcess, start_registry, start_trust_service, start_witness
+from cloister.sdk.record import PhaseClock, RunRecord, new_run_id
+from cloister.sdk.services import ServiceProcess, start_registry
 from cloister.sdk.session import PodSession, ProcessStreams, Terminal
 from cloister.sdk.simulation import simulation_references, simulation_roots
+from cloister.sdk.trustservice import start_owners_service
 from cloister.tee.tpm.endorsements import read_swtpm_roots
 
 if TYPE_CHECKING:
@@ -226,7 +226,14 @@ class Environment:
     def _start(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             registry = pool.submit(start_registry, self.home.registry, self.work / "registry.log")
-            trust = pool.submit(self._start_trust_service)
+            trust = pool.submit(
+                start_owners_service,
+                self.owner,
+                self.work,
+                collateral=self.home.cache,
+                witnesses=self._witnesses,
+                keep=self._keep,
+            )
             platform = pool.submit(self._platform)
             self.registry: ServiceProcess = self._keep(registry)
             self.trust: ServiceProcess = self._keep(trust)
@@ -234,32 +241,6 @@ class Environment:
         withdraw_abandoned(self.owner, self.home.root)
         self.owner.trust_platform(roots, references)
         self.step("ok", "trust service", f"127.0.0.1:{self.trust.port}")
-
-    def _start_trust_service(self) -> ServiceProcess:
-        from cloister.trust.releaselog import read_announced  # brings the database library, while a pod may boot
-
-        announced = read_announced(self.owner.state)
-        witnesses, cosignatures = announced.witnesses, announced.cosignatures
-        if self._witnesses:
-            witnesses, cosignatures = self._start_witnesses(), len(self._witnesses)
-        return start_trust_service(
-            self.owner.state,
-            self.work / "trust.log",
-            collateral=self.home.cache,
-            witnesses=witnesses,
-            cosignatures=cosignatures,
-        )
-
-    def _start_witnesses(self) -> tuple[str, ...]:
-        """Start the witnesses, each in a process and directory of its own; return how the trust service finds them."""
-        with self.owner.admin() as admin:
-            key = admin.release_log_pins().key
-        with concurrent.futures.ThreadPoolExecutor(len(self._witnesses)) as pool:
-            started = [
-                pool.submit(start_witness, self.work / name, self.work / f"{name}.log", name=name, key=key)
-                for name in self._witnesses
-            ]
-            return tuple(self._keep(future).witness for future in started)
 
     def _keep(self, future: concurrent.futures.Future[ServiceProcess]) -> ServiceProcess:
         service = future.result()
@@ -468,7 +449,7 @@ def run_pod(
     record = RunRecord(id=run_id or new_run_id(), image=request.image, level=Level.MEASURED)
     place = HeldPlace("cloister-work")
     work = place.path
-    clock = _Clock(record)
+    clock = PhaseClock(record)
     try:
         environment = Environment(home, work, request.backend, request.shape, step)
         name = request.name or f"run-{record.id}"
@@ -493,7 +474,7 @@ def _run_in(
     machine: concurrent.futures.Future[RunningVM],
     record: RunRecord,
     terminal: Terminal,
-    clock: _Clock,
+    clock: PhaseClock,
 ) -> None:
     owner, step = environment.owner, environment.step
     image = owner.seal(request.image, environment.registry.port)
@@ -613,17 +594,3 @@ def _conclude(record: RunRecord, environment: Environment) -> None:
 def _collect_logs(work: Path, record: RunRecord) -> None:
     for path in sorted(work.rglob("*.log")):
         record.documents[path.name] = path.read_bytes()
-
-
-class _Clock:
-    """Adds the time since the last lap to the record's phases."""
-
-    def __init__(self, record: RunRecord) -> None:
-        self._record = record
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """End a phase."""
-        now = time.monotonic()
-        self._record.phases.append((name, now - self._last))
-        self._last = now

@@ -111,7 +111,11 @@ def appraise_evidence(
     at: datetime,
     advisories: Sequence[Advisory] = (),
 ) -> AttestationResult:
-    """Judge verified evidence by the owner's policy, the technology's own rules among it."""
+    """Judge verified evidence by the owner's policy, the technology's own rules among it.
+
+    Raises:
+        Unavailable: the policy is in Rego (`rats.rego.unasked`): `cloister.tee.regopolicy` judges by such ones.
+    """
     platform = appraiser_for(verified.claims.tee)(verified.facts, policy.rules, at=at)
     return appraise(
         verified,
@@ -172,7 +176,9 @@ def examine_with(
     return Examination(
         authentic=not (result.unsigned or any(finding.refuses or finding.unknown for finding in authenticity)),
         bound=_bound_word(judged),
-        acceptable=not (result.unsigned or any(finding.refuses or finding.unknown for finding in acceptability)),
+        acceptable=not (
+            result.unsigned or any(finding.refuses or finding.unknown or finding.lowers for finding in acceptability)
+        ),
         verdict=result.verdict,
         findings=result.findings,
         claims=result.claims,

@@ -29,6 +29,7 @@ from cloister.trust.keybroker.denials import event_fields
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
 from cloister.trust.keys.signing import LOG
+from cloister.trust.rego.engine import RegoEngine
 from cloister.trust.releaselog import EventsOnceOpen, make_release_log, parse_witnesses, read_announced
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
@@ -91,6 +92,7 @@ class TrustAdmin:
             keys=self.keys,
         )
         self._office = self.administration.office(LOCAL_OWNER, DEFAULT_TENANT, None, record_reading=False)
+        self._rego = RegoEngine()
         self._policies = PolicyStore(self._store)
         self._records = RecordStore(self._store)
 
@@ -107,6 +109,7 @@ class TrustAdmin:
         self._store.close()
         self._log.close()
         self._keys.close()
+        self._rego.close()
 
     # Resources
 
@@ -140,13 +143,14 @@ class TrustAdmin:
 
     # Policies
 
-    def put_appraisal_policy(self, text: bytes) -> StoredPolicy:
-        """Store the next version of an appraisal policy, under the id in its text.
+    def put_appraisal_policy(self, text: bytes, *, name: str = "") -> StoredPolicy:
+        """Store the next version of an appraisal policy, under the id in its text; one in Rego under `name`.
 
         Raises:
-            FormatRefused: not an appraisal policy.
+            FormatRefused: not an appraisal policy, Rego that does not load, or Rego without a name.
+            Unavailable: Rego, and this installation cannot run it.
         """
-        return self._office.appraisal.put(text)
+        return self._office.appraisal.put(text, name=name)
 
     def appraisal_policy(self, policy_id: str = "default") -> StoredPolicy | None:
         """Return the version in force, None when there is none."""
@@ -337,7 +341,8 @@ class TrustAdmin:
 
     def survey(self, policy_id: str = "default") -> Survey:
         """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
-        return Survey(self._store, self._keys.ring, policy_id=policy_id, leases=LeaseStore(self._store).ends)
+        leases = LeaseStore(self._store).ends
+        return Survey(self._store, self._keys.ring, policy_id=policy_id, leases=leases, ask_rego=self._rego.appraise)
 
     def collateral(self, directory: Path | None = None) -> CollateralSource:
         """Return what vendors publish as the service has it, or as another cache has it."""
@@ -352,11 +357,12 @@ class TrustAdmin:
         keys = tuple(str(witness.key) for witness in parse_witnesses(self._announced.witnesses))
         return ReleaseLogPins(key=str(self._log.key), witnesses=keys, cosignatures=self._announced.cosignatures)
 
-    def release_receipt(self, row: AuditRow, *, seconds: float = 5.0) -> Receipt:
+    def release_receipt(self, row: AuditRow, *, seconds: float = 5.0) -> Receipt | None:
         """Return the receipt of what an audit row records: the proof that it is in the log, cosigned as guests demand.
 
+        None when it is not in the log, as everything that happened before there was one.
+
         Raises:
-            Refused: it is not in the log (`trust.releaselog.no_entry`).
             Unavailable: too few witnesses cosigned within that time (`trust.releaselog.cosignatures`).
         """
         return self._log.stored_receipt(

@@ -36,10 +36,10 @@ from cloister.trust.observing import add_gauges, called_webhook, exported_traces
 from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings
 from cloister.trust.statedir import StateDirectory, write_whole
-from cloister.trust.structs import prepare_structs
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
 from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
-from cloister.trust.web.admin.mount import mount_administration
+from cloister.trust.web.admin.mount import administration_of, mount_administration
+from cloister.trust.web.coco import CoCoRoutes
 from cloister.trust.web.identity import identity_mounts
 from cloister.trust.workers import Supervisor
 
@@ -171,12 +171,13 @@ async def serve_until(
         TrustService(settings, committed=telemetry.committed) as service,
     ):
         add_gauges(telemetry, service)
+        administration = administration_of(service)
         app = trust_application(
             service.broker_of,
             service,
             settings,
             journal,
-            mounts=(*identity_mounts(service.identity), mount_administration(service)),
+            mounts=(*identity_mounts(service.identity), mount_administration(administration)),
             telemetry=telemetry,
             readiness=service.readiness(),
             webhook=webhook,
@@ -184,8 +185,8 @@ async def serve_until(
                 JWKS: lambda _: json_response(service.keys.signing.jwks()),
                 LOG: lambda path: log_response(service.public_log.get(path)),
             },
+            besides=CoCoRoutes(administration, settings),
         )
-        prepare_structs()
         tls = nullcontext((None, None)) if settings.insecure_http else _tls(service, settings)
         with tls as (certificate, key), _reserved(settings) if held is None else nullcontext(held.port) as port:
             servers = [_server(app, settings.host, port, certificate, key)]

@@ -7,8 +7,8 @@ requests of CoCo's attestation service.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -77,6 +77,7 @@ class AppraisalRequest:
         session_secret: what credential activation must have recovered.
         at: time of the appraisal, aware UTC.
         version: of the protocol, which says what the evidence must be bound to.
+        init_data_claims: entries of the init data as results show them; JSON. Empty where only its digest is known.
     """
 
     tee: str
@@ -87,6 +88,7 @@ class AppraisalRequest:
     session_secret: bytes
     at: datetime
     version: str = VERSION
+    init_data_claims: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

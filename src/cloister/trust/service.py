@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Final
 
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import Certificate, load_pem_x509_certificate, load_pem_x509_certificates
 from sqlalchemy import func, select
 
-from cloister.errors import RequestRefused, Unavailable
+from cloister.errors import FormatRefused, RequestRefused, Unavailable
 from cloister.protocol.resourceuri import parse_resource_path
 from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.tee.regopolicy import RegoVector
 from cloister.tlog.checkpoint import parse_checkpoint
 from cloister.trust.identity import PLUGIN, IdentityParts, IdentityService, StoredAuthorities
 from cloister.trust.keybroker import BrokerParts, KeyBroker
@@ -38,6 +41,8 @@ from cloister.trust.store.times import from_micros
 from cloister.trust.verifier import CollateralSource, VerifierService
 from cloister.trust.verifier.collateral import SUBDIRECTORY
 from cloister.wire.structs import prepare_structs
+
+_TOKEN_ROOTS: Final = 16
 
 
 def utc_now() -> datetime:
@@ -76,6 +81,7 @@ class TrustService:
         self._random = random
         self._brokers: dict[str, KeyBroker] = {}
         self._making = threading.Lock()
+        self._foreign_roots = _roots_in(settings.trusted_token_roots)
         self.state = StateDirectory(settings.state)
         announce(settings.state, Announced(witnesses=settings.log_witnesses, cosignatures=settings.log_cosignatures))
         self.log = make_release_log(settings.state, parse_witnesses(settings.log_witnesses))
@@ -102,6 +108,7 @@ class TrustService:
             self.log.close()
             raise
         self.rego = RegoEngine()
+        self.appraisal_rego = RegoEngine()  # of its own: appraisals must not wait for releases, nor they for these
         self.public_log = PublicLog(self.log, self.store)
         self._collateral = CollateralSource(settings.collateral or settings.state)
         self._authorities = (
@@ -169,6 +176,7 @@ class TrustService:
             policy_id=self.settings.appraisal_policy,
             collateral=self._collateral,
             tenant=tenant,
+            ask_rego=self._ask_rego,
         )
         identity = self.identity if tenant == DEFAULT_TENANT else self.identity_of(tenant)
         return KeyBroker(
@@ -189,9 +197,19 @@ class TrustService:
                 approved_by=self._approvals(tenant),
                 minimum_protocol=self.settings.minimum_protocol,
                 insecure_rsa1_5=self.settings.insecure_rsa1_5,
+                foreign_roots=self._foreign_roots if tenant == self.settings.trusted_token_tenant else (),
                 plugins={PLUGIN: identity} if identity is not None else {},
             )
         )
+
+    def _ask_rego(
+        self,
+        text: str,
+        values: Mapping[str, Any],  # Any: JSON
+        seen: Mapping[str, Any],  # Any: JSON
+    ) -> RegoVector:
+        deadline = time.monotonic() + self.settings.request_seconds
+        return self.appraisal_rego.appraise(text, values, seen, deadline=deadline)
 
     def _approvals(self, tenant: str) -> Callable[[str, str], frozenset[str]]:
         """Return who approved the release of a resource to guests with init data, as the broker asks."""
@@ -265,8 +283,31 @@ class TrustService:
         self.log.close()
         self.keys.close()
         self.rego.close()
+        self.appraisal_rego.close()
 
     def _open_log(self) -> None:
         """Begin with the log, unless its key is sealed still: then the first request after that does."""
         if not self.log.opened and not self.keys.sealed:
             self.log.open(self.store, self.keys.signing.signing_key(LOG).private)
+
+
+def _roots_in(file: Path | None) -> tuple[Certificate, ...]:
+    """Return the CAs in a PEM file.
+
+    Raises:
+        FormatRefused: it holds none, or too many (`trust.settings.token_roots`).
+        Unavailable: it cannot be read.
+    """
+    if file is None:
+        return ()
+    try:
+        found = load_pem_x509_certificates(file.read_bytes())
+    except OSError as err:
+        raise Unavailable("trust.state.io", f"cannot read the token roots: {err.strerror}", path=str(file)) from err
+    except ValueError as err:
+        raise FormatRefused("trust.settings.token_roots", "not certificates in PEM", path=str(file)) from err
+    if len(found) > _TOKEN_ROOTS:
+        raise FormatRefused(
+            "trust.settings.token_roots", "too many token roots", path=str(file), expected=f"at most {_TOKEN_ROOTS}"
+        )
+    return tuple(found)

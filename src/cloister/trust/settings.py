@@ -16,6 +16,7 @@ from typing import Any, Final
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.kbs import VERSIONS
 from cloister.protocol.spiffe import parse_trust_domain
+from cloister.protocol.tenants import DEFAULT_TENANT, parse_tenant
 
 LOOPBACK: Final = "127.0.0.1"
 PORT: Final = 7070
@@ -68,6 +69,8 @@ class TrustSettings:
         minimum_protocol: oldest version of the key broker protocol that is spoken; nothing is negotiated below it.
         insecure_rsa1_5: seal to keys for RSA1_5, without which guests of protocol 0.1.1 get nothing.
         insecure_unsigned_reference_values: take CoCo's unsigned reference value messages.
+        trusted_token_roots: PEM file of CAs that name other verifiers, whose tokens are accepted; None for none.
+        trusted_token_tenant: whose resources such tokens may ask for.
 
     Raises:
         Refused: plain HTTP on an address that others can reach (`trust.settings.insecure_http`).
@@ -108,6 +111,8 @@ class TrustSettings:
     minimum_protocol: str = VERSIONS[0]
     insecure_rsa1_5: bool = False
     insecure_unsigned_reference_values: bool = False
+    trusted_token_roots: Path | None = None
+    trusted_token_tenant: str = DEFAULT_TENANT
 
     def __post_init__(self) -> None:
         if self.webhook_url and self.webhook_secret_file is None:
@@ -385,6 +390,20 @@ TABLE: Final[Sequence[Setting]] = (
         parse=None,
         help="take reference values in CoCo's message, which nobody signs, from who may register reference values",
         controls="nothing alone; whoever has such a credential then decides which code is acceptable",
+    ),
+    Setting(
+        field="trusted_token_roots",
+        flag="--trusted-token-roots",
+        parse=Path,
+        help="accept tokens of other attestation services (CoCo's) whose certificates end at a CA in this PEM file",
+        controls="resources whose rule names such a service's policy or is in Rego: who adds a CA can sign results",
+    ),
+    Setting(
+        field="trusted_token_tenant",
+        flag="--trusted-token-tenant",
+        parse=parse_tenant,
+        help="tenant whose resources such tokens may ask for",
+        controls="which tenant's resources an accepted attestation service can ask for",
     ),
     Setting(
         field="die_with_parent",

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from cloister.errors import CloisterError
+from cloister.trust.cocoadmin import ACTIONS
 from cloister.trust.tracing import OTHER, TEES, Observed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-ROUTES: Final = frozenset(
-    {"auth", "attest", "resource", "plugin", "health", "ready", "metrics", "jwks", "log", "admin", "unknown"}
-)
+_COCO: Final = frozenset(name for name, _, _ in ACTIONS.values())
+_GUESTS: Final = frozenset({"auth", "attest", "resource", "plugin"})
+ROUTES: Final = _GUESTS | _COCO | {"health", "ready", "metrics", "jwks", "log", "admin", "unknown"}
 TIERS: Final = frozenset({"none", "affirming", "warning", "contraindicated"})
 _OURS: Final = (
     "access", "approval", "attest", "auth", "internal", "keys", "lease", "plugin", "release", "releaselog", "request",

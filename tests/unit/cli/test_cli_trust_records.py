@@ -32,7 +32,8 @@ def site() -> Iterator[Site]:
 
 
 def run(site: Site, *arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [*arguments, "--state", str(site.state)])
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    done = CliRunner().invoke(app, [*arguments[:cut], "--state", str(site.state), *arguments[cut:]])
     if isinstance(done.exception, CloisterError):
         raise done.exception
     return done.exit_code, done.stdout
@@ -99,7 +100,7 @@ def test_identity_policies_and_keys(site: Site, tmp_path: Path) -> None:
     assert run(site, "identity", "rotate", DOMAIN)[0] == 0
     keys = json.loads(run(site, "identity", "keys", DOMAIN, "--output", "json")[1])["keys"]
     assert sorted(key["use"] for key in keys) == ["jwt-svid", "x509-svid"]
-    assert run(site, "identity", "withdraw", DOMAIN, keys[0]["id"])[0] == 0
+    assert run(site, "identity", "withdraw", "--", DOMAIN, keys[0]["id"])[0] == 0
     assert run(site, "identity", "keys", DOMAIN)[1].count("withdrawn") == 1
     for arguments in (("withdraw", DOMAIN, keys[0]["id"]), ("keys", "Not/A/Domain")):
         with pytest.raises(Refused):

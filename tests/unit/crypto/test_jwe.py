@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -155,12 +156,10 @@ def test_the_rule_of_cocos_client_finds_any_other_header(text: str) -> None:
         coco_parse(base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode())
 
 
-_KEYS: dict[jwe.KeyKind, jwe.EphemeralKey] = {}
-
-
+@cache
 def own_key(kind: jwe.KeyKind) -> jwe.EphemeralKey:
     """One guest's key of each kind: making an RSA key is slow."""
-    return _KEYS.setdefault(kind, jwe.EphemeralKey.generate(kind))
+    return jwe.EphemeralKey.generate(kind)
 
 
 class TestKindsOfKey:

@@ -80,7 +80,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up sooner, in tests where nothing can be found."""
-    monkeypatch.setattr("cloister.sdk.explanation.VARIATIONS", 40_000)
+    monkeypatch.setattr("cloister.sdk.explanation.VARIATIONS", 10_000)
 
 
 def changed(answer: dict[str, Any]) -> list[str]:  # Any: JSON

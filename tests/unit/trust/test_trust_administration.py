@@ -179,6 +179,20 @@ def test_release_rules_have_versions_per_prefix(served: AdminWorld) -> None:
     assert {item["name"] for item in served.call("GET", "/release-rules").json()["policies"]} >= {"*"}
 
 
+def test_a_pod_revoked_over_the_network_gets_nothing_more() -> None:
+    with quick_directory() as directory, admin_world(directory / "world") as made:
+        guest, digest = made.world.guest().handshake(), made.world.data.digest_text
+        assert guest.resource().status == 200
+        body = {"init_data": digest}
+        for role in ("auditor", "operator", "publisher", "approver"):
+            refused(made.call("POST", "/revocations", token=made.token(role), body=body), 403, "trust.access.forbidden")
+        refused(made.call("POST", "/revocations", body={"init_data": "sha256:short"}), 400, "trust.request.malformed")
+        assert guest.resource().status == 200
+        assert made.call("POST", "/revocations", body=body).json() == {"subject": digest}
+        assert guest.resource().status == 403
+        assert made.world.admin.list_audit()[-1].code == "trust.release.revoked"
+
+
 def test_a_rule_set_over_the_network_decides_about_the_next_guest(served: AdminWorld) -> None:
     guest = served.world.guest().handshake()
     assert guest.resource().status == 200

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cloister.errors import CloisterError, FormatRefused, Refused, RequestRefused
+from cloister.errors import CloisterError, FormatRefused, Refused
+from cloister.protocol.tenants import DEFAULT_TENANT
+from cloister.trust.access import LOCAL_OWNER
 from cloister.trust.cocoadmin import CoCoAdministration, find_action
 from cloister.trust.keybroker import error_answer
-from cloister.trust.refvalues.rvps import entries_of_rvps, parse_rvps_message
 from trust_world import CANARY, MODEL, World, error_of
 
 ALLOW_ALL = b"package policy\n\ndefault allow = true\n"
@@ -30,7 +31,8 @@ def message(values: Any, **changes: Any) -> bytes:
 def do(world: World, method: str, path: str, body: bytes = b"", *, unsigned: bool = True) -> bytes:
     action = find_action(method, f"/kbs/v0/{path}")
     assert action is not None
-    coco = CoCoAdministration(world.admin, clock=world.clock, insecure_unsigned_reference_values=unsigned)
+    office = world.admin.administration.office(LOCAL_OWNER, DEFAULT_TENANT, action.permission)
+    coco = CoCoAdministration(office, insecure_unsigned_reference_values=unsigned)
     answer = coco.handle(action, body)
     assert answer.status == 200
     return answer.body
@@ -119,7 +121,10 @@ class TestAttestationPolicy:
     @pytest.mark.parametrize(
         ("policy", "identity", "status"),
         [
-            (b"package policy\n", "default", 403),
+            (b"package policy\n", "default_cpu", 400),
+            (b'package policy\ntrust_claims := {"hardware": 2}', "default_gpu", 403),
+            (b'package policy\ntrust_claims := {"nonsense": 2}', "default_cpu", 400),
+            (b'package policy\ntrust_claims := {"hardware": 2}', "_/..", 400),
             (b'{"version":1,"id":"x","tees":["snp"]}', "default", 400),
             (b"{}", "default", 400),
         ],
@@ -145,22 +150,43 @@ class TestReferenceValues:
     def test_they_read_back_until_they_expire(self, world: World) -> None:
         do(world, "POST", "reference-value", message({"snp_launch_measurement": [DIGEST, "cd" * 48]}))
         assert set(json.loads(do(world, "GET", "reference-value/snp_launch_measurement"))) == {DIGEST, "cd" * 48}
-        with pytest.raises(RequestRefused) as caught:
+        with pytest.raises(Refused) as caught:
             do(world, "GET", "reference-value/mr_td")
         assert error_answer(caught.value, stage="").status == 404
         world.clock.advance(days=366)
-        with pytest.raises(RequestRefused):
+        with pytest.raises(Refused):
             do(world, "GET", "reference-value/snp_launch_measurement")
 
     def test_one_technology_is_one_entry_per_combination(self, world: World) -> None:
-        values = {"mr_td": ["aa" * 48, "bb" * 48], "rtmr_1": "cc" * 48, "rtmr_2": ["dd" * 48]}
-        entries = entries_of_rvps(parse_rvps_message(message(values)), at=world.clock.now)
+        """However the values come: CoCo's tool sends one name per message."""
+        do(world, "POST", "reference-value", message({"mr_td": ["aa" * 48, "bb" * 48]}))
+        do(world, "POST", "reference-value", message({"rtmr_1": "cc" * 48}))
+        assert [entry for entry in world.admin.list_reference_entries() if entry.tee == "tdx"] == []
+        do(world, "POST", "reference-value", message({"rtmr_2": ["dd" * 48]}))
+        entries = [entry for entry in world.admin.list_reference_entries() if entry.tee == "tdx"]
         assert [sorted(entry.registers) for entry in entries] == [["mrtd", "rtmr1", "rtmr2"]] * 2
-        assert len({entry.id for entry in entries}) == 2
+        assert json.loads(do(world, "GET", "reference-value/rtmr_1")) == "cc" * 48
 
-    def test_what_the_sample_tee_registers_is_never_compared(self, world: World) -> None:
-        do(world, "POST", "reference-value", message({"launch_digest": ["abcde"], "svn": [1]}))
+    def test_a_newer_value_of_a_name_ends_the_older(self, world: World) -> None:
+        for digest in ("aa" * 48, "bb" * 48):
+            do(world, "POST", "reference-value", message({"snp_launch_measurement": [digest]}))
+        [entry] = [entry for entry in world.admin.list_reference_entries() if entry.tee == "snp"]
+        assert entry.registers == {"measurement": bytes.fromhex("bb" * 48)}
+        assert json.loads(do(world, "GET", "reference-value/snp_launch_measurement")) == ["bb" * 48]
+
+    def test_any_name_is_kept_for_rego(self, world: World) -> None:
+        values = {"launch_digest": ["abcde"], "major_version": 1, "snp_smt_enabled": True, "x": {"deep": [None]}}
+        do(world, "POST", "reference-value", message(values))
+        for name, value in values.items():
+            assert json.loads(do(world, "GET", f"reference-value/{name}")) == value
         assert [entry.id for entry in world.admin.list_reference_entries()] == ["podvm"]
+
+    def test_there_is_a_most_of_names(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("cloister.trust.administration.references.NAMED_MOST", 2)
+        do(world, "POST", "reference-value", message({"a": 1, "b": 2}))
+        do(world, "POST", "reference-value", message({"a": 3}))
+        with pytest.raises(FormatRefused):
+            do(world, "POST", "reference-value", message({"c": 1}))
 
     @pytest.mark.parametrize(
         "body",
@@ -171,12 +197,13 @@ class TestReferenceValues:
             message({}, type="corim"),
             message({}, payload="%"),
             message([1]),
-            message({"mr_td": ["aa" * 48]}),
+            message({"": 1}),
+            message({"a b": 1}),
             message({"snp_launch_measurement": []}),
             message({"snp_launch_measurement": ["xyz"]}),
             message({"snp_launch_measurement": ["aa"]}),
             message({"snp_launch_measurement": ["aa" * 48] * 65}),
-            message({"snp_bootloader": [1]}),
+            message({"snp_launch_measurement": [7]}),
             message({name: [f"{index:096x}" for index in range(64)] for name in ("mr_td", "rtmr_1", "rtmr_2")}),
             message({"x": "y" * 300_000}),
         ],

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import time
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -24,12 +25,16 @@ LINE = b'insecure_allow_levels = ["simulated"]'
 OLD = ["0.1.1", "0.2.0"]
 
 
+# Guests of one test have different keys, and those of the next test the same ones: making one is slow.
+_KEYS = cycle([rsa.generate_private_key(65537, 2048) for _ in range(4)])
+
+
 class Guest:
     """A guest of any version, by hand, with the sample TEE; `RSA1_5` is what 0.1.1 has, others are for trying."""
 
     def __init__(self, world: World, version: str, *, alg: str = "") -> None:
         self.world, self.version = world, version
-        self.rsa = rsa.generate_private_key(65537, 2048)
+        self.rsa = next(_KEYS)
         numbers = self.rsa.public_key().public_numbers()
         self.key = EphemeralKey(self.rsa)
         self.jwk = {"kty": "RSA", "alg": alg or "RSA-OAEP-256", "n": b64url(numbers.n, 256), "e": b64url(numbers.e, 3)}

@@ -102,6 +102,16 @@ class ReleaseProposal(Body, frozen=True):
     days: WaitDays = 1
 
 
+class Revocation(Body, frozen=True):
+    """Take away whatever a pod was approved for.
+
+    Attributes:
+        init_data: digest of the pod's init data.
+    """
+
+    init_data: InitDataDigest
+
+
 class Approval(Body, frozen=True):
     """An approval of exactly what was read.
 

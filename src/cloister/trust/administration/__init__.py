@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.errors import Refused
+from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.access import AccessControl, Permission, Principal
 from cloister.trust.administration.approvals import Approvals
 from cloister.trust.administration.desk import AdministrationParts, Desk, TenantStores
@@ -90,6 +91,32 @@ class Administration:
     def desk(self, principal: Principal, tenant: str, *, record_reading: bool = True) -> Desk:
         """Return the desk of a principal in a tenant, whether or not there is such a tenant."""
         return Desk(self.parts, principal, tenant, record_reading=record_reading)
+
+    def admit(
+        self, bearer: str, tenant: str | None, permission: Permission, subject: str, *, denied: Callable[[str], None]
+    ) -> Office:
+        """Return what whoever shows this token does in a tenant, for one call. A refusal is recorded.
+
+        Args:
+            bearer: access token as received.
+            tenant: where; None for the token's own, or the default one.
+            permission: that the call takes.
+            subject: what it is about, for the record; no secret.
+            denied: told the id of the record of a refusal for want of permission.
+
+        Raises:
+            Refused: `trust.access.unauthenticated`, `trust.access.forbidden`, `trust.tenant.missing`.
+            Unavailable: the store failed.
+        """
+        principal = self.access.authenticate(bearer)
+        home = principal.tenant or DEFAULT_TENANT
+        try:
+            return self.office(principal, tenant or home, permission)
+        except Refused as err:
+            if err.code.startswith("trust.access."):
+                named = f"{subject} of tenant {tenant or home}"
+                denied(self.desk(principal, home).deny(err, permission.value, named))
+            raise
 
     def office(
         self, principal: Principal, tenant: str, permission: Permission | None, *, record_reading: bool = True

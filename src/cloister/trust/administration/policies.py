@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from cloister.errors import FormatRefused, Refused
-from cloister.rats.policy import parse_appraisal_policy
+from cloister.rats.policy import AppraisalPolicy
+from cloister.tee.regopolicy import looks_like_rego, parse_named_policy
 from cloister.trust.access import Permission
 from cloister.trust.administration.desk import Desk
+from cloister.trust.rego.engine import check_appraisal_rego
 from cloister.trust.store.policies import APPRAISAL, StoredPolicy
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +24,7 @@ class AppraisalPolicies:
     desk: Desk
 
     def put(self, text: bytes, *, name: str = "", replaces: int | None = None) -> StoredPolicy:
-        """Store the next version of a policy, under the id in its text.
+        """Store the next version of a policy, under the id in its text; one that is Rego alone, under `name`.
 
         Args:
             text: the policy.
@@ -26,14 +32,13 @@ class AppraisalPolicies:
             replaces: the version that was read.
 
         Raises:
-            FormatRefused: not an appraisal policy, or of another id (`trust.policy.name`).
+            FormatRefused: not an appraisal policy, or Rego that gives no vector (`rats.rego.malformed`); of another
+                id, or Rego without a name (`trust.policy.name`).
             Refused: another version is in force by now (`trust.policy.conflict`).
+            Unavailable: Rego, and this installation cannot run it (`rats.rego.absent`).
         """
-        policy = parse_appraisal_policy(text)
-        if name and policy.id != name:
-            raise FormatRefused(
-                "trust.policy.name", "the policy has another id", path="id", expected=name[:80], actual=policy.id[:80]
-            )
+        self.desk.principal.require(Permission.POLICY_WRITE, self.desk.tenant)
+        policy = _checked(text, name)
         at = self.desk.now()
         return self.desk.change(
             Permission.POLICY_WRITE,
@@ -96,6 +101,26 @@ class AppraisalPolicies:
         if not found:
             raise missing_policy(f"appraisal {name}", "none")
         return found
+
+
+def _checked(text: bytes, name: str) -> AppraisalPolicy:
+    """Return the policy in a file, Rego only if it loads; that takes up to seconds: call it in no transaction."""
+    if looks_like_rego(text) and not _NAME.fullmatch(name):
+        raise FormatRefused(
+            "trust.policy.name",
+            "a policy in Rego has no id of its own, so it has to be given",
+            path="id",
+            expected="1 to 64 letters, digits and . _ -",
+            actual=name[:80],
+        )
+    policy = parse_named_policy(name, text)
+    if name and policy.id != name:
+        raise FormatRefused(
+            "trust.policy.name", "the policy has another id", path="id", expected=name[:80], actual=policy.id[:80]
+        )
+    if policy.rego:
+        check_appraisal_rego(policy.rego)
+    return policy
 
 
 def missing_policy(name: str, actual: str) -> Refused:

@@ -5,16 +5,21 @@ Unsigned values need a permission that publishers lack and are shown as unsigned
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from cloister.crypto.jwt import key_id
 from cloister.crypto.signer import ECDSAP256PublicKey
-from cloister.errors import Refused
+from cloister.errors import FormatRefused, Refused
 from cloister.rats.reference import ReferenceEntry
 from cloister.rats.referenceset import encode_reference_set, read_reference_values
 from cloister.trust.access import Permission
 from cloister.trust.administration.desk import Desk, TenantStores
+from cloister.trust.coconames import NAMED, NAMED_MOST, NamedValue, live_named, values_by_name
 from cloister.trust.refvalues import (
     ReferenceBook,
     RegisteredValue,
@@ -25,6 +30,7 @@ from cloister.trust.refvalues import (
     registered_values,
     withdraw,
 )
+from cloister.trust.refvalues.rvps import LIFE, entries_of_rvps, is_of_rvps, parse_rvps_message
 from cloister.trust.store.publishers import ReferenceChange, StoredPublisher
 
 
@@ -65,6 +71,55 @@ class References:
             lambda stores: register_unsigned(_book(stores), entries, by=self.desk.principal.name, at=at),
         )
         return tuple(entries)
+
+    def add_named(self, message: bytes) -> None:
+        """Register the values of an RVPS message by name, for Rego policies; what they say whole is entries besides.
+
+        A name's value replaces the older, and so do the entries made of it.
+
+        Raises:
+            FormatRefused: not such a message, or too many names (`trust.reference.rvps`).
+            Refused: not permitted (`trust.access.forbidden`).
+        """
+        self.desk.principal.require(Permission.REFERENCE_ADD_UNSIGNED, self.desk.tenant)
+        values, at = parse_rvps_message(message), self.desk.now()
+
+        def work(stores: TenantStores) -> None:
+            texts = {item.name: item.text for item in stores.policies.current_all(NAMED)}
+            if len({*texts, *values}) > NAMED_MOST:
+                raise FormatRefused("trust.reference.rvps", "too many names", expected=f"at most {NAMED_MOST}")
+            made = entries_of_rvps(values, live_named(texts.items(), at=at), at=at)
+            for entry in stores.references.list():
+                if is_of_rvps(entry) and entry.tee in made and entry.id not in {item.id for item in made[entry.tee]}:
+                    withdraw(_book(stores), entry.id, by=self.desk.principal.name, at=at)
+            entries = [entry for group in made.values() for entry in group]
+            if entries:
+                register_unsigned(_book(stores), entries, by=self.desk.principal.name, at=at)
+            for name, value in values.items():
+                text = msgspec.json.encode(NamedValue(value=value, not_after=at + LIFE))
+                stores.policies.put(NAMED, name, text, at=at)
+
+        digest = hashlib.sha256(message).hexdigest()
+        self.desk.change(
+            Permission.REFERENCE_ADD_UNSIGNED, ", ".join(values), work, detail={"digest": f"sha256:{digest}"}
+        )
+
+    def named(self, name: str) -> Any:  # Any: JSON
+        """Return what a Rego policy gets that asks for a name.
+
+        Raises:
+            Refused: nothing live (`trust.reference.missing`).
+        """
+
+        def work(stores: TenantStores) -> dict[str, Any]:  # Any: JSON
+            at = self.desk.now()
+            texts = [(item.name, item.text) for item in stores.policies.current_all(NAMED)]
+            return values_by_name(stores.references.list(), live_named(texts, at=at), at=at)
+
+        found = self.desk.look(Permission.REFERENCE_READ, name, work)
+        if name not in found:
+            raise Refused("trust.reference.missing", "no such reference value", path=name[:80])
+        return found[name]
 
     def list(self) -> tuple[RegisteredValue, ...]:
         """Return all entries by id, expired ones too, each with where it came from."""

@@ -18,6 +18,9 @@ from cloister.trust.roles import Undecided
 VERSION_CODE: Final = "trust.auth.version"
 _STATUSES: Final = {
     "trust.resource.missing": 404,
+    "trust.reference.missing": 404,
+    "trust.tenant.missing": 404,
+    "trust.access.unauthenticated": 401,
     "trust.request.path": 404,
     "tlog.tile.malformed": 404,
     "trust.request.method": 405,
@@ -26,6 +29,15 @@ _STATUSES: Final = {
     "trust.request.rate": 429,
 }
 _NO_SESSION: Final = ("trust.session.", "trust.token.", "rats.ear.", "crypto.jwt.", VERSION_CODE)
+# CoCo's names for what administration refuses
+_ADMIN: Final = {
+    "rats.policy.malformed": "ParsePolicyError",
+    "rats.rego.malformed": "ParsePolicyError",
+    "trust.release_policy.malformed": "ParsePolicyError",
+    "trust.reference.rvps": "RvpsError",
+    "trust.reference.missing": "RvpsError",
+    "trust.reference.unsigned": "RvpsError",
+}
 _HINT_CHARS: Final = 300
 
 
@@ -55,7 +67,7 @@ def error_answer(error: CloisterError, *, stage: str, denial: str = "") -> Answe
 
     Args:
         error: expected and actual values are not shown: they may be reference values.
-        stage: `auth`, `attest`, `resource`, or empty.
+        stage: `auth`, `attest`, `resource`, `admin` for CoCo's administration, or empty.
         denial: id of the stored record.
     """
     status = _status(error)
@@ -87,6 +99,10 @@ def _variant(error: CloisterError, status: int, stage: str) -> str:
         return "TokenNotFound"
     if error.code.startswith("trust.request."):
         return "InvalidRequestPath"
+    if error.code.startswith("trust.access."):
+        return "AdminAuthAccess"
+    if stage == "admin":
+        return _ADMIN.get(error.code, "SerdeError" if status in (400, 413) else "PluginInternalError")
     if stage != "resource":
         return "SerdeError" if status in (400, 413) else "AttestationError"
     names = {400: "SerdeError", 401: "TokenVerifierError", 404: "PluginInternalError"}

@@ -8,19 +8,21 @@ sealed resource leaves this module. When the store cannot record, nothing is rel
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
 import msgspec
+from cryptography.x509 import Certificate
 from sqlalchemy import Connection
 
 from cloister.crypto.jwe import parse_recipient, seal_for
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, RequestRefused, Unavailable
 from cloister.protocol.initdata import InitData, parse_initdata
+from cloister.protocol.initdataclaims import init_data_claims
 from cloister.protocol.kbs import (
     VERSION,
     VERSIONS,
@@ -51,6 +53,7 @@ from cloister.trust.keybroker.decision import (
     evaluate_release,
 )
 from cloister.trust.keybroker.denials import DenialBook, RequestContext, event_fields
+from cloister.trust.keybroker.foreign import is_foreign, verify_foreign_token
 from cloister.trust.keybroker.inputs import ReleaseInputs
 from cloister.trust.keybroker.leasing import grant_lease
 from cloister.trust.keybroker.policy import ReleaseRule
@@ -127,6 +130,7 @@ class BrokerParts:
         plugins: what answers `/kbs/v0/{name}/..`, by name.
         minimum_protocol: oldest version of the protocol that is spoken.
         insecure_rsa1_5: whether guests may have keys for RSA1_5; those of protocol 0.1.1 have no others.
+        foreign_roots: CAs that name other verifiers whose tokens are accepted; none when empty.
     """
 
     store: Store
@@ -146,6 +150,7 @@ class BrokerParts:
     plugins: Mapping[str, Plugin] = field(default_factory=dict)
     minimum_protocol: str = VERSIONS[0]
     insecure_rsa1_5: bool = False
+    foreign_roots: Sequence[Certificate] = ()
 
 
 class KeyBroker:
@@ -277,6 +282,7 @@ class KeyBroker:
                 session_secret=session.secret,
                 at=context.at,
                 version=session.version,
+                init_data_claims=init_data_claims(init_data) if init_data is not None else {},
             )
         )
         # 7
@@ -342,13 +348,17 @@ class KeyBroker:
     def _verified(self, credentials: Credentials, context: RequestContext) -> VerifiedToken:
         """Return the token of a request, verified."""
         parts = self._parts
-        token = verify_token(
-            self._token(credentials, context.at),
-            parts.token_keys,
-            at=context.at,
-            tenant=parts.tenant,
-            insecure_rsa1_5=parts.insecure_rsa1_5,
-        )
+        text = self._token(credentials, context.at)
+        if parts.foreign_roots and is_foreign(text, parts.token_keys):
+            token = verify_foreign_token(text, parts.foreign_roots, at=context.at)
+        else:
+            token = verify_token(
+                text,
+                parts.token_keys,
+                at=context.at,
+                tenant=parts.tenant,
+                insecure_rsa1_5=parts.insecure_rsa1_5,
+            )
         context.token = token
         mark(tee=token.tee, tier=token.tier.value)
         return token

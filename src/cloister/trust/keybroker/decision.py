@@ -58,6 +58,11 @@ class GuestFacts(Protocol):
         ...
 
     @property
+    def verifier(self) -> str:
+        """Whose result it is; empty for this service's own."""
+        ...
+
+    @property
     def issued_at(self) -> datetime:
         """When the result was made, aware UTC."""
         ...
@@ -147,7 +152,7 @@ def evaluate_release(
         findings.append(_by_rego(rule, facts.rego))
     else:
         findings += [_tier(rule, token), *_by_lists(rule, token)]
-    findings.append(_version(token, facts))
+    findings.append(_version(rule, token, facts))
     if rule is not None:
         findings += _by_others(rule, facts)
     return ReleaseDecision(rule=rule, findings=tuple(findings))
@@ -155,7 +160,7 @@ def evaluate_release(
 
 def evaluate_floor(rules: ReleaseRules, token: GuestFacts, facts: ReleaseFacts, *, at: datetime) -> ReleaseDecision:
     """Return what is asked of every guest, whatever it asks for: steps 1, 3 and 9 of `evaluate_release`."""
-    findings = (_fresh(token, at), _not_revoked(rules, None, token), _version(token, facts))
+    findings = (_fresh(token, at), _not_revoked(rules, None, token), _version(None, token, facts))
     return ReleaseDecision(rule=None, findings=findings)
 
 
@@ -275,9 +280,10 @@ def _by_lists(rule: ReleaseRule | None, token: GuestFacts) -> Iterable[Finding]:
 
 
 def _named(rule: ReleaseRule, token: GuestFacts) -> Finding:
-    """Step 6."""
+    """Step 6. A list that revocations emptied is no free one: to revoke never opens a resource for others."""
+    unlisted = not rule.init_data and not rule.revoked
     free = rule.insecure_any_init_data or (
-        not rule.init_data and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
+        unlisted and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
     )
     ok = free or (bool(token.init_data) and token.init_data in rule.init_data)
     hint = "the guest runs under another pod policy or broker address than the rule was written for"
@@ -313,8 +319,20 @@ def _by_rego(rule: ReleaseRule, answer: RegoAnswer) -> Finding:
     )
 
 
-def _version(token: GuestFacts, facts: ReleaseFacts) -> Finding:
-    """Step 9."""
+def _version(rule: ReleaseRule | None, token: GuestFacts, facts: ReleaseFacts) -> Finding:
+    """Step 9. Another verifier's policy is not known here: a rule in Rego sees whose it is, others have to name it."""
+    if token.verifier:
+        named = rule is not None and (bool(rule.rego) or rule.appraisal_policy == token.policy_id)
+        return _finding(
+            "trust.release.verifier",
+            named,
+            "the rule accepts the result of this other verifier",
+            "the rule does not say that the result of another verifier is enough",
+            expected=f"appraisal_policy = {rule.appraisal_policy}" if rule is not None else "a rule that names it",
+            actual=token.policy_id,
+            origin=_origin(rule),
+            hint=f'write appraisal_policy = "{token.policy_id}" into the rule, or attest to this service',
+        )
     digest = facts.appraisal_policy_digest
     return _finding(
         "trust.release.appraisal_policy_version",

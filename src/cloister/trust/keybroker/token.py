@@ -27,7 +27,7 @@ from cloister.rats.result import Tier
 from cloister.wire.canonicaljson import encode_canonical
 
 LONGEST_LIFE: Final = timedelta(minutes=15)  # a verifier that signs longer results is not ours
-_LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
+LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
 _MALFORMED: Final = "trust.token.malformed"
 
 
@@ -66,6 +66,7 @@ class VerifiedToken:
         init_data_referenced: whether the reference values that the CPU's evidence matched name the init data.
         claims: all that the token says, as it says it.
         protocol: version of the key broker protocol the guest speaks.
+        verifier: whose result it is; empty for this service's own.
         issued_at: aware UTC.
         expires_at: aware UTC.
     """
@@ -87,6 +88,7 @@ class VerifiedToken:
     init_data_referenced: bool = False
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: JSON
     protocol: str = VERSION
+    verifier: str = ""
 
 
 def verify_token(
@@ -147,7 +149,7 @@ def verify_token(
         attestation=ear.identity,
         tee=primary.tee,
         tier=ear.status,
-        level=min((item.level for item in ear.submodules.values()), key=_LEAST.index),
+        level=min((item.level for item in ear.submodules.values()), key=LEAST.index),
         instance=primary.instance,
         init_data=primary.init_data,
         policy_id=primary.policy_id,

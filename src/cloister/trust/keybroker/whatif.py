@@ -49,6 +49,7 @@ class RecordedGuest:
     policy_digest: str
     issued_at: datetime
     expires_at: datetime
+    verifier: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,17 @@
 
     {"version": "0.1.0", "type": "sample", "payload": "<base64 of JSON: name to value or list of values>"}
 
-The message bears no signature, and CoCo's service verifies none; who takes it decides by who sent it alone. Names are
-those that CoCo's shipped appraisal policies ask for. Values of one technology are put together: an entry says what all
-of its registers hold, so for TDX `mr_td`, `rtmr_1` and `rtmr_2` are needed, and each combination of their values is one
-entry. What those policies ask of the platform itself (TCB versions, flags) is asked by the typed appraisal policy here.
+The message bears no signature, and CoCo's service verifies none; who takes it decides by who sent it alone. Any name
+may be given: Rego appraisal policies ask for values by name. Values that say all of what a guest of a technology is are
+entries besides, which typed policies compare: for TDX `mr_td`, `rtmr_1` and `rtmr_2` are needed, and each combination
+of their values is one entry. CoCo's tools send one name per message, so what is registered already counts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any, Final
@@ -20,6 +21,7 @@ import msgspec
 
 from cloister.errors import FormatRefused
 from cloister.rats.reference import ReferenceEntry
+from cloister.trust.coconames import NAMES
 from cloister.wire.base64 import decode_b64
 from cloister.wire.limits import KIB
 from cloister.wire.strictjson import parse_json_object
@@ -31,14 +33,8 @@ MESSAGE_BYTES: Final = 256 * KIB
 VALUES: Final = 64  # of one name
 ENTRIES: Final = 256  # that one message makes
 _MALFORMED: Final = "trust.reference.rvps"
-# By technology: CoCo's name to our register. All of a technology's names are needed.
-NAMES: Final[Mapping[str, Mapping[str, str]]] = {
-    "snp": {"snp_launch_measurement": "measurement"},
-    "tdx": {"mr_td": "mrtd", "rtmr_1": "rtmr1", "rtmr_2": "rtmr2"},
-    "tpm": {"tpm_pcr11": "pcr11"},
-}
-# What CoCo's tools register for the sample TEE: nothing of its evidence is ever compared.
-SAMPLE_NAMES: Final = frozenset({"launch_digest", "svn", "major_version", "minimum_minor_version"})
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:-]{0,119}")
+_PREFIX: Final = "rvps-"  # of the ids of entries made here
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,8 +43,8 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payload: str
 
 
-def parse_rvps_message(data: bytes) -> dict[str, Sequence[str]]:
-    """Return the values by name.
+def parse_rvps_message(data: bytes) -> dict[str, Any]:  # Any: JSON
+    """Return the values by name, as they are written.
 
     Raises:
         FormatRefused: another version or type, not its shape, too long (`trust.reference.rvps`).
@@ -69,61 +65,65 @@ def parse_rvps_message(data: bytes) -> dict[str, Sequence[str]]:
         )
     payload = decode_b64(wire.payload, path="payload", ceiling=MESSAGE_BYTES)
     values = parse_json_object(payload, ceiling=MESSAGE_BYTES, code=_MALFORMED, family=FormatRefused)
-    return {name: _listed(name, value) for name, value in values.items()}
-
-
-def entries_of_rvps(values: Mapping[str, Sequence[str]], *, at: datetime) -> tuple[ReferenceEntry, ...]:
-    """Return the entries that the values make; none when they are of the sample TEE alone.
-
-    Raises:
-        FormatRefused: a name that nothing here compares, a technology of which a name is missing, a value that is no
-            digest, too many combinations (`trust.reference.rvps`).
-    """
-    known = {name for names in NAMES.values() for name in names}
-    for name in values:
-        if name not in known | SAMPLE_NAMES:
+    for name, value in values.items():
+        if not _NAME.fullmatch(name) or (isinstance(value, list) and not 1 <= len(value) <= VALUES):
             raise FormatRefused(
                 _MALFORMED,
-                "nothing here compares a value of this name",
+                "not a name, too many values, or none",
                 path=name[:80],
-                expected=", ".join(sorted(known)),
-                hint="what is asked of the platform stands in the appraisal policy",
+                expected=f"1 to {VALUES} values under up to 120 letters, digits and _ . / : -",
             )
-    made = [entry for tee, names in NAMES.items() for entry in _entries(tee, names, values, at)]
-    if len(made) > ENTRIES:
+    return values
+
+
+def entries_of_rvps(
+    values: Mapping[str, Any],  # Any: JSON
+    known: Mapping[str, Any],  # Any: JSON
+    *,
+    at: datetime,
+) -> dict[str, tuple[ReferenceEntry, ...]]:
+    """Return the entries of each technology of which `values` names something; none where a name is still missing.
+
+    Args:
+        values: new ones.
+        known: registered already, which new ones replace.
+        at: aware UTC.
+
+    Raises:
+        FormatRefused: a value that is no digest, or too many combinations (`trust.reference.rvps`).
+    """
+    together = {**known, **values}
+    made = {
+        tee: tuple(_entries(tee, names, together, at))
+        for tee, names in NAMES.items()
+        if any(name in values for name in names)
+    }
+    if sum(map(len, made.values())) > ENTRIES:
         raise FormatRefused(_MALFORMED, "too many combinations of values", expected=f"at most {ENTRIES}")
-    return tuple(made)
+    return made
 
 
-def rvps_values(entries: Sequence[ReferenceEntry], name: str, *, at: datetime) -> tuple[str, ...]:
-    """Return the values that live entries hold under one of CoCo's names, each once."""
-    places = [(tee, names[name]) for tee, names in NAMES.items() if name in names]
-    found = [
-        entry.registers[register].hex()
-        for tee, register in places
-        for entry in entries
-        if entry.tee == tee and entry.not_after > at and register in entry.registers
-    ]
-    return tuple(dict.fromkeys(found))
+def is_of_rvps(entry: ReferenceEntry) -> bool:
+    """Return whether an entry was made by `entries_of_rvps`."""
+    return entry.id.startswith(f"{_PREFIX}{entry.tee}-") and entry.origin == ORIGIN
 
 
 def _entries(
-    tee: str, names: Mapping[str, str], values: Mapping[str, Sequence[str]], at: datetime
+    tee: str,
+    names: Mapping[str, str],
+    values: Mapping[str, Any],  # Any: JSON
+    at: datetime,
 ) -> list[ReferenceEntry]:
-    if not any(name in values for name in names):
-        return []
-    missing = [name for name in names if not values.get(name)]
-    if missing:
-        raise FormatRefused(
-            _MALFORMED, f"values of {tee} say less than a guest is", path=missing[0], expected=", ".join(names)
-        )
-    made = []
-    for chosen in product(*(values[name] for name in names)):
+    lists = [_listed(name, values[name]) for name in names if name in values]
+    made: list[ReferenceEntry] = []
+    if len(lists) < len(names):
+        return made
+    for chosen in product(*lists):
         registers = {
             register: _digest(name, text) for (name, register), text in zip(names.items(), chosen, strict=True)
         }
         text = ",".join(f"{name}={value.hex()}" for name, value in sorted(registers.items()))
-        identity = f"rvps-{tee}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        identity = f"{_PREFIX}{tee}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         made.append(ReferenceEntry(id=identity, tee=tee, registers=registers, not_after=at + LIFE, origin=ORIGIN))
         if len(made) > ENTRIES:
             break
@@ -132,9 +132,9 @@ def _entries(
 
 def _listed(name: str, value: Any) -> tuple[str, ...]:  # Any: JSON
     items = value if isinstance(value, list) else [value]
-    if len(items) > VALUES or not items:
-        raise FormatRefused(_MALFORMED, "too many values, or none", path=name[:80], expected=f"1 to {VALUES}")
-    return tuple(item if isinstance(item, str) else str(item) for item in items)
+    if not all(isinstance(item, str) for item in items):
+        raise FormatRefused(_MALFORMED, "not a digest in hexadecimal", path=name)
+    return tuple(items)
 
 
 def _digest(name: str, text: str) -> bytes:

@@ -7,9 +7,10 @@ Here a fault or an endless evaluation costs one decision, which is then a denial
 limited before the first policy is read; memory is watched from outside, because the library reserves more addresses
 than any limit on them could name. Standard output belongs to the answers, and what the library prints is lost.
 
-Frames: four bytes of length, big-endian, then JSON. A question has `digest`, `text` (left out when it was sent before),
-`query` (JSON of `plugin`, `resource-path`, `query`) and `input`. An answer has `value` (what `data.policy.allow` is;
-left out when it is undefined), or `error`, or `unknown` when the text has to be sent again.
+Frames: four bytes of length, big-endian, then JSON. A question has `digest`, `text` and `besides` (a second module),
+both left out when they were sent before, `ask` (names of rules to ask for), `data` (documents by their place) and
+`input`. An answer has `values` (what the rules are, by name; one that is undefined is left out), or `error`, or
+`unknown` when the text has to be sent again.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def main() -> int:
             engine = Interpreter()
             engine.log_level = LogLevel.NONE
             engine.add_module("policy", text)
+            if besides := question.get("besides"):
+                engine.add_module("besides", besides)
             parsed[digest] = engine
             if len(parsed) > POLICIES:
                 parsed.popitem(last=False)
@@ -68,13 +71,17 @@ def main() -> int:
         parsed.move_to_end(digest)
         engine.set_input(question["input"])
         # JSON is a term of Rego, so what is asked for cannot become anything but a value.
-        values = (f"with {name} as {json.dumps(value)}" for name, value in _documents(question["query"]))
-        output = engine.query(" ".join(("allowed := data.policy.allow", *values)))
-        if not output.ok():
-            parsed.pop(digest)
-            return {"error": "the policy does not evaluate"}
-        bindings = output.results[0].bindings if output.results else {}
-        return {"value": json.loads(json.dumps(bindings["allowed"]))} if "allowed" in bindings else {}
+        documents = " ".join(f"with {name} as {json.dumps(value)}" for name, value in question["data"].items())
+        answer = {}
+        for name in question["ask"]:
+            output = engine.query(f"found := {name} {documents}")
+            if not output.ok():
+                parsed.pop(digest)
+                return {"error": "the policy does not evaluate"}
+            bindings = output.results[0].bindings if output.results else {}
+            if "found" in bindings:
+                answer[name] = json.loads(json.dumps(bindings["found"]))
+        return {"values": answer}
 
     while (body := read_frame(sys.stdin.buffer, 64 * 1024 * 1024)) is not None:
         try:
@@ -96,14 +103,6 @@ def limit() -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(what, (most, most))
-
-
-def _documents(query: dict[str, Any]) -> list[tuple[str, Any]]:  # Any: JSON
-    return [
-        ("data.plugin", query["plugin"]),
-        ('data["resource-path"]', query["resource-path"]),
-        ("data.query", query["query"]),
-    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Asks Rego policies: one process, one question at a time, each with a deadline after which the answer is no.
 
-A policy is CoCo's: package `policy`, rule `allow`; `data` holds `plugin`, `resource-path` and `query`, `input` what is
-known of the guest. Only `true` allows. A policy that fails, ends the process or takes too long denies, and says so.
+A release policy is CoCo's: package `policy`, rule `allow`; `data` holds `plugin`, `resource-path` and `query`, `input`
+what is known of the guest. Only `true` allows. A policy that fails, ends the process or takes too long denies, and says
+so. An appraisal policy is CoCo's, too: rule `trust_claims`, perhaps `extensions`, and the function
+`query_reference_value`; one that comes to no answer is answered by a vector that says so, and nothing is affirmed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from cloister.errors import FormatRefused, Unavailable
+from cloister.tee.regopolicy import GLUE, VECTOR, RegoVector, checked_vector
 from cloister.trust.rego.child import frame
 from cloister.wire.limits import KIB, MIB
 
@@ -35,6 +39,11 @@ _START_SECONDS: Final = 20.0
 _SHOWN: Final = 60
 _LENGTH: Final = 4
 _MALFORMED: Final = "trust.release_policy.malformed"
+_NO_VECTOR: Final = "rats.rego.malformed"
+_ALLOW: Final = "data.policy.allow"
+_EXTENSIONS: Final = "data.policy.extensions"
+_EXTENSION: Final = re.compile(r"ear\.[a-z0-9_-]{1,32}\.[a-z0-9_-]{1,32}")
+EXTENSION_BYTES: Final = 16 * KIB  # of all members that a policy adds to a result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,19 +122,43 @@ class RegoEngine:
             Unavailable: this installation cannot run Rego (`rats.rego.absent`), or others took all the time
                 (`trust.rego.busy`).
         """
-        question = {
-            "query": {"plugin": query.plugin, "resource-path": list(query.path), "query": dict(query.query)},
-            "input": known,
+        documents = {
+            "data.plugin": query.plugin,
+            'data["resource-path"]': list(query.path),
+            "data.query": dict(query.query),
         }
-        if len(json.dumps(question)) > INPUT_BYTES:
-            return RegoSaid(allowed=False, words="the guest's claims are too long for it", failed=True)
-        left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._turn.acquire(timeout=left):
-            raise Unavailable("trust.rego.busy", "the Rego policies had no time left", hint="try again later")
+        return _said(self._values(text, {"ask": [_ALLOW], "data": documents, "input": known}, deadline))
+
+    def appraise(
+        self,
+        text: str,
+        values: Mapping[str, Any],  # Any: JSON
+        seen: Mapping[str, Any],  # Any: JSON
+        *,
+        deadline: float | None = None,
+    ) -> RegoVector:
+        """Ask an appraisal policy.
+
+        Args:
+            text: Rego source.
+            values: reference values by name, for `query_reference_value`; older policies read `data.reference`.
+            seen: claims of the evidence; becomes `input`.
+            deadline: on the monotonic clock; by then there must have been a turn.
+
+        Raises:
+            Unavailable: as `decide`.
+        """
+        documents = {"data.rvps": dict(values), "data.reference": dict(values)}
+        question = {"ask": [VECTOR, _EXTENSIONS], "data": documents, "input": seen, "besides": GLUE}
+        found = self._values(text, question, deadline)
+        if isinstance(found, str):
+            return RegoVector(failure=found)
+        if VECTOR not in found:
+            return RegoVector(failure=f"{VECTOR} is undefined")
         try:
-            return self._said(self._ask(text, question))
-        finally:
-            self._turn.release()
+            return RegoVector(claims=checked_vector(found[VECTOR]), extensions=_extensions(found.get(_EXTENSIONS, [])))
+        except FormatRefused as err:
+            return RegoVector(failure=err.message)
 
     def check(self, text: str) -> None:
         """Return if a policy loads.
@@ -138,9 +171,33 @@ class RegoEngine:
         if said.failed:
             raise FormatRefused(_MALFORMED, f"the Rego policy does not load: {said.words}", expected="package policy")
 
+    def _values(
+        self,
+        text: str,
+        question: Mapping[str, Any],  # Any: JSON
+        deadline: float | None,
+    ) -> dict[str, Any] | str:
+        """Return what the rules are that were asked for, or in words why that is not known."""
+        if len(json.dumps(question)) > INPUT_BYTES:
+            return "the guest's claims are too long for it"
+        left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._turn.acquire(timeout=left):
+            raise Unavailable("trust.rego.busy", "the Rego policies had no time left", hint="try again later")
+        try:
+            answer = self._ask(text, question)
+        finally:
+            self._turn.release()
+        if isinstance(answer, str):
+            return answer
+        if "error" in answer:
+            return str(answer["error"])[:_SHOWN]
+        values: dict[str, Any] = answer.get("values", {})  # Any: JSON
+        return values
+
     def _ask(self, text: str, question: Mapping[str, Any]) -> dict[str, Any] | str:  # Any: JSON
         """Return the answer, or in words why there is none."""
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        besides = str(question.get("besides", ""))
+        digest = hashlib.sha256(f"{besides}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
         ends = time.monotonic() + self._seconds + self._start()
         known = digest in self._sent
         answer = self._exchange({**question, "digest": digest, **({} if known else {"text": text})}, ends)
@@ -173,16 +230,6 @@ class RegoEngine:
             self._end()
             return "the evaluation ended the process"
         return answer
-
-    def _said(self, answer: dict[str, Any] | str) -> RegoSaid:  # Any: JSON
-        if isinstance(answer, str):
-            return RegoSaid(allowed=False, words=answer, failed=True)
-        if "error" in answer:
-            return RegoSaid(allowed=False, words=str(answer["error"])[:_SHOWN], failed=True)
-        value = answer.get("value")
-        if isinstance(value, bool):
-            return RegoSaid(allowed=value, words=json.dumps(value))
-        return RegoSaid(allowed=False, words=f"no boolean: {json.dumps(value)}"[:_SHOWN] if answer else "undefined")
 
     def _start(self) -> float:
         """Start the process where there is none; return how much longer the first answer may take."""
@@ -220,6 +267,21 @@ class RegoEngine:
         process.wait()
 
 
+def check_appraisal_rego(text: str) -> None:
+    """Return if an appraisal policy loads and gives a vector, in a process for this one question.
+
+    Raises:
+        FormatRefused: it does not (`rats.rego.malformed`).
+        Unavailable: this installation cannot run Rego.
+    """
+    with RegoEngine(seconds=5 * SECONDS) as engine:
+        failure = engine.appraise(text, {}, {}).failure
+    if failure:
+        raise FormatRefused(
+            _NO_VECTOR, f"the Rego policy gives no vector: {failure}", expected="package policy, rule trust_claims"
+        )
+
+
 def check_rego(text: str) -> None:
     """Return if a policy loads, in a process for this one question.
 
@@ -229,6 +291,36 @@ def check_rego(text: str) -> None:
     """
     with RegoEngine(seconds=5 * SECONDS) as engine:
         engine.check(text)
+
+
+def _said(found: dict[str, Any] | str) -> RegoSaid:  # Any: JSON
+    if isinstance(found, str):
+        return RegoSaid(allowed=False, words=found, failed=True)
+    if _ALLOW not in found:
+        return RegoSaid(allowed=False, words="undefined")
+    value = found[_ALLOW]
+    if isinstance(value, bool):
+        return RegoSaid(allowed=value, words=json.dumps(value))
+    return RegoSaid(allowed=False, words=f"no boolean: {json.dumps(value)}"[:_SHOWN])
+
+
+def _extensions(value: Any) -> dict[str, Any]:  # Any: JSON
+    """Return the members that a policy adds to the result: a list of `name`, `key` (EAT's number for it) and `value`.
+
+    Raises:
+        FormatRefused: not such a list, or too long.
+    """
+    found: dict[str, Any] = {}  # Any: JSON
+    for item in value if isinstance(value, list) else [None]:
+        if not isinstance(item, dict):
+            raise FormatRefused(_NO_VECTOR, "extensions are not a list of named members")
+        name = item.get("name")
+        if not isinstance(name, str) or not _EXTENSION.fullmatch(name) or name.startswith("ear.cloister."):
+            raise FormatRefused(_NO_VECTOR, "extensions are not a list of named members")
+        found[name] = item.get("value")
+    if len(json.dumps(found)) > EXTENSION_BYTES:
+        raise FormatRefused(_NO_VECTOR, "extensions are too long")
+    return found
 
 
 def _read(process: subprocess.Popen[bytes], length: int, ends: float) -> bytes:

@@ -269,8 +269,8 @@ class ReleaseLog:
 
     def stored_receipt(
         self, tenant: str, fields: Mapping[str, str], *, cosignatures: int = 0, deadline: float
-    ) -> Receipt:
-        """Return the receipt of the newest entry with exactly these fields, for its owner to look at and to show.
+    ) -> Receipt | None:
+        """Return the receipt of the newest entry with exactly these fields, for its owner to show; None without one.
 
         Args:
             tenant: whose.
@@ -279,12 +279,13 @@ class ReleaseLog:
             deadline: on the monotonic clock.
 
         Raises:
-            Refused: there is no such entry (`trust.releaselog.no_entry`).
             Unavailable: too few witnesses cosigned in time (`trust.releaselog.cosignatures`), or the store failed.
         """
         written = msgspec.json.encode({**fields, TENANT_FIELD: tenant})
         store = self._require_store()
         entry = store.read(lambda connection: rows.read_entry(connection, tenant, written))
+        if entry is None:
+            return None
         note, size = (
             self._wait_cosigned(entry.position, cosignatures, deadline) if cosignatures else self._stored_head()[::-1]
         )

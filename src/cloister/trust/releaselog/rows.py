@@ -150,19 +150,11 @@ def read_entries(connection: Connection, first: int, last: int) -> list[bytes]:
     return [bytes(row.leaf) for row in connection.execute(_ENTRIES, {"first": first, "last": last})]
 
 
-def read_entry(connection: Connection, tenant: str, fields: bytes) -> Entry:
-    """Return the newest entry of a tenant with exactly these fields, given as they are stored.
-
-    Raises:
-        Refused: there is none (`trust.releaselog.no_entry`).
-    """
+def read_entry(connection: Connection, tenant: str, fields: bytes) -> Entry | None:
+    """Return the newest entry of a tenant with exactly these fields, given as they are stored; None without one."""
     row = connection.execute(_ENTRY, {"whose": tenant, "written": fields}).one_or_none()
     if row is None:
-        raise Refused(
-            "trust.releaselog.no_entry",
-            "the release log has no such entry",
-            hint="what happened before the service had a release log is in its audit alone",
-        )
+        return None
     return Entry(position=int(row.position), leaf=parse_leaf(bytes(row.leaf)), salt=bytes(row.salt))
 
 

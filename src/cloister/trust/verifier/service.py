@@ -21,15 +21,18 @@ from cloister import __version__
 from cloister.crypto.jwt import sign_jwt
 from cloister.crypto.signer import Signer
 from cloister.errors import CloisterError, EndorsementError, FormatRefused, Unavailable
+from cloister.protocol.initdataclaims import IDENTIFIERS, identifiers
 from cloister.protocol.kbs import TPM_EXTRA, VERSION, bound_data, device_report_data, parse_tpm_enrolment
 from cloister.protocol.tenants import DEFAULT_TENANT, audience_of
 from cloister.rats.claims import Level
 from cloister.rats.ear import PRIMARY, encode_ear
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
+from cloister.rats.policy import AppraisalPolicy
 from cloister.rats.reference import ReferenceEntry
 from cloister.rats.result import AttestationResult, Finding, Severity, Tier, Unchecked, VerifiedEvidence
 from cloister.tee.registry import pins_for
+from cloister.tee.regopolicy import appraise_by_vector, policy_input
 from cloister.tee.verification import VerifiedDevice, appraise_evidence, verify_devices, verify_evidence
 from cloister.trust.roles import AppraisalRequest, Appraised, IssuedChallenge, Undecided
 from cloister.trust.store.database import Store
@@ -38,7 +41,7 @@ from cloister.trust.store.records import AppraisalRecord, new_attestation_id, st
 from cloister.trust.tracing import span
 from cloister.trust.verifier.collateral import NOTHING, Collateral, CollateralSource
 from cloister.trust.verifier.devices import MEMBER, name_devices, parse_additional_evidence
-from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource
+from cloister.trust.verifier.inputs import AppraisalInputs, AppraisalInputSource, AskRego
 from cloister.trust.verifier.loading import load_technology
 from cloister.wire.base64 import encode_b64
 
@@ -72,6 +75,7 @@ class VerifierService:
         policy_id: the appraisal policy to judge by.
         collateral: what vendors publish, as far as it is had.
         tenant: whose policy, roots and reference values apply, and for whom results are made.
+        ask_rego: asks appraisal policies in Rego; None where there are none.
     """
 
     def __init__(
@@ -82,10 +86,11 @@ class VerifierService:
         policy_id: str,
         collateral: CollateralSource,
         tenant: str = DEFAULT_TENANT,
+        ask_rego: AskRego | None = None,
     ) -> None:
         self._collateral = collateral
         self._audience = audience_of(tenant)
-        self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
+        self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant, ask_rego=ask_rego)
         self._issuer = issuer
 
     def challenge(self, tee: str, extra_params: Any, secret: bytes) -> IssuedChallenge:  # Any: JSON of the guest
@@ -127,6 +132,7 @@ class VerifierService:
             identity=identity,
             audience=self._audience,
             protocol="" if request.version == VERSION else request.version,
+            init_data_claims=request.init_data_claims if request.init_data is not None else None,
         )
         return Appraised(
             token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
@@ -203,7 +209,13 @@ class _Appraisal:
             verified = self._verify(verify_evidence, evidence, binding)
         digest = request.init_data.digest_text if request.init_data is not None else ""
         with span("appraise"):
-            return self._appraise(verified, self._inputs.references, digest)
+            result = self._by_rego(verified, digest)
+            if result is None:
+                result = self._appraise(verified, self._inputs.references, digest)
+        named = identifiers(request.init_data_claims)
+        if not named["validated"]:
+            return result
+        return replace(result, extensions={IDENTIFIERS: named, **result.extensions})
 
     def judge_devices(self) -> dict[str, AttestationResult]:
         """Return the result of every further device by submodule name."""
@@ -273,17 +285,40 @@ class _Appraisal:
         """
         tee = device.verified.claims.tee
         owned = tuple(entry for entry in self._inputs.references if entry.tee == tee)
-        result = self._appraise(device.verified, owned or device.references, "")
+        result = self._appraise(device.verified, owned or device.references, "", replace(self._inputs.policy, rego=""))
         if owned or device.references:
             return result
         return replace(result, findings=tuple(_left_open(finding) for finding in result.findings))
 
+    def _by_rego(self, verified: VerifiedEvidence, digest: str) -> AttestationResult | None:
+        """Return the result by the policy's Rego, None where it has none. Of several devices it judges the CPU."""
+        inputs, request = self._inputs, self._request
+        if not inputs.policy.rego or inputs.ask_rego is None:
+            return None
+        known = {
+            "runtime_data_claims": msgspec.to_builtins(request.runtime_data),
+            **({"init_data_claims": dict(request.init_data_claims)} if request.init_data is not None else {}),
+        }
+        seen = policy_input(verified, init_data_digest=digest, input_claims=known)
+        return appraise_by_vector(
+            verified,
+            inputs.ask_rego(inputs.policy.rego, inputs.values(digest, request.at), seen),
+            inputs.policy,
+            init_data_digest=digest,
+            at=request.at,
+            advisories=inputs.advisories,
+        )
+
     def _appraise(
-        self, verified: VerifiedEvidence, references: Sequence[ReferenceEntry], init_data: str
+        self,
+        verified: VerifiedEvidence,
+        references: Sequence[ReferenceEntry],
+        init_data: str,
+        policy: AppraisalPolicy | None = None,
     ) -> AttestationResult:
         return appraise_evidence(
             verified,
-            self._inputs.policy,
+            policy or self._inputs.policy,
             references,
             init_data_digest=init_data,
             at=self._request.at,

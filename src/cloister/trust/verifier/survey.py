@@ -21,7 +21,7 @@ from cloister.trust.store.database import Store
 from cloister.trust.store.evidence import EvidenceStore, StoredEvidence
 from cloister.trust.store.records import RecordStore, ReleasedResource
 from cloister.trust.verifier.collateral import CollateralSource
-from cloister.trust.verifier.inputs import AppraisalInputSource
+from cloister.trust.verifier.inputs import AppraisalInputSource, AskRego
 from cloister.trust.verifier.reappraisal import Candidate, Reappraisal, newest_of_each, reappraise
 from cloister.wire.canonicaljson import encode_canonical
 
@@ -78,6 +78,7 @@ class Survey:
         policy_id: the appraisal policy in force.
         leases: tells what still runs.
         tenant: whose.
+        ask_rego: asks appraisal policies in Rego; None where there are none.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class Survey:
         policy_id: str,
         leases: Leases = no_leases,
         tenant: str = DEFAULT_TENANT,
+        ask_rego: AskRego | None = None,
     ) -> None:
-        self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant)
+        self._inputs = AppraisalInputSource(store, policy_id, tenant=tenant, ask_rego=ask_rego)
         self._leases = leases
         self._evidence = EvidenceStore(store, sealer, tenant=tenant)
         self._records = RecordStore(store, tenant=tenant)

@@ -63,12 +63,10 @@ class GuestRoutes:
 
     def find(self, path: str) -> tuple[Route, str, str] | None:
         """Return route, rest of the path and tenant, or None."""
-        tenant = DEFAULT_TENANT
-        if path.startswith("/t/"):
-            match = _TENANT.fullmatch(path)
-            if match is None:
-                return None
-            tenant, path = match[1], match[2]
+        place = split_tenant(path)
+        if place is None:
+            return None
+        tenant, path = place
         if path.startswith(_RESOURCE):
             return self._resource, path[len(_RESOURCE) :], tenant
         route = self._exact.get(path)
@@ -110,6 +108,14 @@ class GuestRoutes:
             cookie = f"{SESSION_COOKIE}={answer.cookie}; Path={place}; {self._cookie_life}"
             headers = (*headers, (b"set-cookie", cookie.encode()))
         return Response(status=answer.status, body=answer.body, headers=headers, code=answer.code, denial=answer.denial)
+
+
+def split_tenant(path: str) -> tuple[str, str] | None:
+    """Return the tenant that an address names, and what follows; None for no such address."""
+    if not path.startswith("/t/"):
+        return DEFAULT_TENANT, path
+    match = _TENANT.fullmatch(path)
+    return None if match is None else (match[1], match[2])
 
 
 def credentials_of(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:

@@ -20,6 +20,7 @@ from cloister.trust.readiness import Readiness
 from cloister.trust.settings import TrustSettings
 from cloister.trust.telemetry import Telemetry
 from cloister.trust.tracing import Correlation, Observed, correlate
+from cloister.trust.web.coco import FindsRoutes
 from cloister.trust.web.exchange import Receive, Request, Response, Scope, Send, error_response, send_response
 from cloister.trust.web.gate import Gate, Limits, RateLimit, Route, Watched, bounded
 from cloister.trust.web.kbs import Brokers, GuestRoutes
@@ -60,6 +61,7 @@ class TrustApp:
         mounts: further applications.
         gate: admits.
         observe: told of every request that was answered.
+        besides: routes that are told from the guests' by method, too; None for none.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class TrustApp:
         mounts: Sequence[Mount],
         gate: Gate,
         observe: Callable[[Observed], None],
+        besides: FindsRoutes | None = None,
     ) -> None:
         self._guests = guests
         self._public = public
+        self._besides = besides
         self._mounts = tuple((mount.prefix, f"{mount.prefix}/", mount, mount.route) for mount in mounts)
         self._gate = gate
         self._observe = observe
@@ -101,14 +105,17 @@ class TrustApp:
         """Stop the threads; requests that wait are dropped."""
         self._gate.close()
 
-    def _find(self, path: str) -> tuple[Route, str, str] | None:
+    def _find(self, method: str, path: str) -> tuple[Route, str, str] | None:
+        found = self._besides.find(method, path) if self._besides is not None else None
+        if found is not None:
+            return found
         public = self._public.find(path)
         return self._guests.find(path) if public is None else (*public, DEFAULT_TENANT)
 
     async def _answer(
         self, scope: Scope, receive: Receive, path: str, correlation: Correlation
     ) -> tuple[str, Response, BaseException | None]:
-        found = self._find(path)
+        found = self._find(scope["method"], path)
         if found is None:
             error = RequestRefused(
                 "trust.request.path", "no such address", hint=f"addresses of guests begin with {PREFIX}/"
@@ -174,6 +181,7 @@ def trust_application(
     readiness: Readiness | None = None,
     webhook: Webhook | None = None,
     files: Mapping[str, File] = NO_FILES,
+    besides: FindsRoutes | None = None,
 ) -> TrustApp:
     """Return the application over the roles.
 
@@ -187,6 +195,7 @@ def trust_application(
         readiness: what `/readyz` asks; only the store when absent.
         webhook: told of denied attestations.
         files: further public answers, by prefix: the release log, key sets.
+        besides: routes that are told from the guests' by method, too: CoCo's administration.
     """
     rate = RateLimit(settings.client_rate, max(1.0, 2 * settings.client_rate))
     gate = Gate(threads=settings.concurrency, admitted=settings.queue, rate=rate)
@@ -201,7 +210,7 @@ def trust_application(
         if webhook is not None:
             webhook.observed(seen)
 
-    return TrustApp(GuestRoutes(brokers, settings), public, mounts, gate, observe)
+    return TrustApp(GuestRoutes(brokers, settings), public, mounts, gate, observe, besides)
 
 
 def metrics_application(telemetry: Telemetry) -> Callable[[Scope, Receive, Send], Awaitable[None]]:

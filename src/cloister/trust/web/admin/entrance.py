@@ -18,8 +18,8 @@ from litestar.params import QueryParameter
 
 from cloister.errors import Refused
 from cloister.protocol.admin.base import PREFIX, PROBLEM_TYPE, Problem, TenantName
-from cloister.protocol.tenants import DEFAULT_TENANT, parse_tenant
-from cloister.trust.access import Permission, Principal
+from cloister.protocol.tenants import parse_tenant
+from cloister.trust.access import Permission
 from cloister.trust.administration import Administration, Office
 from cloister.trust.web.admin.problems import DENIAL_KEY
 
@@ -60,20 +60,18 @@ def enter(connection: Connection, handler: BaseRouteHandler) -> None:
         Unavailable: the store failed.
     """
     administration: Administration = connection.app.state[_ADMINISTRATION]
-    principal = administration.access.authenticate(_bearer(connection))
     permission: Permission | None = handler.opt.get(PERMISSION)
     if permission is None:
         raise RuntimeError(f"the route {connection.scope['path']} names no permission")
-    tenant = _tenant(connection, principal)
-    try:
-        office = administration.office(principal, tenant, permission)
-    except Refused as err:
-        if err.code.startswith("trust.access."):
-            desk = administration.desk(principal, principal.tenant or DEFAULT_TENANT)
-            subject = f"{connection.scope['path']} of tenant {tenant}"
-            connection.scope["state"][DENIAL_KEY] = desk.deny(err, permission.value, subject)
-        raise
-    connection.scope["state"][OFFICE] = office
+    state, bearer = connection.scope["state"], _bearer(connection)
+    administration.access.authenticate(bearer)  # before a malformed request is told anything
+    state[OFFICE] = administration.admit(
+        bearer,
+        _tenant(connection),
+        permission,
+        connection.scope["path"],
+        denied=lambda denial: state.__setitem__(DENIAL_KEY, denial),
+    )
 
 
 def office_of(
@@ -136,11 +134,11 @@ def _bearer(connection: Connection) -> str:
     return text[len(_SCHEME) :].strip()
 
 
-def _tenant(connection: Connection, principal: Principal) -> str:
+def _tenant(connection: Connection) -> str | None:
     named = connection.query_params.getall("tenant", [])
     if len(named) > 1:
         raise Refused("trust.request.malformed", "the tenant is named twice", path="tenant")
-    return parse_tenant(named[0]) if named else principal.tenant or DEFAULT_TENANT
+    return parse_tenant(named[0]) if named else None
 
 
 __all__ = ["OFFICE", "PERMISSION", "PREFIX", "deleting", "enter", "posting", "putting", "reading", "state_of"]

@@ -17,14 +17,15 @@ from cloister.trust.settings import TrustSettings
 from cloister.trust.web.exchange import Receive, Scope, Send
 from cloister.trust.web.gate import Limits
 from cloister.trust.web.router import Mount
+from cloister.wire.structs import prepare_structs
 
 NAME: Final = "admin"
 _ADMITTED: Final = 16  # at once: administration is rare, and guests come first
 _SECONDS: Final = 60.0  # a data key's rotation seals every resource anew
 
 
-def mount_administration(service: TrustService, *, clock: Callable[[], datetime] = utc_now) -> Mount:
-    """Return the mount; the first start on a database writes the first token into the state directory.
+def administration_of(service: TrustService, *, clock: Callable[[], datetime] = utc_now) -> Administration:
+    """Return a service's administration; the first start on a database writes the first token into the state directory.
 
     Args:
         service: that is administered.
@@ -36,12 +37,16 @@ def mount_administration(service: TrustService, *, clock: Callable[[], datetime]
     """
     access = AccessControl(service.store, clock)
     access.bootstrap(service.settings.state / TOKEN_FILE)
-    administration = Administration(
+    return Administration(
         parts=AdministrationParts(store=service.store, keys=service.keys.ring, clock=clock, events=service.log),
         access=access,
         keys=KeyAdministration(service.store, service.keys),
         settings=_shown(service.settings),
     )
+
+
+def mount_administration(administration: Administration) -> Mount:
+    """Return the mount of the administration API."""
     limits = Limits(body_bytes=REQUEST_BYTES, seconds=_SECONDS, admitted=_ADMITTED)
     return Mount(prefix=PREFIX, name=NAME, limits=limits, application=_Lazy(administration))
 
@@ -65,7 +70,9 @@ class _Lazy:
 
         with self._making:
             if (made := self._made) is None:
-                made = self._made = cast(Any, admin_application(self._administration))  # Any: ASGI in other words
+                made = cast(Any, admin_application(self._administration))  # Any: ASGI in other words
+                prepare_structs()  # of what was loaded just now, before its requests meet in threads
+                self._made = made
             return made
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from litestar.params import JSONBody
 
-from cloister.protocol.admin.access import Changed
+from cloister.protocol.admin.access import Changed, Revocation
+from cloister.protocol.admin.base import Done
 from cloister.protocol.admin.policies import DryRun, DryRunAnswer, PolicyChange, PolicyList, PolicyVersion, Rollback
 from cloister.trust.access import Permission
 from cloister.trust.approvals import ResourcePrefix, parse_resource_prefix
@@ -105,6 +106,13 @@ def delete_release_rule(
     return wire.changed(office.approvals.remove_rule(_prefix(repository, kind, tag), replaces=replaces))
 
 
+@posting("/revocations", Permission.POLICY_WRITE, "Withdraw whatever a pod was approved for")
+def revoke(office: Admitted, data: JSONBody[Revocation]) -> Done:
+    """Revoke a pod by its init data, at once and whatever rule let it have something; no demand makes this wait."""
+    office.rules.revoke(data.init_data)
+    return Done(subject=data.init_data)
+
+
 @reading("/approval-demands", Permission.POLICY_READ, "Demands for approvals in force")
 def list_demands(office: Admitted) -> PolicyList:
     """Return the demands in force, by prefix."""
@@ -151,6 +159,7 @@ ROUTES = (
     roll_back_release_rule,
     try_release_rule,
     delete_release_rule,
+    revoke,
     list_demands,
     put_demand,
     get_demand,

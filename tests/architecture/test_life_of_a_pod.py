@@ -13,7 +13,7 @@ BLOCK = re.compile(r"<!-- life:([a-z]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 PCR0 = re.compile(r"PCR 0 in the end +([0-9a-f]{64})$", re.MULTILINE)
 NAMES = {
     *("podvm", "plain", "encrypt", "sign", "sealed", "run", "identity", "policy", "initdata", "qemu", "launch"),
-    *("evidence", "findings", "audit", "denial"),
+    *("evidence", "findings", "audit", "denial", "put", "revoke"),
 }
 
 
@@ -45,6 +45,8 @@ def contradictions(found: dict[str, str]) -> list[str]:
         "root hash": (root[1] if root else "", ("qemu",)),
         "denial": (denial[0] if denial else "", ("audit", "run")),
         "answer": ("digit = 7", ("run",)),
+        "secret": ("kbs:///default/model/digits", ("put", "identity")),
+        "what is revoked": (init_data, ("revoke",)),
     }
     return [
         f"{fact} of {place}"

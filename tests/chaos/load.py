@@ -272,6 +272,7 @@ class Load:
         asked = [
             (owner.data, UNRULED, "intruder without a rule"),
             (owner.stranger, STEADY, "intruder with other init data"),
+            (owner.stranger, PODS, "intruder with other init data"),
             (owner.revoked, STEADY, "intruder with revoked init data"),
             (owner.revoked, PODS, "intruder with revoked init data"),
         ]

@@ -15,9 +15,11 @@ import sys
 from contextlib import suppress
 
 from cloister.trust import app
+from cloister.trust.verifier.loading import load_technology
 
 
 def main() -> None:
+    load_technology("cloister-simulated")  # as the first guest would; the pods here are of no other
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     for line in sys.stdin:
         child = os.fork()

@@ -36,7 +36,6 @@ from cloister.trust.observing import add_gauges, called_webhook, exported_traces
 from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings
 from cloister.trust.statedir import StateDirectory, write_whole
-from cloister.trust.structs import prepare_structs
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
 from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
 from cloister.trust.web.admin.mount import administration_of, mount_administration
@@ -188,7 +187,6 @@ async def serve_until(
             },
             besides=CoCoRoutes(administration, settings),
         )
-        prepare_structs()
         tls = nullcontext((None, None)) if settings.insecure_http else _tls(service, settings)
         with tls as (certificate, key), _reserved(settings) if held is None else nullcontext(held.port) as port:
             servers = [_server(app, settings.host, port, certificate, key)]

@@ -204,6 +204,12 @@ class TestSample:
         assert failures(decide(given, SAMPLE)) == ["init_data"]
         assert decide(given, replace(SAMPLE, init_data=POD)).allowed
 
+    def test_a_list_that_revocations_emptied_is_not_a_free_one(self) -> None:
+        """Or revoking the last pod would open the resource to every other guest of this level."""
+        given = rules(ALL={"insecure_allow_levels": ["simulated"], "revoked": [POD]})
+        assert failures(decide(given, SAMPLE)) == ["init_data"]
+        assert failures(decide(given, replace(SAMPLE, init_data="sha256:" + "7" * 64))) == ["init_data"]
+
 
 class TestRego:
     GIVEN = ReleaseRules(rules={"*": parse_release_rule("*", b"# why\npackage policy\nallow := true\n")})

@@ -280,9 +280,10 @@ def _by_lists(rule: ReleaseRule | None, token: GuestFacts) -> Iterable[Finding]:
 
 
 def _named(rule: ReleaseRule, token: GuestFacts) -> Finding:
-    """Step 6."""
+    """Step 6. A list that revocations emptied is no free one: to revoke never opens a resource for others."""
+    unlisted = not rule.init_data and not rule.revoked
     free = rule.insecure_any_init_data or (
-        not rule.init_data and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
+        unlisted and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
     )
     ok = free or (bool(token.init_data) and token.init_data in rule.init_data)
     hint = "the guest runs under another pod policy or broker address than the rule was written for"

@@ -79,7 +79,7 @@ class ReleaseRule(_RuleWire, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         prefix: what it is about.
         init_data: digests of init data that may have the resource; none releases nothing, except at level `simulated`,
-            where a guest names whatever it likes.
+            where a guest names whatever it likes, while none was revoked either.
         insecure_any_init_data: every guest may have it whose evidence is accepted, whatever pod it runs.
         insecure_allow_levels: levels below `hardware` that may have it.
         appraisal_policy: id of the appraisal policy the evidence must have been judged by; empty for the service's own.

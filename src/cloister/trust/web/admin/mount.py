@@ -17,6 +17,7 @@ from cloister.trust.settings import TrustSettings
 from cloister.trust.web.exchange import Receive, Scope, Send
 from cloister.trust.web.gate import Limits
 from cloister.trust.web.router import Mount
+from cloister.wire.structs import prepare_structs
 
 NAME: Final = "admin"
 _ADMITTED: Final = 16  # at once: administration is rare, and guests come first
@@ -69,7 +70,9 @@ class _Lazy:
 
         with self._making:
             if (made := self._made) is None:
-                made = self._made = cast(Any, admin_application(self._administration))  # Any: ASGI in other words
+                made = cast(Any, admin_application(self._administration))  # Any: ASGI in other words
+                prepare_structs()  # of what was loaded just now, before its requests meet in threads
+                self._made = made
             return made
 
 

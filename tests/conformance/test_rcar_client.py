@@ -244,7 +244,8 @@ def test_every_refusal_has_type_and_detail(service: Running) -> None:
         ("POST", "/attest", b"{}", 401),
         ("GET", "/resource/a/b/c", None, 401),
         ("GET", "/nothing", None, 404),
-        ("DELETE", "/resource/a/b/c", None, 405),
+        ("PUT", "/resource/a/b/c", None, 405),
+        ("DELETE", "/resource/a/b/c", None, 401),
     ):
         denied(partial(client.exchange, method, path, body, {}), status)
 

@@ -49,10 +49,13 @@ class Running:
     ca_pem: str
     log: Path
     connections: list[http.client.HTTPSConnection] = field(default_factory=list)
+    pinned: ReleaseLogPins | None = None
 
     @property
     def log_pins(self) -> ReleaseLogPins:
-        """What guests pin of its release log."""
+        """What guests pin of its release log; of a directory that is sealed, what was pinned before."""
+        if self.pinned is not None:
+            return self.pinned
         with TrustAdmin(Path(self.report["ca_file"]).parent) as admin:
             return admin.release_log_pins()
 

@@ -79,12 +79,12 @@ class TestCheckConfig:
             "--config",
             str(config),
             "--check-config",
-            CLOISTER_SERVE_SESSIONS="9",
+            CLOISTER_SERVE_CONCURRENCY="9",
         )
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert f"queue = 7  # {config}:1" in lines
-        assert "sessions = 9  # CLOISTER_SERVE_SESSIONS" in lines
+        assert "concurrency = 9  # CLOISTER_SERVE_CONCURRENCY" in lines
         assert f'data = "{tmp_path}/d"  # --data' in lines and "workers = 1  # default" in lines
         assert not (tmp_path / "d").exists()
 

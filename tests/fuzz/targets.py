@@ -1617,6 +1617,7 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
         "keeps answers that were found": ("crypto.remembered",),
         "reads a table that is part of the build": ("tee.advisories",),
         "the owner's own program, run by an interpreter that is not ours": ("tee.regopolicy",),
+        "makes types ready, reads nothing": ("wire.structs",),
         "writes only": ("wire.canonicaljson",),
     }.items()
     for name in names

@@ -337,7 +337,7 @@ class TestService:
         server.end(signal.SIGKILL)
         for service in replicas:
             begun = time.monotonic()
-            assert service.request("POST", "/kbs/v0/auth", enrolment(owner.tpm()))[0] == 503
+            assert service.request("GET", f"/kbs/v0/resource/{MODEL}", Authorization="Bearer x")[0] == 503
             assert time.monotonic() - begun < 4
         server.start()
         for service in replicas:

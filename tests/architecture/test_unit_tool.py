@@ -29,8 +29,8 @@ def test_every_file_is_in_one_part(tool: ModuleType, repository: Path, count: in
     parts = tool.parts_of(files, count)
     assert sorted(file for part in parts for file in part) == files
     assert len(parts) == min(count, len(files)) and all(parts)
-    sizes = [sum(file.stat().st_size for file in part) for part in parts]
-    assert max(sizes) - min(sizes) <= max(file.stat().st_size for file in files)
+    costs = [sum(map(tool.cost_of, part)) for part in parts]
+    assert max(costs) - min(costs) <= max(map(tool.cost_of, files))
 
 
 @pytest.mark.parametrize(

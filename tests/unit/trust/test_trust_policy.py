@@ -204,9 +204,9 @@ class TestSample:
         assert failures(decide(given, SAMPLE)) == ["init_data"]
         assert decide(given, replace(SAMPLE, init_data=POD)).allowed
 
-    def test_a_list_that_revocations_emptied_is_not_a_free_one(self) -> None:
-        """Or revoking the last pod would open the resource to every other guest of this level."""
-        given = rules(ALL={"insecure_allow_levels": ["simulated"], "revoked": [POD]})
+    def test_an_empty_list_is_not_a_free_one(self) -> None:
+        """Or withdrawing the last pod would open the resource to every other guest of this level."""
+        given = rules(ALL={"insecure_allow_levels": ["simulated"], "init_data": []})
         assert failures(decide(given, SAMPLE)) == ["init_data"]
         assert failures(decide(given, replace(SAMPLE, init_data="sha256:" + "7" * 64))) == ["init_data"]
 

@@ -14,6 +14,7 @@ import pytest
 from cloister.crypto.jwe import EphemeralKey
 from cloister.protocol.initdata import InitData
 from cloister.protocol.kbs import SealedResource
+from cloister.rats.claims import Level
 from cloister.rats.reference import ReferenceEntry
 from cloister.testing.tpm import NOW
 from cloister.trust.admin import TrustAdmin
@@ -250,3 +251,18 @@ def test_the_world_of_these_tests_can_tell(new_world: Factory) -> None:
     world.admin.add_release_rule(rule(world.data))
     assert world.guest().handshake().resource().status == 200
     assert isinstance(world.admin.list_reference_entries()[0], ReferenceEntry) and NOW
+
+
+@pytest.mark.parametrize("withdraw", ["revoke", "forget"])
+@pytest.mark.parametrize("owned", [b"", b'insecure_allow_levels = ["simulated"]\ninit_data = []\nwitnesses = 1\n'])
+def test_to_withdraw_the_last_pod_opens_nothing_to_others(bare: Bare, withdraw: str, owned: bytes) -> None:
+    """A list that became empty is nobody, also in a rule that stays for what else its owner asked for."""
+    pod = init_data()
+    if owned:
+        bare.admin.put_release_rule(str(MODEL), owned)
+    bare.admin.approve(pod.digest_text, [MODEL], insecure_accept_levels=[Level.SIMULATED])
+    getattr(bare.admin, withdraw)(pod.digest_text)
+    denied = error_of(bare.ask(bare.attest()))
+    record = bare.admin.get_denial(denied["denial-id"])
+    codes = {finding.code for finding in record.findings if finding.refuses}
+    assert codes & {"trust.release.init_data", "trust.release.no_rule"}

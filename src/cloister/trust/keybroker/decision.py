@@ -280,14 +280,13 @@ def _by_lists(rule: ReleaseRule | None, token: GuestFacts) -> Iterable[Finding]:
 
 
 def _named(rule: ReleaseRule, token: GuestFacts) -> Finding:
-    """Step 6. A list that revocations emptied is no free one: to revoke never opens a resource for others."""
-    unlisted = not rule.init_data and not rule.revoked
+    """Step 6. An empty list is nobody: to withdraw the last approval never opens a resource for others."""
     free = rule.insecure_any_init_data or (
-        unlisted and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
+        rule.init_data is None and token.level is Level.SIMULATED and Level.SIMULATED in allowed_levels(rule)
     )
-    ok = free or (bool(token.init_data) and token.init_data in rule.init_data)
+    ok = free or (bool(token.init_data) and token.init_data in rule.named)
     hint = "the guest runs under another pod policy or broker address than the rule was written for"
-    if not rule.init_data:
+    if not rule.named:
         hint = (
             "the rule names no init data, so it releases nothing: add `init_data = [..]` with the digest that "
             "`cloister explain` of this denial shows"
@@ -299,7 +298,7 @@ def _named(rule: ReleaseRule, token: GuestFacts) -> Finding:
         ok,
         "the rule is about any init data" if free else "the rule names the init data of this guest",
         "the rule does not name the init data of this guest",
-        expected=", ".join(digest[:_SHOWN] + ".." for digest in rule.init_data[:8]) or "nothing: the list is empty",
+        expected=", ".join(digest[:_SHOWN] + ".." for digest in rule.named[:8]) or "nothing: the list is empty",
         actual=token.init_data or "none",
         origin=_origin(rule),
         hint=hint,

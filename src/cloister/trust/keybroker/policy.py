@@ -61,7 +61,7 @@ class Approvals(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
 class _RuleWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
     """What stands in a file of TOML or JSON."""
 
-    init_data: tuple[str, ...] = ()
+    init_data: tuple[str, ...] | None = None
     insecure_any_init_data: bool = False
     insecure_allow_levels: tuple[Level, ...] = ()
     appraisal_policy: str = ""
@@ -78,8 +78,8 @@ class ReleaseRule(_RuleWire, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         prefix: what it is about.
-        init_data: digests of init data that may have the resource; none releases nothing, except at level `simulated`,
-            where a guest names whatever it likes, while none was revoked either.
+        init_data: digests of init data that may have the resource. An empty list is nobody. None, where the rule has no
+            list, is nobody either, except at level `simulated`, where a guest names whatever it likes.
         insecure_any_init_data: every guest may have it whose evidence is accepted, whatever pod it runs.
         insecure_allow_levels: levels below `hardware` that may have it.
         appraisal_policy: id of the appraisal policy the evidence must have been judged by; empty for the service's own.
@@ -96,6 +96,11 @@ class ReleaseRule(_RuleWire, frozen=True, kw_only=True, omit_defaults=True):
     prefix: str
     rego: str = ""
     digest: str = ""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The init data that the rule names."""
+        return self.init_data or ()
 
 
 class _LegacyRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -235,9 +240,9 @@ def _from_legacy(rule: _LegacyRule) -> ReleaseRule:
 
 
 def _check_rule(rule: ReleaseRule) -> None:
-    if len(rule.init_data) + len(rule.revoked) > POLICY_LIST_ITEMS or len(rule.tees) > POLICY_LIST_ITEMS:
+    if len(rule.named) + len(rule.revoked) > POLICY_LIST_ITEMS or len(rule.tees) > POLICY_LIST_ITEMS:
         raise FormatRefused(_MALFORMED, "list too long", path="init_data", expected=f"at most {POLICY_LIST_ITEMS}")
-    for digest in (*rule.init_data, *rule.revoked):
+    for digest in (*rule.named, *rule.revoked):
         if not is_init_data_digest(digest):
             raise FormatRefused(
                 _MALFORMED,
@@ -246,7 +251,7 @@ def _check_rule(rule: ReleaseRule) -> None:
                 expected="sha256: and 64 lower-case digits",
                 actual=digest[:80],
             )
-    if rule.init_data and rule.insecure_any_init_data:
+    if rule.named and rule.insecure_any_init_data:
         raise FormatRefused(
             _MALFORMED, "a rule names init data or accepts any, not both", path="insecure_any_init_data"
         )

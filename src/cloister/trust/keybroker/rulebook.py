@@ -137,7 +137,7 @@ class RuleBook:
                 _require_same_levels(rule, init_data, levels)
                 changed[prefix] = msgspec.structs.replace(
                     rule,
-                    init_data=tuple(dict.fromkeys((*rule.init_data, init_data))),
+                    init_data=tuple(dict.fromkeys((*rule.named, init_data))),
                     revoked=tuple(digest for digest in rule.revoked if digest != init_data),
                     appraisal_policy=appraisal_policy,
                     insecure_allow_levels=tuple(levels),
@@ -156,10 +156,10 @@ class RuleBook:
             return {
                 prefix: msgspec.structs.replace(
                     rule,
-                    init_data=tuple(digest for digest in rule.init_data if digest != init_data),
+                    init_data=tuple(digest for digest in rule.named if digest != init_data),
                     revoked=(*rule.revoked, init_data)[-_REVOKED_REMEMBERED:],
                 )
-                if init_data in rule.init_data
+                if init_data in rule.named
                 else rule
                 for prefix, rule in rules.items()
             }
@@ -180,9 +180,11 @@ class RuleBook:
         def without(rules: Mapping[str, ReleaseRule]) -> Mapping[str, ReleaseRule]:
             kept = {}
             for prefix, rule in rules.items():
-                rest = tuple(digest for digest in rule.init_data if digest != init_data)
-                asks = rule.revoked or rule.witnesses
-                if rest or asks or init_data not in rule.init_data:
+                if init_data not in rule.named:
+                    kept[prefix] = rule
+                    continue
+                rest = tuple(digest for digest in rule.named if digest != init_data)
+                if rest or rule.revoked or rule.witnesses:
                     kept[prefix] = msgspec.structs.replace(rule, init_data=rest)
             return kept
 
@@ -254,7 +256,7 @@ def _require_list(rule: ReleaseRule) -> None:
 
 def _require_same_levels(rule: ReleaseRule, init_data: str, levels: Sequence[Level]) -> None:
     """A rule has one list of levels; changing it would lower (or raise) the bar for the other pods it names."""
-    others = [digest for digest in rule.init_data if digest != init_data]
+    others = [digest for digest in rule.named if digest != init_data]
     if others and set(levels) != set(rule.insecure_allow_levels):
         raise Refused(
             "trust.release_policy.levels_differ",

@@ -170,7 +170,7 @@ class KeyBroker:
         """Answer `POST /auth`.
 
         Raises:
-            Unavailable: the store failed, the service is sealed, or too many sessions are open.
+            Unavailable: the store failed, or the service is sealed.
         """
         self._parts.root_key.require_open()
         context = RequestContext(stage="auth", at=self._parts.clock())

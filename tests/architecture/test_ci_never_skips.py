@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.tool  # runs other programs: not a part of `make unit`
+
 SUITE = """
 import pytest
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.tool  # runs other programs: not a part of `make unit`
+
 LINTER = Path(sys.executable).parent / "lint-imports"
 PREFIX = "importlinter:contract:"
 

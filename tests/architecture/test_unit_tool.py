@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.tool  # runs other programs: not a part of `make unit`
+
 GOOD = "def test_good():\n    pass\n"
 BAD = "def test_bad():\n    raise AssertionError('planted')\n"
 

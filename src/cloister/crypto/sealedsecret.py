@@ -1,5 +1,5 @@
 """Sealed secrets of Confidential Containers: a signed reference to a secret, safe to hand to a hostile cluster
-(`spec/sealed-secret.md`; guest-components, docs/SEALED_SECRET.md).
+(`spec/sealed-secret.md`; guest-components, confidential-data-hub).
 
     sealed.<header>.<payload>.<signature>       a JWS in compact form, ES256 only, `kid` names the sealing key
 
@@ -39,7 +39,7 @@ _HEADER_BYTES: Final = 4 * KIB
 _SIGNATURE_BYTES: Final = 64
 _JWK_BYTES: Final = 4 * KIB
 _COORDINATE_BYTES: Final = 32
-_KEY_LABEL: Final = b"cloister sealed secret, data key, v1\0"  # associated data of the wrapped data key
+_KEY_LABEL: Final = b"cloister/sealed-secret/data-key/v1\0"  # associated data of the wrapped data key
 _WRAPPED_KEY_BYTES: Final = GCM_NONCE_BYTES + AES256_KEY_BYTES + GCM_TAG_BYTES
 _MADE_HERE: Final = object()
 _CODE: Final = "crypto.sealed"
@@ -112,14 +112,7 @@ class EnvelopeSecret:
         Raises:
             Refused: `crypto.sealed.kek_length`, `crypto.sealed.not_opened`: another key, or not what was sealed.
         """
-        if len(kek) != AES256_KEY_BYTES:
-            raise Refused(
-                f"{_CODE}.kek_length",
-                "key-encryption key of a sealed secret has the wrong length",
-                path=self.key_id.uri,
-                expected=f"{AES256_KEY_BYTES} bytes",
-                actual=f"{len(kek)} bytes",
-            )
+        _require_kek(kek, self.key_id)
         nonce, wrapped = self._wrapped_key[:GCM_NONCE_BYTES], self._wrapped_key[GCM_NONCE_BYTES:]
         try:
             key = open_aes256gcm(kek, nonce, wrapped, _key_context(self.key_id))
@@ -226,8 +219,9 @@ def seal_envelope_secret(
         kek: 32 bytes.
 
     Raises:
-        Refused: `crypto.sealed.too_long`.
+        Refused: `crypto.sealed.too_long`, `crypto.sealed.kek_length`.
     """
+    _require_kek(kek, key_id)
     if len(secret) > SECRET_BYTES:
         raise Refused(
             f"{_CODE}.too_long",
@@ -279,14 +273,28 @@ def parse_sealing_key(data: bytes | bytearray) -> ECDSAP256PublicKey:
         raise _bad_key("key is no point of the curve") from err
 
 
+def _require_kek(kek: bytes | bytearray, key_id: ResourcePath) -> None:
+    if len(kek) != AES256_KEY_BYTES:
+        raise Refused(
+            f"{_CODE}.kek_length",
+            "key-encryption key of a sealed secret has the wrong length",
+            path=key_id.uri,
+            expected=f"{AES256_KEY_BYTES} bytes",
+            actual=f"{len(kek)} bytes",
+        )
+
+
 def _secret(payload: _Payload) -> SealedSecret:
     if payload.version != VERSION:
-        raise _unsupported("version", "version of the sealed secret", VERSION, payload.version)
+        raise _unsupported(f"{_CODE}.version", "version of the sealed secret", VERSION, payload.version)
     if payload.provider != PROVIDER:
-        raise _unsupported("provider", "provider of the sealed secret", PROVIDER, payload.provider)
+        raise _unsupported(f"{_CODE}.provider", "provider of the sealed secret", PROVIDER, payload.provider)
     if payload.provider_settings:
         raise _unsupported(
-            "provider_settings", "settings for the provider", "none", ", ".join(sorted(payload.provider_settings))
+            f"{_CODE}.provider_settings",
+            "settings for the provider",
+            "none",
+            ", ".join(sorted(payload.provider_settings)),
         )
     envelope = (payload.key_id, payload.encrypted_key, payload.encrypted_data, payload.wrap_type, payload.iv)
     if payload.type == "vault":
@@ -296,7 +304,7 @@ def _secret(payload: _Payload) -> SealedSecret:
     if payload.name:
         raise _malformed("payload.name", "an envelope has no name")
     if payload.wrap_type != WRAP_TYPE:
-        raise _unsupported("wrap_type", "cipher of the sealed secret", WRAP_TYPE, payload.wrap_type)
+        raise _unsupported(f"{_CODE}.wrap_type", "cipher of the sealed secret", WRAP_TYPE, payload.wrap_type)
     wrapped = _bytes(payload.encrypted_key, "encrypted_key", _WRAPPED_KEY_BYTES)
     nonce = _bytes(payload.iv, "iv", GCM_NONCE_BYTES)
     data = decode_b64(payload.encrypted_data, path="payload.encrypted_data", ceiling=SECRET_BYTES + GCM_TAG_BYTES)
@@ -323,7 +331,7 @@ def _split(text: str) -> tuple[str, str, str]:
 def _header(part: str) -> _Header:
     header: _Header = _parse(_decode(part, "header", _HEADER_BYTES), "header", _Header)
     if header.alg != _ALGORITHM:
-        raise _unsupported("algorithm", "signature of the sealed secret", _ALGORITHM, header.alg)
+        raise _unsupported(f"{_CODE}.algorithm", "signature of the sealed secret", _ALGORITHM, header.alg)
     if not header.kid or not header.kid.isprintable() or header.typ.upper() not in ("", "JWT", "JWS", "JOSE"):
         raise _malformed("header", "a sealed secret names its key")
     return header
@@ -381,7 +389,11 @@ def _bad_key(message: str) -> FormatRefused:
     return FormatRefused(f"{_CODE}.key", message, path="sealing key", expected="a P-256 public key as JWK or PEM")
 
 
-def _unsupported(name: str, what: str, expected: str, actual: str) -> Refused:
+def _unsupported(code: str, what: str, expected: str, actual: str) -> Refused:
     return Refused(
-        f"{_CODE}.{name}", f"{what} is not supported", path=name, expected=expected, actual=actual[:80] or "nothing"
+        code,
+        f"{what} is not supported",
+        path=code.rpartition(".")[2],
+        expected=expected,
+        actual=actual[:80] or "nothing",
     )

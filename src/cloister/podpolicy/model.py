@@ -119,6 +119,13 @@ class ContainerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     sealing_keys: Mapping[str, str] = msgspec.field(default_factory=dict)
     unseal: tuple[ResourcePath, ...] = ()
 
+    @property
+    def prepared(self) -> tuple[ResourcePath, ...]:
+        """What the guest itself needs of the key broker for secret files and sealed secrets."""
+        files = [parse_resource_uri(text) for text in self.files.values() if not text.startswith(SEALED_PREFIX)]
+        keys = [parse_resource_uri(kid) for kid, key in self.sealing_keys.items() if not key]
+        return (*files, *keys, *self.unseal)
+
 
 class StreamsPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Where standard streams may go.

@@ -337,7 +337,7 @@ def test_origins_are_compared_in_one_form(url: str, origin: str) -> None:
 
 # -- authentication ---------------------------------------------------------------------------------------------
 
-CHALLENGE = 'Bearer realm="https://auth.test/token",service="images.test",scope="repository:team/app:pull"'
+CHALLENGE = 'Bearer realm="https://auth.images.test/token",service="images.test",scope="repository:team/app:pull"'
 
 
 def test_anonymous_token() -> None:
@@ -345,7 +345,7 @@ def test_anonymous_token() -> None:
     client = client_over(script, plain_http=False, other_origins=True)
     assert client.get_manifest("v1") is not None
     _, token_url, token_headers = script.asked[1]
-    assert token_url == "https://auth.test/token?service=images.test&scope=repository%3Ateam%2Fapp%3Apull"
+    assert token_url == "https://auth.images.test/token?service=images.test&scope=repository%3Ateam%2Fapp%3Apull"
     assert token_headers == {}
     assert script.asked[2][2]["Authorization"] == "Bearer abc"
 

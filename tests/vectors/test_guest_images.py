@@ -184,8 +184,11 @@ def test_a_changed_digest_in_the_private_options(sealed: Sealed) -> None:
 
 
 def test_counter_mode_wrapping_is_refused(sealed: Sealed) -> None:
-    sealed.change_json(PROVIDER_KEYS, lambda packet: packet.update(wrap_type="A256CTR"))
-    assert refused(sealed.open) == "oci.encryption.packet.wrap_type"
+    iv = base64.b64encode(bytes(16)).decode()
+    sealed.change_json(PROVIDER_KEYS, lambda packet: packet.update(wrap_type="A256CTR", iv=iv))
+    packet = parse_packet(base64.b64decode(sealed.annotations[PROVIDER_KEYS]))
+    assert refused(lambda: unwrap_private_options(packet, bytes(32))) == "oci.encryption.packet.wrap_type"
+    assert refused(sealed.open) == "oci.encryption.unwrap_failed"
 
 
 def test_the_sample_kek_is_refused_and_others_do_not_open(sealed: Sealed) -> None:

@@ -135,8 +135,8 @@ def unwrap_private_options(packet: AnnotationPacket, kek: bytes | bytearray) -> 
     """Open `packet` with `kek`, and only if that proves that the holder of `kek` wrote it.
 
     Raises:
-        ImageRefused: `oci.encryption.packet.wrap_type`, `oci.encryption.sample_kek`, `oci.encryption.kek_length`, `oci.encryption.unwrap_failed` for
-            another KEK or a changed packet, `oci.encryption.*` for what was inside.
+        ImageRefused: `oci.encryption.packet.wrap_type`, `oci.encryption.sample_kek`, `oci.encryption.kek_length`,
+            `oci.encryption.unwrap_failed` for another KEK or a changed packet, `oci.encryption.*` for what was inside.
     """
     if packet.wrap_type != WRAP_TYPE:
         raise _unsupported("wrap_type", WRAP_TYPE, packet.wrap_type)

@@ -24,6 +24,7 @@ from cloister.cli import (
     identity,
     image,
     key,
+    keyprovider,
     log,
     podvm,
     policy,
@@ -80,6 +81,7 @@ app.add_typer(collateral.app, name="collateral")
 app.add_typer(identity.app, name="identity")
 app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
+app.add_typer(keyprovider.app, name="keyprovider")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
 refs.app.add_typer(refsregistered.publisher, name="publisher")

@@ -18,7 +18,6 @@ from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.oci.encryption.packet import require_kek
 from cloister.protocol.resourceuri import ResourcePath
 
-_CODE: Final = "imagetool.keyprovider"
 _MISSING: Final = "trust.resource.missing"
 _CONFLICT: Final = "trust.resource.conflict"
 _NONE: Final = 0  # the version of what is not there
@@ -123,6 +122,8 @@ def read_key(path: Path) -> bytes:
         with path.open("rb") as file:
             key = file.read(AES256_KEY_BYTES + 1)
     except OSError as err:
-        raise Unavailable(f"{_CODE}.key_file", f"cannot read the key: {err.strerror}", path=str(path)[:200]) from err
+        raise Unavailable(
+            "imagetool.keyprovider.key_file", f"cannot read the key: {err.strerror}", path=str(path)[:200]
+        ) from err
     require_kek(key)
     return key

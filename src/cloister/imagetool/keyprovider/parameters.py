@@ -15,7 +15,6 @@ from cloister.errors import FormatRefused, ImageRefused
 from cloister.oci.encryption.packet import WRAP_TYPE
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 
-_CODE: Final = "imagetool.keyprovider"
 _NAMES: Final = ("keyid", "keypath", "algorithm", "sample")
 _NOTHING: Final = ("", "Enabled")  # what tools send where their user wrote the provider's name alone
 _CHARS: Final = 8192
@@ -51,7 +50,7 @@ def parse_parameters(data: bytes) -> KeyParameters:
         found[name] = value
     if found.get("sample", "false") != "false":
         raise ImageRefused(
-            f"{_CODE}.sample",
+            "imagetool.keyprovider.sample",
             "sample=true asks for the published sample key, which protects nothing",
             path="sample",
             hint="leave it out: a key is made, or name one with keyid",
@@ -71,7 +70,7 @@ def _address(text: str) -> ResourcePath:
 
 def _refused(expected: str, actual: str) -> ImageRefused:
     return ImageRefused(
-        f"{_CODE}.parameters",
+        "imagetool.keyprovider.parameters",
         "key provider cannot read what follows its name",
         path="parameters",
         expected=expected,

@@ -28,7 +28,6 @@ from cloister.oci.encryption.packet import encode_packet, open_packet, parse_pac
 from cloister.protocol.resourceuri import ResourcePath
 
 DEFAULT_NAME: Final = "attestation-agent"
-_CODE: Final = "imagetool.keyprovider"
 _REPOSITORY: Final = "default"
 _TYPE: Final = "image-kek"
 _TAG_BYTES: Final = 16
@@ -98,13 +97,12 @@ class Provider:
         values = given.get(self._name, ())
         if len(values) > 1 or (required and not values):
             raise ImageRefused(
-                f"{_CODE}.recipients",
+                "imagetool.keyprovider.recipients",
                 "the request is not for one key of this provider",
                 path="Parameters",
                 expected=f"one value for {self._name}",
                 actual=f"{len(values)} for it; there are {', '.join(sorted(given))[:120] or 'none'}",
-                hint=f"name one --encryption-key provider:{self._name}:keyid=..; another key is another recipient "
-                "of `cloister image rewrap`"
+                hint=f"give one --encryption-key provider:{self._name}:keyid=.."
                 if values
                 else f"start this provider with --name, or call it {self._name} in the configuration",
             )
@@ -115,7 +113,7 @@ class Provider:
             return None
         if not self._allow_key_paths:
             raise ImageRefused(
-                f"{_CODE}.key_path",
+                "imagetool.keyprovider.key_path",
                 "this provider reads no file for who asks",
                 path="keypath",
                 hint="store the key with `cloister secret put` and name it with keyid, or use the provider's command",

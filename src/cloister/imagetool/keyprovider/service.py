@@ -35,7 +35,6 @@ from cloister.wire.limits import KEY_PROVIDER_REQUEST_BYTES
 if TYPE_CHECKING:
     import grpc
 
-_CODE: Final = "imagetool.keyprovider"
 _PRIVATE: Final = 0o177
 _THREADS: Final = 4
 _WAITING: Final = 16  # more are told to come again
@@ -84,7 +83,7 @@ def serving(
     require_address(address, protected=tls is not None, path="--listen")
     if not path and tls is None and not insecure_any_local_user:
         raise ImageRefused(
-            f"{_CODE}.listen",
+            "imagetool.keyprovider.listen",
             "every user of this machine could have layer keys opened at a port",
             path="--listen",
             expected="unix:PATH, or TLS with --tls-cert, --tls-key and --client-ca",
@@ -147,7 +146,7 @@ def _bind(server: grpc.Server, address: str, path: str, tls: ServerTLS | None) -
         credentials = grpc.ssl_server_credentials(pair, tls.client_ca, require_client_auth=True)
         return server.add_secure_port(address, credentials)
     except RuntimeError as err:  # what the library raises when it cannot
-        raise Unavailable(f"{_CODE}.bind", "cannot listen there", path=address[:200]) from err
+        raise Unavailable("imagetool.keyprovider.bind", "cannot listen there", path=address[:200]) from err
 
 
 def _require_free(path: Path) -> None:
@@ -161,10 +160,12 @@ def _require_free(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as err:
-        raise Unavailable(f"{_CODE}.bind", f"cannot listen there: {err.strerror}", path=str(path)[:200]) from err
+        raise Unavailable(
+            "imagetool.keyprovider.bind", f"cannot listen there: {err.strerror}", path=str(path)[:200]
+        ) from err
     if stat.S_ISSOCK(mode):
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(_PROBE_SECONDS)
             if probe.connect_ex(str(path)):
                 return
-    raise Unavailable(f"{_CODE}.bind", "somebody listens there, or it is no socket", path=str(path)[:200])
+    raise Unavailable("imagetool.keyprovider.bind", "somebody listens there, or it is no socket", path=str(path)[:200])

@@ -1,6 +1,6 @@
 """The key provider protocol of ocicrypt: what a container tool and the program that holds the keys tell each other.
 
-Written from docs/keyprovider.md and keywrap/keyprovider/keyprovider.go of containers/ocicrypt, and from what CoCo's
+Written from the sources of containers/ocicrypt (keywrap/keyprovider, config/keyprovider-config), and from what CoCo's
 Rust programs read and write. One request (`keywrap`, `keyunwrap`), one answer, both JSON; on standard input and output
 of a command, or in the one field of the messages of gRPC service `keyprovider.KeyProviderService`.
 
@@ -97,7 +97,7 @@ def parse_request(data: bytes) -> WrapRequest | UnwrapRequest:
             parameters = _parse_parameters(config)
         return UnwrapRequest(parameters=parameters, annotation=_parse_bytes(inner, "annotation"))
     raise ImageRefused(
-        f"{_CODE}.operation",
+        "oci.keyprovider.operation",
         "no such operation of the key provider protocol",
         path="request.op",
         expected=f"{_WRAP} or {_UNWRAP}",
@@ -158,7 +158,7 @@ def parse_envelope(data: bytes, *, ceiling: int) -> bytes:
         FormatRefused: `oci.keyprovider.envelope.*`.
     """
     schema = {_MESSAGE_FIELD: Field(name="message", ceiling=ceiling)}
-    return parse_message(data, schema, code=f"{_CODE}.envelope").text(_MESSAGE_FIELD)
+    return parse_message(data, schema, code="oci.keyprovider.envelope").text(_MESSAGE_FIELD)
 
 
 def _parse_answer(data: bytes, results: str, wanted: str, others: str, unwanted: str) -> bytes:
@@ -170,7 +170,10 @@ def _parse_answer(data: bytes, results: str, wanted: str, others: str, unwanted:
         other.only(unwanted)
         if unwanted in other and _parse_bytes(other, unwanted, allow_empty=True):
             raise ImageRefused(
-                f"{_CODE}.answer", "key provider answers another question", path=f"answer.{others}", expected=results
+                "oci.keyprovider.answer",
+                "key provider answers another question",
+                path=f"answer.{others}",
+                expected=results,
             )
     if results not in members:
         raise _no_answer(results)
@@ -182,7 +185,7 @@ def _parse_answer(data: bytes, results: str, wanted: str, others: str, unwanted:
 
 
 def _no_answer(missing: str) -> ImageRefused:
-    return ImageRefused(f"{_CODE}.answer", "key provider answers nothing", path="answer", expected=missing)
+    return ImageRefused("oci.keyprovider.answer", "key provider answers nothing", path="answer", expected=missing)
 
 
 def _parse_parameters(config: Members) -> Parameters:
@@ -192,7 +195,7 @@ def _parse_parameters(config: Members) -> Parameters:
     names = found.names()
     if len(names) > _PARAMETERS or any(len(name) > _NAME_CHARS for name in names):
         raise ImageRefused(
-            f"{_CODE}.too_many",
+            "oci.keyprovider.too_many",
             "too many parameters, or too long names",
             path=found.place(""),
             expected=f"at most {_PARAMETERS} of {_NAME_CHARS} characters",
@@ -209,7 +212,7 @@ def _parse_parameters(config: Members) -> Parameters:
 def _parse_bytes(members: Members, name: str, *, allow_empty: bool = False) -> bytes:
     data = members.octets(name, ceiling=ANNOTATION_BYTES)
     if not data and not allow_empty:
-        raise ImageRefused(f"{_CODE}.bytes", "there is nothing in it", path=members.place(name))
+        raise ImageRefused("oci.keyprovider.bytes", "there is nothing in it", path=members.place(name))
     return data
 
 
@@ -256,14 +259,14 @@ def parse_endpoint(config: bytes, name: str) -> Endpoint:
     Raises:
         ImageRefused: `oci.keyprovider.config.*`.
     """
-    code = f"{_CODE}.config"
+    code = "oci.keyprovider.config"
     document = parse_document(config, ceiling=KEY_PROVIDER_CONFIG_BYTES, code=code)
     members = Members(document, path="", code=code)
     members.only("key-providers")
     providers = members.members("key-providers")
     if name not in providers:
         raise ImageRefused(
-            f"{code}.unknown_provider",
+            "oci.keyprovider.config.unknown_provider",
             "the configuration names no such key provider",
             path="key-providers",
             expected=name[:80],
@@ -274,7 +277,7 @@ def parse_endpoint(config: bytes, name: str) -> Endpoint:
     ways = [way for way in _TRANSPORTS if way in entry]
     if len(ways) != 1:
         raise ImageRefused(
-            f"{code}.transport",
+            "oci.keyprovider.config.transport",
             "a key provider is reached in exactly one way",
             path=entry.place(""),
             expected="one of cmd, grpc, ttrpc",
@@ -314,7 +317,7 @@ def _command(entry: Members) -> CommandEndpoint:
     path = command.text("path")
     arguments = command.texts("args", ceiling=_ARGUMENTS)
     if not path or "\0" in path or any("\0" in argument for argument in arguments):
-        raise ImageRefused(f"{_CODE}.config.command", "not a command", path=command.place("path"))
+        raise ImageRefused("oci.keyprovider.config.command", "not a command", path=command.place("path"))
     return CommandEndpoint(path=path, arguments=arguments)
 
 
@@ -327,7 +330,7 @@ def _grpc(entry: Members) -> GRPCEndpoint:
         inner.only(*_TLS_MEMBERS, "insecure-skip-verify")
         if inner.flag("insecure-skip-verify"):
             raise ImageRefused(
-                f"{_CODE}.config.unverified",
+                "oci.keyprovider.config.unverified",
                 "layer keys are not sent to a server that proves nothing",
                 path=inner.place("insecure-skip-verify"),
                 hint="name the server's CA in root-ca-file",
@@ -335,7 +338,7 @@ def _grpc(entry: Members) -> GRPCEndpoint:
         tls = TLSFiles(**{field: inner.text(name, "") for name, field in _TLS_MEMBERS.items()})
         if bool(tls.certificate_file) != bool(tls.key_file):
             raise ImageRefused(
-                f"{_CODE}.config.certificate", "a certificate and its key belong together", path=inner.place("")
+                "oci.keyprovider.config.certificate", "a certificate and its key belong together", path=inner.place("")
             )
     require_address(address, protected=tls is not None, path=entry.place("grpc"))
     return GRPCEndpoint(address=address, tls=tls)
@@ -347,7 +350,7 @@ def _ttrpc(entry: Members) -> TTRPCEndpoint:
     socket = address.removeprefix("unix://")
     if socket == address or not socket.startswith("/") or "\0" in socket:
         raise ImageRefused(
-            f"{_CODE}.config.address",
+            "oci.keyprovider.config.address",
             "not the address of a ttrpc service",
             path=entry.place("ttrpc"),
             expected="unix:///path/of/socket",
@@ -358,7 +361,7 @@ def _ttrpc(entry: Members) -> TTRPCEndpoint:
 
 def _native(entry: Members) -> Endpoint:
     raise ImageRefused(
-        f"{_CODE}.config.native",
+        "oci.keyprovider.config.native",
         "a native key provider is Rust code inside the program that reads this file",
         path=entry.place("native"),
         expected="cmd, grpc or ttrpc",
@@ -393,7 +396,7 @@ def require_address(address: str, *, protected: bool, path: str = "") -> None:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not well_formed or not host.isascii() or not host.isprintable() or set(bare) & set("/@?# []"):
         raise ImageRefused(
-            f"{_CODE}.config.address",
+            "oci.keyprovider.config.address",
             "not the address of a gRPC service",
             path=path,
             expected="host:port or unix:///path/of/socket",
@@ -401,7 +404,7 @@ def require_address(address: str, *, protected: bool, path: str = "") -> None:
         )
     if not protected and not _is_here(bare):
         raise ImageRefused(
-            f"{_CODE}.config.plain_network",
+            "oci.keyprovider.config.plain_network",
             "layer keys do not cross a network without TLS",
             path=path,
             expected="a Unix socket, this machine, or grpc-tls",

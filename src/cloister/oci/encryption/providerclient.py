@@ -46,7 +46,6 @@ from cloister.wire.protobuf import VARINT, Field, encode_field, parse_message
 if TYPE_CHECKING:
     import grpc
 
-_CODE: Final = "oci.keyprovider"
 _SCHEME: Final = "provider."
 _ENABLED: Final = b"Enabled"  # what ocicrypt's tools send for a provider without parameters
 _WORDS_CHARS: Final = 400
@@ -116,7 +115,7 @@ def open_provider(text: str, *, environment: Mapping[str, str] = os.environ) -> 
     place = environment.get(CONFIG_VARIABLE, "")
     if not place:
         raise ImageRefused(
-            f"{_CODE}.config.unset",
+            "oci.keyprovider.config.unset",
             "nothing says how key providers are reached",
             path=CONFIG_VARIABLE,
             hint=f"export {CONFIG_VARIABLE}=FILE; `cloister keyprovider config` prints such a file",
@@ -126,7 +125,7 @@ def open_provider(text: str, *, environment: Mapping[str, str] = os.environ) -> 
             config = file.read(KEY_PROVIDER_CONFIG_BYTES + 1)
     except OSError as err:
         raise Unavailable(
-            f"{_CODE}.config.unreadable", f"cannot read the file: {err.strerror}", path=place[:200]
+            "oci.keyprovider.config.unreadable", f"cannot read the file: {err.strerror}", path=place[:200]
         ) from err
     return KeyProvider(name, connect(parse_endpoint(config, name), environment), parameters=parameters)
 
@@ -162,7 +161,7 @@ async def _run(command: CommandEndpoint, request: bytes, environment: Mapping[st
         )
     except OSError as err:
         raise Unavailable(
-            f"{_CODE}.unreachable", f"key provider does not start: {err.strerror}", path=command.path[:200]
+            "oci.keyprovider.unreachable", f"key provider does not start: {err.strerror}", path=command.path[:200]
         ) from err
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise RuntimeError("a process without pipes")
@@ -198,7 +197,10 @@ async def _read(stream: asyncio.StreamReader, ceiling: int, place: str) -> bytes
         data += chunk
         if len(data) > ceiling:
             raise ImageRefused(
-                f"{_CODE}.too_long", "key provider says too much", path=place[:200], expected=f"at most {ceiling} bytes"
+                "oci.keyprovider.too_long",
+                "key provider says too much",
+                path=place[:200],
+                expected=f"at most {ceiling} bytes",
             )
     return bytes(data)
 
@@ -241,7 +243,7 @@ def load_grpc() -> ModuleType:
         import grpc
     except ImportError as err:
         raise Unavailable(
-            f"{_CODE}.no_grpc",
+            "oci.keyprovider.no_grpc",
             "key providers over gRPC need a library that is not installed",
             hint="pip install 'cloister[grpc]', or reach the provider by its command",
         ) from err
@@ -265,7 +267,7 @@ def _content(place: str) -> bytes | None:
             return file.read(KEY_PROVIDER_CONFIG_BYTES)
     except OSError as err:
         raise Unavailable(
-            f"{_CODE}.config.unreadable", f"cannot read the file: {err.strerror}", path=place[:200]
+            "oci.keyprovider.config.unreadable", f"cannot read the file: {err.strerror}", path=place[:200]
         ) from err
 
 
@@ -305,7 +307,7 @@ def _ask_ttrpc(endpoint: TTRPCEndpoint, method: str, message: bytes) -> bytes:
         raise _silent(endpoint.socket) from err
     except OSError as err:
         raise _unreachable(endpoint.socket, err.strerror or "") from err
-    code = f"{_CODE}.envelope"
+    code = "oci.keyprovider.envelope"
     ceiling = KEY_PROVIDER_ANSWER_BYTES + _ENVELOPE_BYTES
     schema = {1: Field(name="status", ceiling=_ERROR_BYTES), 2: Field(name="payload", ceiling=ceiling)}
     response = parse_message(body, schema, code=code)
@@ -332,11 +334,14 @@ def _ttrpc_answer(connection: socket.socket, place: str, ends: float) -> bytes:
     head = _receive(connection, _TTRPC_HEADER, place, ends)
     length, stream = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:8], "big")
     if stream != _TTRPC_STREAM or head[8] != _TTRPC_RESPONSE:
-        raise ImageRefused(f"{_CODE}.envelope.malformed", "key provider does not speak ttrpc", path=place[:200])
+        raise ImageRefused("oci.keyprovider.envelope.malformed", "key provider does not speak ttrpc", path=place[:200])
     ceiling = KEY_PROVIDER_ANSWER_BYTES + _ERROR_BYTES
     if length > ceiling:
         raise ImageRefused(
-            f"{_CODE}.too_long", "key provider says too much", path=place[:200], expected=f"at most {ceiling} bytes"
+            "oci.keyprovider.too_long",
+            "key provider says too much",
+            path=place[:200],
+            expected=f"at most {ceiling} bytes",
         )
     return _receive(connection, length, place, ends)
 
@@ -358,16 +363,19 @@ def _receive(connection: socket.socket, count: int, place: str, ends: float) -> 
 def _refused(place: str, status: str, words: str) -> ImageRefused:
     said = " ".join(words.split())[:_WORDS_CHARS]
     return ImageRefused(
-        f"{_CODE}.refused", f"key provider refuses: {said or 'without a reason'}", path=place[:200], actual=status
+        "oci.keyprovider.refused",
+        f"key provider refuses: {said or 'without a reason'}",
+        path=place[:200],
+        actual=status,
     )
 
 
 def _unreachable(place: str, words: str) -> Unavailable:
     said = " ".join(words.split())[:_WORDS_CHARS]
-    return Unavailable(f"{_CODE}.unreachable", f"key provider cannot be reached: {said}", path=place[:200])
+    return Unavailable("oci.keyprovider.unreachable", f"key provider cannot be reached: {said}", path=place[:200])
 
 
 def _silent(place: str) -> Unavailable:
     return Unavailable(
-        f"{_CODE}.unreachable", f"key provider gave no answer in {KEY_PROVIDER_SECONDS} s", path=place[:200]
+        "oci.keyprovider.unreachable", f"key provider gave no answer in {KEY_PROVIDER_SECONDS} s", path=place[:200]
     )

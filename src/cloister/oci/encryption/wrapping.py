@@ -192,7 +192,17 @@ def refuse_recipient(text: str) -> Refused:
 def _open_key(text: str, kek_at: KEKSource | None) -> KeyUnwrapper:
     if text == "kbs" and kek_at is not None:
         return PacketUnwrapper(kek_at)
-    raise Refused("oci.encryption.key", "not a key for images", expected="kbs", actual=text[:80] or "nothing")
+    scheme, _, place = text.partition(":")
+    if scheme == "provider" and place:
+        from cloister.oci.encryption.providerclient import open_provider
+
+        return open_provider(place)
+    raise Refused(
+        "oci.encryption.key",
+        "not a key for images",
+        expected="kbs or provider:NAME[:PARAMS]",
+        actual=text[:80] or "nothing",
+    )
 
 
 def _packet_wrappers(places: Sequence[str], kek_for: KEKSource | None) -> list[KeyWrapper]:
@@ -202,6 +212,13 @@ def _packet_wrappers(places: Sequence[str], kek_for: KEKSource | None) -> list[K
     return [PacketWrapper(path.uri, kek_for(path)) for path in paths]
 
 
+def _providers(places: Sequence[str], kek_for: KEKSource | None) -> list[KeyWrapper]:
+    from cloister.oci.encryption.providerclient import open_provider
+
+    return [open_provider(place) for place in places]
+
+
 _OPENERS: Final[Mapping[str, Callable[[Sequence[str], KEKSource | None], list[KeyWrapper]]]] = {
     "kbs": _packet_wrappers,
+    "provider": _providers,
 }

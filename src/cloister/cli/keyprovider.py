@@ -199,9 +199,6 @@ def serve_command(
     def complain(err: CloisterError) -> None:
         step("no", refusal_number(err.code), str(err))
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with (
         options.provider(allow_key_paths=allow_keypath, report=report) as provider,
         serving(
@@ -210,6 +207,9 @@ def serve_command(
     ):
         if insecure_any_local_user and not address.startswith("unix:"):
             step("no", "no TLS", "every user of this machine can have layer keys opened here")
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         step("ok", "key provider answers", address)
         while not stop.wait(3600):
             continue

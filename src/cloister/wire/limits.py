@@ -61,7 +61,6 @@ KEY_PROVIDER_REQUEST_BYTES: Final = 4 * MIB  # brings the parameters of all sche
 KEY_PROVIDER_ANSWER_BYTES: Final = 512 * KIB  # one annotation, each byte a number of up to three digits and a comma
 KEY_PROVIDER_CONFIG_BYTES: Final = 64 * KIB
 KEY_PROVIDER_SECONDS: Final = 60  # for one key; CoCo's own client waits 50
-ANNOTATIONS: Final = 128
 ANNOTATIONS: Final = 1024  # the conformance suite of the distribution specification pushes 391
 WRAPPED_KEY_SCHEMES: Final = 16  # ways to wrap one layer's key: four of ocicrypt, the rest providers
 WRAPPED_KEY_ELEMENTS: Final = 16  # of one scheme; each costs a reader an attempt

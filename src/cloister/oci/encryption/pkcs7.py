@@ -166,15 +166,15 @@ def _encrypted_key(members: list[_Element]) -> bytes:
     if [member.tag for member in members] != [_INTEGER, _SEQUENCE, _SEQUENCE, _OCTETS]:
         return b""
     algorithm = _elements(members[2].content)
-    fits = algorithm and algorithm[0].tag == _OID and algorithm[0].content == _RSA_ENCRYPTION
-    return members[3].content if fits else b""
+    fits = algorithm and (algorithm[0].tag, algorithm[0].content) == (_OID, _RSA_ENCRYPTION)
+    return members[3].content if fits and members[0].content == _VERSION_0 else b""
 
 
 def _parse_content(members: list[_Element]) -> tuple[int, bytes, bytes]:
-    if len(members) != 3 or members[1].tag != _SEQUENCE:
+    if len(members) != 3 or (members[0].tag, members[0].content, members[1].tag) != (_OID, _DATA, _SEQUENCE):
         raise _malformed()
     algorithm = _elements(members[1].content)
-    if not algorithm or algorithm[0].content not in _AES_GCM:
+    if not algorithm or algorithm[0].tag != _OID or algorithm[0].content not in _AES_GCM:
         raise ImageRefused(
             f"{_CODE}.unknown_cipher",
             "cipher of the wrapped layer key is not supported",

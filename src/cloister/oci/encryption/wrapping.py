@@ -188,9 +188,9 @@ def open_keys(texts: Sequence[str], *, kek_at: KEKSource | None = None) -> list[
 
     Args:
         texts: `FILE[:PASSWORD]`, the password also as `pass=TEXT`, `file=FILE` or `fd=NUMBER`; `provider:NAME[:PARAMS]`
-            for a key provider that `OCICRYPT_KEYPROVIDER_CONFIG` says how to reach; or `kbs` for the keys of our broker.
-            What is in a file is told by its content (`cloister.oci.encryption.keyfiles`). A certificate
-            may stand beside its private key, as skopeo wants it for PKCS #7; it adds nothing.
+            for a key provider that `OCICRYPT_KEYPROVIDER_CONFIG` says how to reach; or `kbs` for the keys of our
+            broker. What is in a file is told by its content (`cloister.oci.encryption.keyfiles`). A certificate may
+            stand beside its private key, as skopeo wants it for PKCS #7; it adds nothing.
         kek_at: gives the key-encryption key at an address in the broker.
 
     Raises:

@@ -109,7 +109,7 @@ def parse_auths(top: Members, path: str, names: Sequence[str]) -> Credentials | 
     if "auths" not in top:
         return None
     auths = top.members("auths")
-    entries = {_normalised(name): name for name in auths.names()}
+    entries = {_normalised(name): name for name in top.raw_members("auths")}
     for name in names:
         if name not in entries:
             continue
@@ -129,7 +129,9 @@ def _decode_auth(encoded: str, place: str) -> tuple[str, str]:
     except (FormatRefused, UnicodeDecodeError):
         colon = ""
     if not colon or not username:
-        raise ImageRefused(f"{_CODE}.malformed", "not a name and a password", path=place, expected="base64 of name:password")
+        raise ImageRefused(
+            f"{_CODE}.malformed", "not a name and a password", path=place, expected="base64 of name:password"
+        )
     return username, password.strip("\0")  # docker pads with them
 
 

@@ -103,14 +103,14 @@ class RegistryClient:
 
         return self._session.repeat(get)
 
-    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """Yield a blob's bytes, unchecked, going on where an answer broke off.
+    def stream_blob(self, descriptor: Descriptor, *, start: int = 0) -> Iterator[bytes]:
+        """Yield a blob's bytes from `start` on, unchecked, going on where an answer broke off.
 
         Raises:
             Unavailable: `oci.distribution.*`, `oci.transport.*`.
             ImageRefused: `oci.distribution.blob_missing`.
         """
-        done = 0
+        done = start
         failures = 0
         while True:
             try:

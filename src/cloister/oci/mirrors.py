@@ -1,5 +1,5 @@
-"""Where to pull an image from: mirrors, other locations, blocked and insecure registries (containers-registries.conf(5),
-version 2, as TOML).
+"""Where to pull an image from: mirrors, other locations, blocked and insecure registries, as
+containers-registries.conf(5) version 2 has them.
 
 Read from `$CLOISTER_REGISTRIES_CONF` or `$CONTAINERS_REGISTRIES_CONF` alone if one is set; else from
 `~/.config/containers/registries.conf`, else `/etc/containers/registries.conf`, each followed by its `.d/*.conf` in
@@ -13,18 +13,25 @@ as it is what the registry says; `mirror-by-digest-only` or `pull-from-mirror` k
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from cloister.errors import FormatRefused, ImageRefused, Unavailable
+from cloister.oci.digest import Digest
+from cloister.oci.distribution import RegistryClient
+from cloister.oci.manifest import Descriptor
 from cloister.oci.reference import OCIReference
-from cloister.wire.limits import MIB
+from cloister.oci.session import CODE
+from cloister.oci.store import StoredManifest
+from cloister.wire.limits import MIB, REFERRERS
 from cloister.wire.stricttoml import parse_toml
 
 FILE_BYTES: Final = 1 * MIB
+_T = TypeVar("_T")
 _CODE: Final = "oci.mirrors"
 _FILES: Final = 256
 _REGISTRIES: Final = 1024
@@ -100,6 +107,70 @@ class RegistryRules(msgspec.Struct, frozen=True):
             token_services=rule.token_services,
         )
         return (*mirrors, own)
+
+
+class MirroredSource:
+    """Reads from the first of several registries that has something, in order.
+
+    What one serves is checked like any other source's: a mirror with other bytes is refused, not passed over in
+    silence. One that cannot be reached, or has nothing, is passed over.
+
+    Args:
+        clients: mirrors first, the registry itself last.
+    """
+
+    code = CODE
+
+    def __init__(self, clients: Sequence[RegistryClient]) -> None:
+        self._clients = tuple(clients)
+
+    def get_manifest(self, selector: str) -> StoredManifest | None:
+        """Return the first that is served; see `ImageSource.get_manifest`."""
+        return self._first(lambda client: client.get_manifest(selector))
+
+    def referrers(self, digest: Digest) -> list[Descriptor] | None:
+        """Return what all of them list together, or None where none has such a list by itself.
+
+        A mirror seldom has the signatures of what it mirrors, and must not hide them.
+        """
+        found: list[Descriptor] | None = None
+        unreachable: Unavailable | None = None
+        for client in self._clients:
+            try:
+                listed = client.referrers(digest)
+                if listed is not None:
+                    found = [*(found or []), *islice(listed, REFERRERS + 1)]
+            except Unavailable as err:
+                unreachable = err
+        if found is None and unreachable is not None:
+            raise unreachable
+        return found
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield a blob's bytes; where one registry breaks off, the next goes on behind them."""
+        done = 0
+        for client in self._clients[:-1]:
+            try:
+                for chunk in client.stream_blob(descriptor, start=done):
+                    done += len(chunk)
+                    yield chunk
+                return
+            except Unavailable:
+                continue
+            except ImageRefused as err:
+                if err.code != f"{CODE}.blob_missing":
+                    raise
+        yield from self._clients[-1].stream_blob(descriptor, start=done)
+
+    def _first(self, ask: Callable[[RegistryClient], _T | None]) -> _T | None:
+        for client in self._clients[:-1]:
+            try:
+                found = ask(client)
+            except Unavailable:
+                continue
+            if found is not None:
+                return found
+        return ask(self._clients[-1])
 
 
 def rule_files(environment: Mapping[str, str], *, system: Path = Path("/etc/containers")) -> list[Path]:
@@ -234,4 +305,6 @@ def _require_known(table: Mapping[str, Any], known: frozenset[str], place: str) 
 
 
 def _malformed(place: str, expected: str, actual: str = "") -> ImageRefused:
-    return ImageRefused(f"{_CODE}.malformed", "not a rule about registries", path=place, expected=expected, actual=actual[:80])
+    return ImageRefused(
+        f"{_CODE}.malformed", "not a rule about registries", path=place, expected=expected, actual=actual[:80]
+    )

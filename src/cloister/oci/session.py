@@ -283,7 +283,7 @@ class RegistrySession:
             "registry wants our credentials shown to another server",
             expected=self._origin,
             actual=origin[:200],
-            hint="if that server is theirs, name it as token-service of the registry in registries.toml",
+            hint="if that server is theirs, name it in token-services of the registry in registries.conf",
         )
 
 

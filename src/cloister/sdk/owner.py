@@ -31,6 +31,7 @@ from cloister.oci.distribution import RegistryClient
 from cloister.oci.encryption.annotations import parse_layer_encryption
 from cloister.oci.location import ImageLocation, LocationKind, RegistryAccess, open_source, parse_location
 from cloister.oci.manifest import ImageConfig, parse_config, parse_manifest
+from cloister.oci.network import OwnerTransport, owner_access
 from cloister.oci.reference import OCIReference
 from cloister.oci.store import ImageSource, read_blob, resolve_platform
 from cloister.oci.transfer import copy_blobs
@@ -294,16 +295,14 @@ def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: st
     return store.write_manifest(raw, media_type, tag)
 
 
-def open_transport() -> AbstractContextManager[HTTPTransport]:
-    """Return a transport to registries: TLS with the system's roots; its connections close with the block."""
-    return closing(HTTPTransport())
+def open_transport() -> AbstractContextManager[OwnerTransport]:
+    """Return a transport to registries, through this machine's proxies; its connections close with the block."""
+    return closing(OwnerTransport(os.environ))
 
 
-def registry_access(location: ImageLocation, transport: HTTPTransport) -> RegistryAccess:
-    """Plain HTTP to this machine only, as container tools do; TLS elsewhere."""
-    host = location.reference.registry.partition(":")[0] if location.reference else ""
-    local = host == "localhost" or host.startswith("127.")
-    return RegistryAccess(transport=transport, plain_http=local, other_origins=not local)
+def registry_access(location: ImageLocation, transport: OwnerTransport) -> RegistryAccess:
+    """Return how to reach the registry of a location; see `owner_access`."""
+    return owner_access(location, transport, os.environ)
 
 
 def _holds_layers(store: RegistryClient, manifest: bytes) -> bool:

@@ -101,19 +101,28 @@ def open_sink(location: ImageLocation, access: RegistryAccess) -> OCILayout | Re
     Raises:
         ImageRefused: `oci.location.not_writable`, and nothing was written.
     """
+    require_writable(location)
     if location.reference is not None:
-        if location.reference.digest is not None:
-            raise ImageRefused(
-                "oci.location.not_writable",
-                "cannot write to a digest, it follows from the content",
-                actual=str(location),
-            )
         return access.client(location.reference)
-    if location.kind is LocationKind.LAYOUT:
-        return OCILayout(location.path, create=True)
-    raise ImageRefused(
-        "oci.location.not_writable",
-        "this kind of place cannot hold an encrypted or signed image",
-        expected="docker://REFERENCE or oci:PATH:TAG",
-        actual=str(location),
-    )
+    return OCILayout(location.path, create=True)
+
+
+def require_writable(location: ImageLocation) -> None:
+    """Return if an encrypted or signed image can be written to `location`.
+
+    Raises:
+        ImageRefused: `oci.location.not_writable`.
+    """
+    if location.reference is not None and location.reference.digest is not None:
+        raise ImageRefused(
+            "oci.location.not_writable",
+            "cannot write to a digest, it follows from the content",
+            actual=str(location),
+        )
+    if location.reference is None and location.kind is not LocationKind.LAYOUT:
+        raise ImageRefused(
+            "oci.location.not_writable",
+            "this kind of place cannot hold an encrypted or signed image",
+            expected="docker://REFERENCE or oci:PATH:TAG",
+            actual=str(location),
+        )

@@ -21,10 +21,12 @@ app = typer.Typer(
     no_args_is_help=True, help="Encrypt, decrypt, sign and look at container images.", rich_markup_mode=None
 )
 
-_PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH"
+_PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
 
 SourceArgument = Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")]
-DestinationArgument = Annotated[str, typer.Argument(help="Where the result goes: oci:PATH:TAG or docker://REF.")]
+SealedArgument = Annotated[
+    str, typer.Argument(help="Where the result goes: docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG or dir:PATH.")
+]
 PlatformOption = Annotated[
     str, typer.Option(metavar="OS/ARCH", help="Take one image out of an index [default: all, and a new index].")
 ]
@@ -40,7 +42,7 @@ KeyFileOption = Annotated[
 @app.command("encrypt")
 def encrypt_command(
     source: SourceArgument,
-    destination: DestinationArgument,
+    destination: SealedArgument,
     recipient: Annotated[
         list[str],
         typer.Option(
@@ -119,7 +121,7 @@ def encrypt_command(
 @app.command("decrypt")
 def decrypt_command(
     source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
-    destination: DestinationArgument,
+    destination: Annotated[str, typer.Argument(help=f"Where the plain image goes: {_PLACES}.")],
     key: Annotated[
         list[str],
         typer.Option(
@@ -221,7 +223,7 @@ def rewrap_command(
 
 @app.command("sign")
 def sign_command(
-    image: Annotated[str, typer.Argument(help="The sealed image: oci:PATH:TAG or docker://REF.")],
+    image: Annotated[str, typer.Argument(help="The sealed image: docker://REF, oci:PATH:TAG or oci-archive:PATH:TAG.")],
     key: Annotated[Path | None, typer.Option(help="P-256 private key, PEM [default: the owner's key].")] = None,
     repository: Annotated[
         str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
@@ -245,8 +247,10 @@ def sign_command(
             hint="add --repository registry.example/name",
         )
     signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    with open_transport() as transport:
-        store = open_sink(place, registry_access(place, transport))
+    with (
+        open_transport() as transport,
+        open_sink(place, registry_access(place, transport), extend=True) as store,
+    ):
         digest = sign_image(store, place.selector, signer, repository=name)
     public = signer.public_key
     if output is Output.JSON:

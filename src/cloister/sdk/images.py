@@ -8,8 +8,10 @@ there is something to write to it, so that a source, recipient or key that is re
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,14 +22,7 @@ from cloister.imagetool.compression import Compress
 from cloister.imagetool.layers import Progress
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.wrapping import open_keys, open_recipients
-from cloister.oci.location import (
-    ImageLocation,
-    RegistryAccess,
-    open_sink,
-    open_source,
-    parse_location,
-    require_writable,
-)
+from cloister.oci.location import ImageLocation, LocationKind, open_sink, open_source, parse_location
 from cloister.oci.store import ImageSink, ImageSource, read_manifest
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.home import home_from_environment
@@ -118,14 +113,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_places(source: str, destination: str) -> Place:
-    """Parse both, and refuse a destination that cannot hold an encrypted image.
+    """Parse both.
 
     Raises:
         ImageRefused: `oci.location.*`, `oci.reference.malformed`.
     """
-    place = Place(source=parse_location(source), target=parse_location(destination))
-    require_writable(place.target)
-    return place
+    return Place(source=parse_location(source), target=parse_location(destination))
 
 
 def encrypt_between(
@@ -141,7 +134,7 @@ def encrypt_between(
     """Encrypt; see `cloister.imagetool.encrypt.encrypt_image` and `open_recipients`."""
     from cloister.imagetool.encrypt import encrypt_image
 
-    with _opened(place) as (source, sink):
+    with _opened(place, sealed=True) as (source, sink):
         read_manifest(source, place.source.selector)  # a source that is not there is told before a key is made for it
         return encrypt_image(
             source,
@@ -168,7 +161,7 @@ def decrypt_between(
     """Decrypt; see `cloister.imagetool.decrypt.decrypt_image` and `open_keys`."""
     from cloister.imagetool.decrypt import decrypt_image
 
-    with _opened(place) as (source, sink):
+    with _opened(place, sealed=False) as (source, sink):
         return decrypt_image(
             source,
             place.source.selector,
@@ -195,7 +188,7 @@ def rewrap_between(
     """Change recipients; see `cloister.imagetool.rewrap.rewrap_image`."""
     from cloister.imagetool.rewrap import NewRecipients, rewrap_image
 
-    with _opened(place) as (source, sink):
+    with _opened(place, sealed=True) as (source, sink):
         return rewrap_image(
             source,
             place.source.selector,
@@ -211,28 +204,33 @@ def rewrap_between(
 
 
 @contextmanager
-def _opened(place: Place) -> Iterator[tuple[ImageSource, ImageSink]]:
+def _opened(place: Place, *, sealed: bool) -> Iterator[tuple[ImageSource, ImageSink]]:
     # Each has its own connections: they are used by different threads.
     with ExitStack() as stack:
-        accesses: list[RegistryAccess] = [
+        accesses = [
             registry_access(location, stack.enter_context(open_transport()))
             for location in (place.source, place.target)
         ]
+        open_target = partial(open_sink, place.target, accesses[1], sealed=sealed)
+        # Refused now, and written to when it is entered; only a layout is made at once, and it is never refused.
+        known = None if place.target.kind is LocationKind.LAYOUT else open_target()
         source = stack.enter_context(open_source(place.source, accesses[0]))
-        yield source, _LateSink(lambda: open_sink(place.target, accesses[1]))
+        yield source, _LateSink(lambda: stack.enter_context(known or open_target()))
 
 
 class _LateSink:
-    """A sink that is opened when the first thing is asked of it."""
+    """A sink that is opened when the first thing is asked of it, by whichever thread."""
 
     def __init__(self, opening: Callable[[], ImageSink]) -> None:
         self._opening = opening
+        self._lock = threading.Lock()
         self._sink: ImageSink | None = None
 
     def _open(self) -> ImageSink:
-        if self._sink is None:
-            self._sink = self._opening()
-        return self._sink
+        with self._lock:
+            if self._sink is None:
+                self._sink = self._opening()
+            return self._sink
 
     def has_blob(self, digest: Digest) -> bool:
         return self._open().has_blob(digest)

@@ -90,9 +90,9 @@ class AdminClient:
         """Return a page of resources, without content."""
         return self._get("/resources", policies.ResourcePage, after=after, limit=limit)
 
-    def put_resource(self, path: ResourcePath, content: bytes) -> policies.ResourceMeta:
+    def put_resource(self, path: ResourcePath, content: bytes, *, replaces: int | None = None) -> policies.ResourceMeta:
         """Store a resource."""
-        body = policies.ResourceContent(content=encode_b64(content))
+        body = policies.ResourceChange(content=encode_b64(content), replaces=replaces)
         return self._send("PUT", f"/resources/{path}", policies.ResourceMeta, body)
 
     def get_resource(self, path: ResourcePath) -> policies.ResourceMeta:

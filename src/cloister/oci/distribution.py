@@ -365,13 +365,15 @@ class _Upload:
                 "Content-Range": f"{self._sent}-{self._sent + len(data) - 1}",
             }
             try:
-                response = self._session.send("PATCH", self._url, headers, data, accept=(202,))
+                response = self._session.send("PATCH", self._url, headers, data, accept=(202, 416))
+                response.close()
+                if response.status == 416:  # it has another part than we think: an answer was lost
+                    raise Unavailable("oci.transport.interrupted", "registry is at another place of an upload")
             except Unavailable as err:
                 failures += 1
                 self._session.pause_or_raise(err, failures)
                 data = data[self._advance_to_held(len(data)) :]
                 continue
-            response.close()
             self._url = self._session.resolve(self._url, response.header("Location"))
             self._sent += len(data)
             return

@@ -234,13 +234,24 @@ class Flaky(InProcessTransport):
         fault = self.faults.pop(0)
         if fault == "half" and body:
             super().open(method, url, headers, body[: len(body) // 2])
-        if fault == "answer":
+        if fault in ("answer", "twice"):
             super().open(method, url, headers, body)
+        if fault == "twice":  # as a transport does that finds its kept connection closed
+            return super().open(method, url, headers, body)
         raise Unavailable("oci.transport.interrupted", "connection broke")
 
 
 @pytest.mark.parametrize(
-    "faults", [["request"], ["half"], ["answer"], ["half", "half", "request"], ["request", "answer", "half"]]
+    "faults",
+    [
+        ["request"],
+        ["half"],
+        ["answer"],
+        ["twice"],
+        ["twice", "half", "twice"],
+        ["half", "half", "request"],
+        ["request", "answer", "half"],
+    ],
 )
 def test_a_push_goes_on_where_it_broke_off(tmp_path: Path, faults: list[str]) -> None:
     _, plain = registry_client(tmp_path)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import Members, encode_document, parse_document
-from cloister.oci.layout import check_layout_marker, select_entry
+from cloister.oci.layout import check_layout_marker, layout_referrers, select_entry
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerType, parse_config, parse_index
 from cloister.oci.reference import parse_reference
 from cloister.oci.store import StoredManifest
@@ -140,6 +140,10 @@ class OCIArchive:
         """Yield a blob's bytes, unchecked."""
         return self._archive.stream(_blob_name(descriptor.digest))
 
+    def referrers(self, digest: Digest) -> Iterator[Descriptor]:
+        """Return what the index lists; see `OCILayout.referrers`."""
+        return layout_referrers(self, self._index, digest)
+
 
 class DockerArchive:
     """What `docker save` wrote, seen as a store of OCI images with plain or gzip layers."""
@@ -190,6 +194,10 @@ class DockerArchive:
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob of a manifest that `get_manifest` returned, unchecked."""
         return self._archive.stream(self._blobs.get(descriptor.digest, str(descriptor.digest)))
+
+    def referrers(self, _: Digest) -> tuple[Descriptor, ...]:
+        """Return nothing: `docker save` has no place for it."""
+        return ()
 
     def _read_images(self) -> list[Members]:
         # The file is an array; an object around it lets the one strict parser read it.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -20,12 +21,22 @@ from typing import Any, BinaryIO, Final
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
-from cloister.oci.manifest import OCI_INDEX, Descriptor, ImageIndex, parse_index
-from cloister.oci.store import StoredManifest
+from cloister.oci.manifest import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    Descriptor,
+    ImageIndex,
+    describe_referrer,
+    parse_either,
+    parse_index,
+)
+from cloister.oci.store import ImageSource, StoredManifest, referrers_tag
 from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 LAYOUT_VERSION: Final = "1.0.0"
+_COMPANION_TAG: Final = r"sha(256|512)-[0-9a-f]{64,128}(\.[a-z]+)?"
 _CODE: Final = "oci.layout"
 _MARKER: Final = "oci-layout"
 _INDEX: Final = "index.json"
@@ -96,12 +107,25 @@ class OCILayout:
         entry: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": size}  # Any: JSON
         if tag:
             entry["annotations"] = {REF_NAME: tag}
-        document = parse_document(self._index().raw, ceiling=MANIFEST_BYTES, code=_CODE)
-        document["manifests"] = [item for item in document["manifests"] if not _is_replaced(item, str(digest), tag)] + [
-            entry
-        ]
-        self._replace(_INDEX, encode_document(document))
+        self._list_entry(entry)
         return digest
+
+    def referrers(self, digest: Digest) -> Iterator[Descriptor]:
+        """Return what the index lists by itself or under the fallback tag; see `ImageSource.referrers`."""
+        return layout_referrers(self, self._index(), digest)
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        """Store a manifest and list it in the index without a name, as oras does; see `ImageSink.write_referrer`."""
+        self.write_blob([raw])
+        self._list_entry(describe_referrer(parse_either(raw, media_type=media_type)))
+        return True
+
+    def _list_entry(self, entry: dict[str, Any]) -> None:  # Any: JSON
+        tag = (entry.get("annotations") or {}).get(REF_NAME, "")
+        document = parse_document(self._index().raw, ceiling=MANIFEST_BYTES, code=_CODE)
+        kept = [item for item in document["manifests"] if not _is_replaced(item, entry["digest"], tag)]
+        document["manifests"] = [*kept, entry]
+        self._replace(_INDEX, encode_document(document))
 
     def _create(self) -> None:
         try:
@@ -141,7 +165,10 @@ def check_layout_marker(raw: bytes) -> None:
 
 
 def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
-    """Return the entry of a layout's index with a digest or reference name, or the only entry for an empty name.
+    """Return the entry of a layout's index with a digest or reference name, or the only image for an empty name.
+
+    What was stored beside an image, signatures above all, is no other image: it has a tag made of a digest, or a type
+    of artifact, and is found by name only.
 
     Raises:
         ImageRefused: `oci.layout.ambiguous`: none was named and there are several, or several have the name.
@@ -149,7 +176,7 @@ def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
     found = [
         entry
         for entry in index.manifests
-        if not selector or selector in (entry.annotations.get(REF_NAME), str(entry.digest))
+        if (selector in (entry.annotations.get(REF_NAME), str(entry.digest)) if selector else not _is_companion(entry))
     ]
     if len({entry.digest for entry in found}) > 1:
         names = sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in found})
@@ -157,6 +184,30 @@ def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
             f"{_CODE}.ambiguous", "layout holds several such images", expected="one", actual=", ".join(names)[:200]
         )
     return found[0] if found else None
+
+
+def layout_referrers(source: ImageSource, index: ImageIndex, digest: Digest) -> Iterator[Descriptor]:
+    """Yield what refers to `digest` in a layout with `index`: by its own word, or listed under the fallback tag.
+
+    Manifests that cannot be read refer to nothing; whoever asks for them by digest is told what is wrong with them.
+    """
+    for entry in index.manifests:
+        if entry.media_type not in (*MANIFEST_TYPES, *INDEX_TYPES):
+            continue
+        try:
+            stored = source.get_manifest(str(entry.digest))
+            document = parse_either(stored.raw, media_type=stored.media_type) if stored else None
+        except ImageRefused:
+            continue
+        if document is not None and document.subject is not None and document.subject.digest == digest:
+            yield entry
+    tagged = source.get_manifest(referrers_tag(digest))
+    if tagged is not None:
+        yield from parse_index(tagged.raw, media_type=tagged.media_type).manifests
+
+
+def _is_companion(entry: Descriptor) -> bool:
+    return bool(entry.artifact_type or re.fullmatch(_COMPANION_TAG, entry.annotations.get(REF_NAME, "")))
 
 
 def _is_replaced(item: dict[str, Any], digest: str, tag: str) -> bool:  # Any: JSON

@@ -17,7 +17,7 @@ from cloister.errors import CloisterError, ImageRefused, RequestRefused, Unavail
 from cloister.host.registry.store import RegistryStore, Upload
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import encode_document
-from cloister.oci.manifest import OCI_INDEX, Descriptor
+from cloister.oci.manifest import OCI_INDEX, artifact_type_of, describe_referrer
 from cloister.oci.reference import require_repository
 from cloister.wire.limits import KIB, MANIFEST_BYTES
 
@@ -240,22 +240,10 @@ class RegistryApp:
 
     def _list_referrers(self, request: _Request, name: str, subject: Digest) -> _Answer:
         wanted = request.query("artifactType")
-        found = [item for item in self._store.referrers(name, subject) if wanted in ("", item.artifact_type)]
-        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_encode_referrer(item) for item in found]}
+        found = [item for item in self._store.referrers(name, subject) if wanted in ("", artifact_type_of(item))]
+        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [describe_referrer(item) for item in found]}
         headers = {"Content-Type": OCI_INDEX} | ({"OCI-Filters-Applied": "artifactType"} if wanted else {})
         return _Answer(200, headers, encode_document(body))
-
-
-def _encode_referrer(item: Descriptor) -> dict[str, Any]:  # Any: JSON
-    entry: dict[str, Any] = {
-        "mediaType": item.media_type,
-        "digest": str(item.digest),
-        "size": item.size,
-        "artifactType": item.artifact_type,
-    }
-    if item.annotations:
-        entry["annotations"] = dict(item.annotations)
-    return entry
 
 
 def _parse_range(header: str, size: int) -> tuple[int, int] | None:

@@ -55,6 +55,10 @@ class Members:
     def __contains__(self, name: str) -> bool:
         return self._value.get(name) is not None
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all members, for formats whose names are data."""
+        return tuple(self._value)
+
     def place(self, name: str) -> str:
         """Return the path of member `name`."""
         return f"{self._path}.{name}" if self._path and name else self._path or name
@@ -71,6 +75,13 @@ class Members:
         value = self._get(name, None)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= ceiling:
             self._refuse_type(name, f"an integer from 0 to {ceiling}", value)
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        """Return a boolean member, None when absent."""
+        value = self._value.get(name)
+        if value is not None and not isinstance(value, bool):
+            self._refuse_type(name, "true or false", value)
         return value
 
     def array(self, name: str, *, ceiling: int, required: bool = False) -> list[Any]:

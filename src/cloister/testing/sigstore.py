@@ -119,9 +119,7 @@ class TestSigstore:
             .add_extension(_usage(sign=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.ca_key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.ca_key.public_key()), critical=False)
             .add_extension(x509.SubjectAlternativeName([name]), critical=True)
             .add_extension(x509.UnrecognizedExtension(_ISSUER_V1, issuer.encode()), critical=False)
             .add_extension(x509.UnrecognizedExtension(_ISSUER, _tlv(0x0C, issuer.encode())), critical=False)
@@ -319,7 +317,9 @@ def _raw(certificate: x509.Certificate) -> dict[str, str]:
 
 
 def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "test"), x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    return x509.Name(
+        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "test"), x509.NameAttribute(NameOID.COMMON_NAME, text)]
+    )
 
 
 def _usage(*, sign: bool) -> x509.KeyUsage:
@@ -411,9 +411,7 @@ def _integer(value: int) -> bytes:
     return _tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
-def _stamp(
-    message: bytes, at: datetime, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
-) -> bytes:
+def _stamp(message: bytes, at: datetime, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
     digest = _tlv(0x04, hashlib.sha256(message).digest())
     when = _tlv(0x18, at.astimezone(UTC).strftime("%Y%m%d%H%M%SZ").encode())
     info = _tlv(0x30, _integer(1), _POLICY, _tlv(0x30, _SHA256, digest), _integer(7), when)

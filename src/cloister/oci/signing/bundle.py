@@ -27,7 +27,6 @@ from cloister.wire.limits import (
     SIGNATURE_BUNDLE_BYTES,
     SIGNATURE_BYTES,
     SIGNATURE_LOG_ENTRIES,
-    SIGNATURE_PAYLOAD_BYTES,
     SIGNATURE_SUBJECTS,
     TIMESTAMP_BYTES,
 )
@@ -39,9 +38,7 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 CONTENT_ANNOTATION: Final = "dev.sigstore.bundle.content"
 PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
 _STATEMENT_TYPES: Final = ("https://in-toto.io/Statement/v0.1", STATEMENT_TYPE)
-_VERSION: Final = re.compile(
-    r"application/vnd\.dev\.sigstore\.bundle(?:\.v(0\.[3])\+json|\+json;version=(0\.[123]))"
-)
+_VERSION: Final = re.compile(r"application/vnd\.dev\.sigstore\.bundle(?:\.v(0\.[3])\+json|\+json;version=(0\.[123]))")
 _HASHES: Final = {"SHA2_256": "sha256", "SHA2_512": "sha512"}
 _INTEGER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _MAX_INTEGER: Final = 2**63 - 1
@@ -255,7 +252,10 @@ def _message(top: Members) -> dict[str, Any]:  # Any: fields of Bundle
     algorithm = _HASHES.get(digest.text("algorithm"))
     if algorithm is None:
         raise ImageRefused(
-            f"{_CODE}.hash", "hash algorithm is not accepted", expected=", ".join(_HASHES), actual=digest.text("algorithm")[:40]
+            f"{_CODE}.hash",
+            "hash algorithm is not accepted",
+            expected=", ".join(_HASHES),
+            actual=digest.text("algorithm")[:40],
         )
     return {
         "message_digest": Digest(algorithm, read_bytes(digest, "digest", 64).hex()),

@@ -53,7 +53,9 @@ def load_leaf(der: bytes) -> x509.Certificate:
         raise ImageRefused(f"{_CODE}.malformed", err.message) from err
 
 
-def verify_chain(leaf: x509.Certificate, root: TrustedRoot, at: datetime) -> x509.Certificate:
+def verify_chain(
+    leaf: x509.Certificate, root: TrustedRoot, at: datetime, intermediates: Sequence[x509.Certificate] = ()
+) -> x509.Certificate:
     """Return the issuer of `leaf` if a trusted authority stood behind it at the time of the signature.
 
     Raises:
@@ -67,7 +69,7 @@ def verify_chain(leaf: x509.Certificate, root: TrustedRoot, at: datetime) -> x50
             path = verify_path(
                 leaf,
                 anchors=authority.chain[-1:],
-                intermediates=authority.chain[:-1],
+                intermediates=(*authority.chain[:-1], *intermediates),
                 at=at,
                 code=_CODE,
                 purpose=ExtendedKeyUsageOID.CODE_SIGNING,

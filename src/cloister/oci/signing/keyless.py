@@ -36,10 +36,15 @@ from cloister.oci.signing.fulcio import (
 )
 from cloister.oci.signing.keys import PublicKey
 from cloister.oci.signing.rekor import LoggedSignature, parse_set_annotation, verify_entry
-from cloister.oci.signing.simplesigning import CERTIFICATE_ANNOTATION, LOG_ANNOTATION, SignatureCandidate
+from cloister.oci.signing.simplesigning import (
+    CERTIFICATE_ANNOTATION,
+    CHAIN_ANNOTATION,
+    LOG_ANNOTATION,
+    SignatureCandidate,
+)
 from cloister.oci.signing.timestamp import verify_timestamp
 from cloister.oci.signing.trustedroot import TrustedRoot
-from cloister.wire.limits import CERTIFICATE_BYTES
+from cloister.wire.limits import CERTIFICATE_BYTES, CERTIFICATE_CHAIN
 
 _PROOF_SINCE: Final = ("0.2", "0.3")  # versions of bundles whose entries must have an inclusion proof
 
@@ -67,6 +72,7 @@ class KeylessSignature(msgspec.Struct, frozen=True, kw_only=True):
     logged: LoggedSignature
     entries: tuple[LogEntry, ...]
     timestamps: tuple[bytes, ...] = ()
+    intermediates: tuple[bytes, ...] = ()
 
 
 def keyless_of_bundle(bundle: Bundle, artifact: bytes) -> KeylessSignature:
@@ -97,13 +103,12 @@ def keyless_of_bundle(bundle: Bundle, artifact: bytes) -> KeylessSignature:
         logged=logged,
         entries=bundle.entries,
         timestamps=bundle.timestamps,
+        intermediates=bundle.certificates[1:],
     )
 
 
 def keyless_of_classic(candidate: SignatureCandidate) -> KeylessSignature:
     """Return the parts that stand in the annotations of a classic signature.
-
-    The chain that stands beside the certificate is not used: the trusted root has its own.
 
     Raises:
         ImageRefused: `oci.signing.not_keyless`, `oci.signing.fulcio.malformed`, `oci.signing.rekor.*`.
@@ -111,10 +116,8 @@ def keyless_of_classic(candidate: SignatureCandidate) -> KeylessSignature:
     pem = candidate.annotations.get(CERTIFICATE_ANNOTATION, "")
     if not pem:
         raise _not_keyless()
-    try:
-        certificate = split_pem(pem.encode(), code="oci.signing.fulcio", ceiling=CERTIFICATE_BYTES)[0]
-    except FormatRefused as err:
-        raise ImageRefused("oci.signing.fulcio.malformed", err.message) from err
+    chain = candidate.annotations.get(CHAIN_ANNOTATION, "")
+    certificate = _certificates(pem)[0]
     logged = LoggedSignature(signature=candidate.signature, verifier=certificate, artifact=candidate.payload)
     text = candidate.annotations.get(LOG_ANNOTATION, "")
     return KeylessSignature(
@@ -123,6 +126,7 @@ def keyless_of_classic(candidate: SignatureCandidate) -> KeylessSignature:
         message=candidate.payload,
         logged=logged,
         entries=(parse_set_annotation(text),) if text else (),
+        intermediates=_certificates(chain) if chain else (),
     )
 
 
@@ -151,12 +155,20 @@ def verify_keyless(signed: KeylessSignature, trust: KeylessTrust) -> Certificate
             expected="a promise of the transparency log, or a timestamp",
         )
     # 6
-    issuers = [verify_chain(leaf, trust.root, at) for at in known]
+    intermediates = tuple(load_leaf(der) for der in signed.intermediates)
+    issuers = [verify_chain(leaf, trust.root, at, intermediates) for at in known]
     # 7
     if trust.require_sct:
         verify_transparency(leaf, issuers[0], trust.root.certificate_logs)
     # 8
     return require_identity(leaf, trust.identities)
+
+
+def _certificates(pem: str) -> tuple[bytes, ...]:
+    try:
+        return tuple(split_pem(pem.encode(), code="oci.signing.fulcio", ceiling=CERTIFICATE_BYTES)[:CERTIFICATE_CHAIN])
+    except FormatRefused as err:
+        raise ImageRefused("oci.signing.fulcio.malformed", err.message) from err
 
 
 def _not_keyless() -> ImageRefused:

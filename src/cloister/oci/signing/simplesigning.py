@@ -28,12 +28,13 @@ CERTIFICATE_ANNOTATION: Final = "dev.sigstore.cosign/certificate"
 CHAIN_ANNOTATION: Final = "dev.sigstore.cosign/chain"
 LOG_ANNOTATION: Final = "dev.sigstore.cosign/bundle"
 _STATEMENT_TYPE: Final = "cosign container image signature"
-_STATEMENT_TYPES: Final = (_STATEMENT_TYPE, "https://sigstore.dev/cosign/sign/v1")  # the second since cosign 3
+COSIGN_TYPES: Final = (_STATEMENT_TYPE, "https://sigstore.dev/cosign/sign/v1")  # the second since cosign 3
+ATOMIC_TYPE: Final = "atomic container signature"  # containers/image, docs/containers-signature.5.md
 _CODE: Final = "oci.signing.payload"
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """What a payload states: repository (without tag) and manifest digest."""
+    """What a payload states: repository (for `ATOMIC_TYPE` with its tag) and manifest digest."""
 
     repository: str
     digest: Digest
@@ -60,18 +61,24 @@ def signature_tag(digest: Digest) -> str:
     return f"{digest.algorithm}-{digest.hex}.sig"
 
 
-def encode_payload(statement: Statement) -> bytes:
-    """Return the payload as cosign writes it, to be signed as it is."""
+def encode_payload(statement: Statement, *, kind: str = _STATEMENT_TYPE) -> bytes:
+    """Return the payload as cosign (or, for `ATOMIC_TYPE`, containers/image) writes it, to be signed as it is."""
     critical = {
         "identity": {"docker-reference": statement.repository},
         "image": {"docker-manifest-digest": str(statement.digest)},
-        "type": _STATEMENT_TYPE,
+        "type": kind,
     }
-    return encode_document({"critical": critical, "optional": None})
+    optional = {"creator": "cloister"} if kind == ATOMIC_TYPE else None
+    return encode_document({"critical": critical, "optional": optional})
 
 
-def parse_payload(payload: bytes) -> Statement:
+def parse_payload(payload: bytes, types: Sequence[str] = COSIGN_TYPES) -> Statement:
     """Parse a payload.
+
+    Args:
+        payload: the signed bytes.
+        types: which kinds of statement are accepted: those of cosign, or `ATOMIC_TYPE` inside OpenPGP messages. One
+            kind is never taken for another.
 
     Raises:
         ImageRefused: `oci.signing.payload.*`. Members of `optional` are the signer's own and are not looked at.
@@ -81,12 +88,12 @@ def parse_payload(payload: bytes) -> Statement:
     critical = top.members("critical")
     critical.only("identity", "image", "type")
     kind = critical.text("type")
-    if kind not in _STATEMENT_TYPES:
+    if kind not in types:
         raise ImageRefused(
             f"{_CODE}.unknown_type",
             "payload is not a container image signature",
             path="critical.type",
-            expected=_STATEMENT_TYPE,
+            expected=types[0],
             actual=kind[:80],
         )
     return Statement(

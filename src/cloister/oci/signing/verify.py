@@ -39,7 +39,7 @@ from cloister.oci.signing.bundle import (
     parse_statement,
     require_sign_predicate,
 )
-from cloister.oci.signing.simplesigning import SignatureCandidate, parse_payload
+from cloister.oci.signing.simplesigning import COSIGN_TYPES, SignatureCandidate, parse_payload
 
 _MADE_HERE: Final = object()
 
@@ -96,10 +96,24 @@ class UncheckedRepository(msgspec.Struct, frozen=True):
 
 
 class BundleCandidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A Sigstore bundle that refers to the image, as fetched; `place` is for the report."""
+    """A Sigstore bundle that refers to the image, as fetched; `place` is for the report.
+
+    `refusal` says why it could not be fetched.
+    """
 
     raw: bytes
     place: str = ""
+    refusal: ImageRefused | None = None
+
+    def parse(self) -> Bundle:
+        """Return the bundle.
+
+        Raises:
+            ImageRefused: `oci.signing.bundle.*`, or why it could not be fetched.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        return parse_bundle(self.raw)
 
 
 Candidate = SignatureCandidate | BundleCandidate
@@ -256,7 +270,7 @@ def verify_by_key(
         signer = _signer(keys, candidate.payload, candidate.signature)
         require_payload(candidate.payload, raw, repository)
         return signer
-    bundle = parse_bundle(candidate.raw)
+    bundle = candidate.parse()
     if bundle.certificates:
         raise ImageRefused("oci.signing.keyless", "bundle is signed under a certificate, not by a key")
     signer = _signer(keys, bundle.signed_bytes(raw), bundle.signature)
@@ -264,13 +278,15 @@ def verify_by_key(
     return signer
 
 
-def require_payload(payload: bytes, raw: bytes, repository: RepositoryRule) -> None:
+def require_payload(
+    payload: bytes, raw: bytes, repository: RepositoryRule, types: Sequence[str] = COSIGN_TYPES
+) -> None:
     """Return if a classic payload, whose signature held, is about the manifest `raw`: steps 5 to 7.
 
     Raises:
         ImageRefused: `oci.signing.payload.*`, `oci.signing.other_image`, `oci.signing.other_repository`.
     """
-    statement = parse_payload(payload)
+    statement = parse_payload(payload, types)
     require_same_image(statement.digest, raw)
     repository.require(statement.repository)
 

@@ -317,9 +317,8 @@ def _raw(certificate: x509.Certificate) -> dict[str, str]:
 
 
 def _name(text: str) -> x509.Name:
-    return x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "test"), x509.NameAttribute(NameOID.COMMON_NAME, text)]
-    )
+    attributes = ((NameOID.ORGANIZATION_NAME, "test"), (NameOID.COMMON_NAME, text))
+    return x509.Name([x509.NameAttribute(kind, value) for kind, value in attributes])
 
 
 def _usage(*, sign: bool) -> x509.KeyUsage:

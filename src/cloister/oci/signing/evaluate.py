@@ -17,7 +17,7 @@ from cloister.errors import ImageRefused, Refused
 from cloister.oci.digest import Digest
 from cloister.oci.manifest import parse_index, parse_manifest
 from cloister.oci.signing.referred import NOTATION_COSE, EnvelopeCandidate
-from cloister.oci.signing.requirements import AnyCandidate, OpenPGPCandidate, Requirement
+from cloister.oci.signing.requirements import AnyCandidate, OpenPGPCandidate, RejectRequirement, Requirement
 from cloister.oci.signing.simplesigning import SignatureCandidate
 from cloister.oci.signing.verify import VerifiedManifest, accept_evaluated
 from cloister.oci.store import StoredManifest
@@ -71,6 +71,7 @@ class RequirementResult(msgspec.Struct, frozen=True, kw_only=True):
     requirement: str
     fulfilled: bool
     findings: tuple[Finding, ...]
+    rejects: bool = False
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,13 +99,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         if self.manifest is not None:
             return self.manifest
         missing = next(result for result in self.results if not result.fulfilled)
+        if missing.rejects:
+            raise ImageRefused("oci.signing.rejected", "policy rejects every image of this name")
         if not missing.findings:
             raise ImageRefused(
                 "oci.signing.unsigned", "image has no signature", expected=missing.requirement[:300], actual="none"
             )
-        codes = {finding.code for finding in missing.findings}
         raise ImageRefused(
-            "oci.signing.rejected" if codes == {"oci.signing.rejected"} else "oci.signing.no_valid_signature",
+            "oci.signing.no_valid_signature",
             "no signature of the image is good",
             expected=missing.requirement[:300],
             actual="; ".join(f"{item.place}: {item.code}" for item in missing.findings)[:1000],
@@ -137,7 +139,8 @@ def _result(
 ) -> RequirementResult:
     findings = tuple(_finding(image, item, requirement, now) for item in found)
     fulfilled = any(not finding.code for finding in findings)
-    return RequirementResult(requirement=requirement.text, fulfilled=fulfilled, findings=findings)
+    rejects = isinstance(requirement, RejectRequirement)
+    return RequirementResult(requirement=requirement.text, fulfilled=fulfilled, findings=findings, rejects=rejects)
 
 
 def _finding(image: ImageBytes, found: FoundSignature, requirement: Requirement, now: datetime) -> Finding:

@@ -67,10 +67,10 @@ class IdentityRule(msgspec.Struct, frozen=True):
             ImageRefused: `oci.signing.other_repository`.
         """
         expected = f"{type(self.identity).__name__} of {self.asked or 'an image without a registry name'}"
-        if isinstance(self.identity, (ExactReference, ExactRepositoryName)):
-            expected = str(
-                self.identity.reference if isinstance(self.identity, ExactReference) else self.identity.repository
-            )
+        if isinstance(self.identity, ExactReference):
+            expected = str(self.identity.reference)
+        elif isinstance(self.identity, ExactRepositoryName):
+            expected = self.identity.repository.name
         try:
             signed = parse_reference(name)
         except ImageRefused as err:

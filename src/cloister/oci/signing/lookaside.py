@@ -1,5 +1,5 @@
-"""Where simple-signing signatures lie: lookaside directories that `registries.d` names (containers-registries.d(5)), and
-the answer of a registry that keeps them itself (OpenShift's extension, `X-Registry-Supports-Signatures`).
+"""Where simple-signing signatures lie: lookaside directories that `registries.d` names (containers-registries.d(5)),
+and the answer of a registry that keeps them itself (OpenShift's extension, `X-Registry-Supports-Signatures`).
 
 A signature of `host/team/app` with digest `sha256:<hex>` is `<base>/team/app@sha256=<hex>/signature-1`, the next
 `signature-2`, until one is missing. Only `file://` bases are read. The configuration decides nothing but where to look;

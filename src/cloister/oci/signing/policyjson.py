@@ -107,7 +107,7 @@ class SignaturePolicy(msgspec.Struct, frozen=True):
     transports: Mapping[str, Mapping[str, tuple[PolicyRequirement, ...]]]
 
     def requirements(self, transport: str, scopes: tuple[str, ...]) -> tuple[str, tuple[PolicyRequirement, ...]]:
-        """Return the scope that counts and its requirements: the first of `scopes` that the policy has, else defaults."""
+        """Return the scope that counts and its requirements: of the first of `scopes` that the policy has."""
         known = self.transports.get(transport, {})
         for scope in (*scopes, ""):
             if scope in known:

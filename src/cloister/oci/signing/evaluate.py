@@ -71,6 +71,7 @@ class RequirementResult(msgspec.Struct, frozen=True, kw_only=True):
     requirement: str
     fulfilled: bool
     findings: tuple[Finding, ...]
+    enforced: bool
     rejects: bool = False
 
 
@@ -88,7 +89,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def proved(self) -> bool:
         """Whether somebody's signature made the verdict: an image may be accepted because nothing was required."""
-        return self.manifest is not None and bool(self.results)
+        return self.manifest is not None and any(result.enforced for result in self.results)
 
     def require(self) -> VerifiedManifest:
         """Return the verified manifest.
@@ -140,7 +141,13 @@ def _result(
     findings = tuple(_finding(image, item, requirement, now) for item in found)
     fulfilled = any(not finding.code for finding in findings)
     rejects = isinstance(requirement, RejectRequirement)
-    return RequirementResult(requirement=requirement.text, fulfilled=fulfilled, findings=findings, rejects=rejects)
+    return RequirementResult(
+        requirement=requirement.text,
+        fulfilled=fulfilled,
+        findings=findings,
+        enforced=requirement.enforces,
+        rejects=rejects,
+    )
 
 
 def _finding(image: ImageBytes, found: FoundSignature, requirement: Requirement, now: datetime) -> Finding:

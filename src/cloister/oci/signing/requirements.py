@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import msgspec
 from cryptography import x509
@@ -60,6 +60,11 @@ class Requirement(Protocol):
     """One thing that at least one signature must fulfil."""
 
     @property
+    def enforces(self) -> bool:
+        """Whether fulfilling it proves anything."""
+        ...
+
+    @property
     def text(self) -> str:
         """What is required, for the report."""
         ...
@@ -76,6 +81,8 @@ class KeyRequirement(msgspec.Struct, frozen=True, kw_only=True):
     repository: RepositoryRule
     logs: tuple[TransparencyLog, ...] = ()
     predicate_type: str = SIGN_PREDICATE
+
+    enforces: ClassVar[bool] = True
 
     @property
     def text(self) -> str:
@@ -120,6 +127,8 @@ class KeylessRequirement(msgspec.Struct, frozen=True, kw_only=True):
     repository: RepositoryRule
     predicate_type: str = SIGN_PREDICATE
 
+    enforces: ClassVar[bool] = True
+
     @property
     def text(self) -> str:
         """See `Requirement`."""
@@ -140,6 +149,8 @@ class PKIRequirement(msgspec.Struct, frozen=True, kw_only=True):
     email: str
     hostname: str
     repository: RepositoryRule
+
+    enforces: ClassVar[bool] = True
 
     @property
     def text(self) -> str:
@@ -183,6 +194,8 @@ class OpenPGPRequirement(msgspec.Struct, frozen=True, kw_only=True):
     keyring: tuple[SigningKey, ...]
     repository: RepositoryRule
 
+    enforces: ClassVar[bool] = True
+
     @property
     def text(self) -> str:
         """See `Requirement`."""
@@ -199,6 +212,8 @@ class OpenPGPRequirement(msgspec.Struct, frozen=True, kw_only=True):
 
 class RejectRequirement(msgspec.Struct, frozen=True):
     """Fulfilled by nothing."""
+
+    enforces: ClassVar[bool] = True
 
     @property
     def text(self) -> str:

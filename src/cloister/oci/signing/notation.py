@@ -295,9 +295,7 @@ def _parse_cose(raw: bytes) -> _Parts:
     return _Parts(
         algorithm=algorithm,
         content_type=content_type,
-        critical=frozenset(label for label in labels if isinstance(label, str))
-        if isinstance(labels, list)
-        else frozenset(),
+        critical=frozenset(critical),
         attributes={name: value for name, value in header.items() if isinstance(name, str)},
         chain=tuple(item for item in certificates if isinstance(item, bytes)),
         payload=message.payload,

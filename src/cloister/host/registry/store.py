@@ -171,10 +171,10 @@ class RegistryStore:
         if by_digest not in (None, digest):
             raise RequestRefused(f"{_CODE}.digest_mismatch", "manifest has another digest", actual=str(digest))
         tag = "" if by_digest else require_tag(selector)
-        described = parse_either(raw, media_type=media_type).subject
-        subject = described.digest if described else None
+        document = parse_either(raw, media_type=media_type)
+        subject = document.subject.digest if document.subject else None
         _write(self._blob_path(digest), raw)
-        _write(self._manifest_path(name, digest), media_type.encode("ascii"))
+        _write(self._manifest_path(name, digest), document.media_type.encode("ascii"))
         if tag:
             _write(self._repository(name) / "_tags" / tag, str(digest).encode("ascii"))
         if subject is not None:

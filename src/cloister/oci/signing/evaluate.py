@@ -79,10 +79,12 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict with its explanation; `manifest` is there exactly when the image is accepted.
 
     Attributes:
+        digest: of the manifest that was judged.
         results: one per requirement; empty when nothing was required.
         manifest: the verified bytes.
     """
 
+    digest: Digest
     results: tuple[RequirementResult, ...]
     manifest: VerifiedManifest | None
 
@@ -128,11 +130,10 @@ def evaluate(
     manifest = parse_manifest(image.manifest.raw, media_type=image.manifest.media_type)
     results = tuple(_result(image, found, requirement, now) for requirement in requirements)
     if not all(result.fulfilled for result in results):
-        return Evaluation(results=results, manifest=None)
+        return Evaluation(digest=manifest.digest, results=results, manifest=None)
     signers = [next(item.signer for item in result.findings if not item.code) for result in results]
-    return Evaluation(
-        results=results, manifest=accept_evaluated(manifest, "; ".join(signers) or "nobody was asked for")
-    )
+    verified = accept_evaluated(manifest, "; ".join(signers) or "nobody was asked for")
+    return Evaluation(digest=manifest.digest, results=results, manifest=verified)
 
 
 def _result(

@@ -193,9 +193,8 @@ def verify_command(
         if key:
             requirements = _by_key(key, rule, predicate_type)
         else:
-            requirements = _by_identity(
-                certificate_identity, certificate_oidc_issuer, trusted_root, rule, predicate_type
-            )
+            identity = certificate_identity, certificate_oidc_issuer
+            requirements = _by_identity(identity, trusted_root, rule, predicate_type)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
         evaluation = verify_signatures(source, place.selector, requirements, platform=platform or PLATFORM, more=more)
     if output is Output.JSON:

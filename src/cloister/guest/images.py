@@ -181,8 +181,9 @@ def verify_image(source: ImageSource, container: ContainerPolicy, stored: Stored
         bundles = read_bundles(source, digest)  # only now: most images need no second look
         if not bundles:
             raise
-        both = (*classic, *bundles)
-        verified = verify_manifest(stored.raw, expected=digest, candidates=both, keys=keys, repository=rule)
+        verified = verify_manifest(
+            stored.raw, expected=digest, candidates=[*classic, *bundles], keys=keys, repository=rule
+        )
     image = verified.bind_config(read_blob(source, verified.manifest.config, ceiling=IMAGE_CONFIG_BYTES))
     _require_encrypted(image)
     return image

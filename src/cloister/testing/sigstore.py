@@ -58,7 +58,7 @@ class TestSigstore:
         self.stamp_key = ec.generate_private_key(ec.SECP256R1())
         self.stamp_certificate = _stamp_certificate(self.stamp_key, self.root_key)
         self.identity = ("dev@example.test", "https://login.example.test")
-        self._leaves: list[bytes] = []
+        self._leaves = [leaf_hash(b"first")]  # some readers take an entry with index 0 for none
 
     # -- trusted root ---------------------------------------------------------------------------------------------
 

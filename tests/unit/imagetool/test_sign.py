@@ -10,6 +10,7 @@ from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError
 from cloister.imagetool.sign import sign_image
 from cloister.oci.document import encode_document
+from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
 from cloister.oci.signing.simplesigning import (
     SIGNATURE_ANNOTATION,
@@ -19,7 +20,7 @@ from cloister.oci.signing.simplesigning import (
     read_candidates,
     signature_tag,
 )
-from cloister.oci.store import checked_blob, copy_blob, read_manifest
+from cloister.oci.store import StoredManifest, checked_blob, copy_blob, read_manifest
 from unit.oci.builders import REFERENCE, Built, archive, build_layout, file, registry_client, verify
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
@@ -181,11 +181,11 @@ def check_chain(chain: Sequence[x509.Certificate]) -> None:
     if not 0 < len(chain) <= CERTIFICATE_CHAIN:
         raise _chain("impossible number of certificates", str(len(chain)))
     for certificate, issuer in zip(chain, (*chain[1:], chain[-1]), strict=True):
-        if not isinstance(certificate.signature_hash_algorithm, (SHA256, SHA384, SHA512)):
-            raise _chain("certificate is signed with another hash than SHA-2", certificate.subject.rfc4514_string())
         try:
+            if not isinstance(certificate.signature_hash_algorithm, (SHA256, SHA384, SHA512)):
+                raise _chain("certificate is signed with another hash than SHA-2", certificate.subject.rfc4514_string())
             certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError) as err:
+        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as err:
             raise _chain("a certificate is not signed by the next", certificate.subject.rfc4514_string()) from err
     try:
         _check_signer(chain[0])

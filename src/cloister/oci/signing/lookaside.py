@@ -39,7 +39,7 @@ class Lookaside(msgspec.Struct, frozen=True, kw_only=True):
 
     read: str = ""
     write: str = ""
-    attachments: bool | None = None
+    attachments: bool = False
 
 
 class LookasideConfig(msgspec.Struct, frozen=True, kw_only=True):

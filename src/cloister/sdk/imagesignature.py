@@ -101,7 +101,7 @@ def notation_requirements(directory: Path, reference: OCIReference) -> tuple[Not
 
     Raises:
         ImageRefused: `oci.signing.trust_policy.*`, `oci.signing.notation.certificate.*`.
-        Unavailable: `sdk.signature.file`.
+        Unavailable: `oci.signing.file`.
     """
     names = [directory / name for name in ("trustpolicy.oci.json", "trustpolicy.json")]
     policy = select_policy(parse_trust_policy(read_file(next((p for p in names if p.exists()), names[1]))), reference)
@@ -129,7 +129,7 @@ def read_lookaside_config(directory: Path) -> LookasideConfig:
 
     Raises:
         ImageRefused: `oci.signing.lookaside.*`.
-        Unavailable: `sdk.signature.file`.
+        Unavailable: `oci.signing.file`.
     """
     return parse_lookaside([read_file(path) for path in sorted(directory.glob("*.yaml"))])
 
@@ -149,17 +149,15 @@ def read_file(path: Path) -> bytes:
     """Return the content of a configuration file.
 
     Raises:
-        Unavailable: `sdk.signature.file`.
+        Unavailable: `oci.signing.file`.
     """
     try:
         with path.open("rb") as file:
             data = file.read(OPENPGP_KEYRING_BYTES + 1)
     except OSError as err:
-        raise Unavailable(
-            "sdk.signature.file", "file cannot be read", path=str(path), actual=err.strerror or ""
-        ) from err
+        raise Unavailable("oci.signing.file", "file cannot be read", path=str(path), actual=err.strerror or "") from err
     if len(data) > OPENPGP_KEYRING_BYTES:
-        raise Unavailable("sdk.signature.file", "file is too long", path=str(path))
+        raise Unavailable("oci.signing.file", "file is too long", path=str(path))
     return data
 
 
@@ -230,7 +228,7 @@ def _signature_file(path: str) -> bytes | None:
 
 
 def _unreadable(path: Path, err: OSError) -> Unavailable:
-    return Unavailable("sdk.signature.file", "file cannot be read", path=str(path), actual=err.strerror or "")
+    return Unavailable("oci.signing.file", "file cannot be read", path=str(path), actual=err.strerror or "")
 
 
 def _store(directory: Path) -> tuple[x509.Certificate, ...]:

@@ -30,7 +30,6 @@ _CURVE_HASHES: Final[dict[str, tuple[HashAlgorithm, ...]]] = {
     "secp384r1": (SHA256(), SHA384()),
     "secp521r1": (SHA256(), SHA512()),
 }
-_CODE: Final = "oci.signing.key"
 _PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 
@@ -53,7 +52,7 @@ class PublicKey:
             self._key, self.kind = key, "Ed25519"
         else:
             raise ImageRefused(
-                f"{_CODE}.unsupported",
+                "oci.signing.key.unsupported",
                 "key is of a kind or size that is not accepted",
                 expected="ECDSA P-256, P-384 or P-521, RSA of 2048 to 8192 bits, or Ed25519",
                 actual=type(key).__name__[:60],
@@ -107,7 +106,7 @@ def load_public_key(data: bytes, *, path: str = "") -> PublicKey:
     try:
         key = load_pem_public_key(data) if b"-----BEGIN" in data[:200] else load_der_public_key(data)
     except UnsupportedAlgorithm as err:
-        raise ImageRefused(f"{_CODE}.unsupported", "key is of a kind that is not accepted", path=path) from err
+        raise ImageRefused("oci.signing.key.unsupported", "key is of a kind that is not accepted", path=path) from err
     except ValueError as err:
         raise _malformed(path) from err
     return PublicKey(key)
@@ -115,5 +114,8 @@ def load_public_key(data: bytes, *, path: str = "") -> PublicKey:
 
 def _malformed(path: str) -> ImageRefused:
     return ImageRefused(
-        f"{_CODE}.malformed", "not a public key", path=path, expected="PEM `PUBLIC KEY`, the content of cosign.pub"
+        "oci.signing.key.malformed",
+        "not a public key",
+        path=path,
+        expected="PEM `PUBLIC KEY`, the content of cosign.pub",
     )

@@ -354,23 +354,23 @@ def _identity(members: Members) -> SignedIdentity:
             inner.only("type", "dockerReference")
             reference = parse_reference(inner.text("dockerReference"))
             if not reference.tag and reference.digest is None:
-                raise ImageRefused("", "reference has neither tag nor digest")
+                raise _bad_identity(inner, "reference has neither tag nor digest")
             return ExactReference(reference)
         if kind == "exactRepository":
             inner.only("type", "dockerRepository")
             repository = parse_reference(inner.text("dockerRepository"))
             if repository.tag or repository.digest is not None:
-                raise ImageRefused("", "repository has a tag or digest")
+                raise _bad_identity(inner, "repository has a tag or digest")
             return ExactRepositoryName(repository)
     except ImageRefused as err:
         if err.code.startswith(_CODE):
             raise
-        raise ImageRefused(f"{_CODE}.identity", err.message, path=inner.place(kind), actual=err.actual) from err
+        raise _bad_identity(inner, err.message, err.actual) from err
     if kind == "remapIdentity":
         inner.only("type", "prefix", "signedPrefix")
         prefixes = inner.text("prefix"), inner.text("signedPrefix")
         if not all(_PREFIX.fullmatch(text) and not text.endswith("/") for text in prefixes):
-            raise ImageRefused(f"{_CODE}.identity", "not a prefix of references", path=inner.place("prefix"))
+            raise _bad_identity(inner, "not a prefix of references")
         return RemapIdentity(*prefixes)
     inner.only("type")
     simple = _SIMPLE_IDENTITIES.get(kind)
@@ -379,6 +379,10 @@ def _identity(members: Members) -> SignedIdentity:
             f"{_CODE}.identity", "identity is of a type that does not exist", path=inner.place("type"), actual=kind[:80]
         )
     return simple
+
+
+def _bad_identity(members: Members, message: str, actual: str = "") -> ImageRefused:
+    return ImageRefused(f"{_CODE}.identity", message, path=members.place("type"), actual=actual[:120])
 
 
 _SIMPLE_IDENTITIES: Final[Mapping[str, SignedIdentity]] = {

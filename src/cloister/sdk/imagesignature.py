@@ -16,6 +16,7 @@ from cryptography import x509
 from cloister.crypto.pem import split_pem
 from cloister.errors import ImageRefused, Refused, Unavailable
 from cloister.oci.digest import Digest
+from cloister.oci.distribution import RegistryClient
 from cloister.oci.location import ImageLocation, LocationKind
 from cloister.oci.reference import OCIReference
 from cloister.oci.signing.bundle import parse_statement
@@ -24,11 +25,17 @@ from cloister.oci.signing.evaluate import Evaluation, FoundSignature, ImageBytes
 from cloister.oci.signing.fulcio import load_leaf, read_identity
 from cloister.oci.signing.identity import IdentityRule
 from cloister.oci.signing.keyless import keyless_of_classic
-from cloister.oci.signing.lookaside import LookasideConfig, parse_lookaside, read_lookaside
+from cloister.oci.signing.lookaside import LookasideConfig, parse_extension, parse_lookaside, read_lookaside
 from cloister.oci.signing.notation import load_chain, verify_envelope
 from cloister.oci.signing.policyjson import docker_scopes, parse_policy, path_scopes
 from cloister.oci.signing.referred import EnvelopeCandidate
-from cloister.oci.signing.requirements import AnyCandidate, OpenPGPCandidate, Requirement, load_requirement
+from cloister.oci.signing.requirements import (
+    AnyCandidate,
+    OpenPGPCandidate,
+    OpenPGPRequirement,
+    Requirement,
+    load_requirement,
+)
 from cloister.oci.signing.simplesigning import CERTIFICATE_ANNOTATION, SignatureCandidate, parse_payload
 from cloister.oci.signing.trustpolicy import NotationRequirement, parse_trust_policy, select_policy
 from cloister.oci.signing.verify import BundleCandidate
@@ -61,13 +68,15 @@ def verify_signatures(
         selector: tag or digest; a tag is resolved once, and the result names the digest.
         requirements: all of which must be fulfilled; empty accepts.
         platform: which image of an index.
-        more: reads simple signing's stores.
+        more: reads simple signing's stores; without it a registry's own are read, where they can count.
         now: aware time, the clock's by default.
 
     Raises:
         ImageRefused: the image or a list of signatures cannot be read.
         Unavailable: the source cannot be read now.
     """
+    if more is None and isinstance(source, RegistryClient) and any(_asks_openpgp(item) for item in requirements):
+        more = extension_reader(source)
     image = read_image(source, selector, platform)
     found = collect_signatures(source, image, more)
     return evaluate(image, found, requirements, now=now or datetime.now(UTC))
@@ -124,6 +133,17 @@ def lookaside_reader(config: LookasideConfig, reference: OCIReference | None) ->
     return more
 
 
+def extension_reader(client: RegistryClient) -> ReadMore:
+    """Return what reads the simple signatures that a registry keeps itself, if it does."""
+
+    def more(digest: Digest) -> tuple[OpenPGPCandidate, ...]:
+        answer = client.attached_signatures(digest)
+        found = () if answer is None else parse_extension(answer)
+        return tuple(OpenPGPCandidate(raw=content, place=f"registry's {name[:200]}") for name, content in found)
+
+    return more
+
+
 def read_lookaside_config(directory: Path) -> LookasideConfig:
     """Read all `*.yaml` of a `registries.d`, in the order of their names.
 
@@ -173,6 +193,10 @@ def describe_signatures(source: ImageSource, image: ImageBytes, more: ReadMore |
         Unavailable: the source cannot be read now.
     """
     return [_describe(item, image) for item in collect_signatures(source, image, more)]
+
+
+def _asks_openpgp(requirement: Requirement) -> bool:
+    return isinstance(requirement, OpenPGPRequirement)
 
 
 def _describe(found: FoundSignature, image: ImageBytes) -> dict[str, Any]:  # Any: JSON

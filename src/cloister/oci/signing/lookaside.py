@@ -30,7 +30,7 @@ from cloister.wire.limits import (
 )
 
 _CODE: Final = "oci.signing.lookaside"
-_EXTENSION_BYTES: Final = 16 * MIB
+_EXTENSION_BYTES: Final = 4 * MIB
 _NAMES: Final = ("lookaside", "lookaside-staging", "sigstore", "sigstore-staging", "use-sigstore-attachments")
 
 

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-<<<<<<< HEAD
 from cloister.cli import imagesignature
-from cloister.cli.options import Output, OutputOption
-=======
 from cloister.cli.forms import Output, OutputOption
->>>>>>> main
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.imagetool.compression import Compress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.sdk.home import home_from_environment
 

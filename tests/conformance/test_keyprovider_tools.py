@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -25,7 +27,7 @@ from cloister.imagetool.encrypt import encrypt_image
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, parse_layer_encryption
 from cloister.oci.encryption.options import parse_private_options
-from cloister.oci.encryption.packet import AnnotationPacket, open_packet, parse_packet
+from cloister.oci.encryption.packet import AnnotationPacket, open_packet
 from cloister.oci.encryption.wrapping import PacketWrapper
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import ImageManifest, parse_manifest
@@ -41,11 +43,11 @@ from trust_world import MODEL
 
 pytestmark = pytest.mark.tool
 
+DOCS: Final = Path(__file__).resolve().parents[2] / "docs" / "howto"
 CLOISTER: Final = (sys.executable, "-m", "cloister")
 NAME: Final = "provider:attestation-agent"
 ACCEPT_ANYTHING: Final = '{"default":[{"type":"insecureAcceptAnything"}]}'
 DECODER: Final = "github.com/containerd/imgcrypt/cmd/ctd-decoder@v1.1.1"  # the last whose module holds the command
-SCHEME: Final = "provider.attestation-agent"
 PAYLOAD_TYPE: Final = "io.containerd.ocicrypt.v1.Payload"
 KEK: Final = bytes(range(32))
 
@@ -278,6 +280,7 @@ class Buildah:
 
     def __init__(self, program: str, bench: Bench, folder: Path, environment: Mapping[str, str]) -> None:
         folder.mkdir()
+        self._folder = folder
         self._words = [program, "--root", str(folder / "root"), "--runroot", str(folder / "run")]
         self._words += ["--storage-driver", "vfs"]
         self._policy = ["--signature-policy", str(bench.policy), "--quiet"]
@@ -287,6 +290,14 @@ class Buildah:
         (helpers / "netavark").chmod(0o755)
         (folder / "containers.conf").write_text(f'[engine]\nhelper_binaries_dir=["{helpers}"]\n', encoding="ascii")
         self._environment = {**environment, "CONTAINERS_CONF": str(folder / "containers.conf")}
+
+    def words_anywhere(self) -> list[str]:
+        """Words to put a verb behind, in any environment."""
+        policy = self._folder / ".config" / "containers"
+        policy.mkdir(parents=True)
+        (policy / "policy.json").write_text(ACCEPT_ANYTHING, encoding="ascii")
+        settings = [f"{name}={self._environment[name]}" for name in ("CONTAINERS_CONF",)]
+        return ["env", f"HOME={self._folder}", *settings, *self._words]
 
     def __call__(self, verb: str, *words: str) -> str:
         result = run([*self._words, verb, *self._policy, *words], self._environment)
@@ -348,17 +359,30 @@ def decoder() -> str:
     return str(program)
 
 
-def test_containerd_decodes_a_layer(decoder: str, bench: Bench, image: Path, tmp_path: Path) -> None:
+def configured() -> Mapping[str, Any]:
+    """The decoder's entry in containerd's configuration, as the how-to has it."""
+    page = (DOCS / "encrypt-with-nerdctl-and-containerd.md").read_text("utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    processors: dict[str, Any] = tomllib.loads(block)["stream_processors"]
+    return processors["io.containerd.ocicrypt.decoder.v1.tar.gzip"]
+
+
+@pytest.mark.parametrize("place", ["trust service", "file"])
+def test_containerd_decodes_a_layer(decoder: str, bench: Bench, image: Path, tmp_path: Path, place: str) -> None:
     """As containerd calls it: the layer on standard input, descriptor and parameters on descriptor 3."""
     kek_id = "kbs:///default/image-kek/containerd"
+    (tmp_path / "kek").write_bytes(KEK)
     with bench.admin() as client:
         client.put_resource(parse_resource_uri(kek_id), KEK)
     layout = OCILayout(tmp_path / "sealed", create=True)
     encrypt_image(OCILayout(image), TAG, layout, tag=TAG, recipients=[PacketWrapper(kek_id, KEK)])
-    environment = bench.environment(*bench.trust)
+    options = bench.trust if place == "trust service" else ("--key-file", str(tmp_path / "kek"))
+    environment = bench.environment(*options)
     document = json.loads(manifest_of(tmp_path / "sealed").raw)
     entry, plain = document["layers"][0], manifest_of(image).layers[0]
-    assert parse_packet(parse_layer_encryption(manifest_of(tmp_path / "sealed").layers[0]).wrapped[SCHEME][0])
+    processor = configured()
+    assert [entry["mediaType"]] == processor["accepts"] and plain.media_type == processor["returns"]
+    assert [word.partition("=")[0] for word in processor["env"]] == ["OCICRYPT_KEYPROVIDER_CONFIG"]
 
     def decode() -> subprocess.CompletedProcess[bytes]:
         payload = json.dumps({"DecryptConfig": {"Parameters": {}}, "Descriptor": entry}).encode()
@@ -385,3 +409,45 @@ def test_containerd_decodes_a_layer(decoder: str, bench: Bench, image: Path, tmp
     assert Digest.of(done.stdout) == plain.digest
     entry["annotations"][PROVIDER_KEYS] = document["layers"][1]["annotations"][PROVIDER_KEYS]
     assert decode().returncode != 0  # another layer's key
+
+
+# -- the pages --------------------------------------------------------------------------------------------------------
+
+
+def page_script(page: str) -> str:
+    """The shell blocks of a how-to, waiting for what is started in the background where a reader would."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    lines = ["set -e", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
+    for line in "".join(blocks).splitlines():
+        lines.append(line)
+        if line.endswith("&"):
+            lines.append("until [ -S keyprovider.sock ]; do sleep 0.1; done; sleep 0.5")
+    return "\n".join(lines)
+
+
+def follow(page: str, bench: Bench, image: Path, folder: Path, **programs: list[str]) -> None:
+    """Do what a page says, in a directory with `oci:app:v1`, with a trust service of this machine."""
+    (folder / "bin").mkdir()
+    for name, words in {"cloister": list(CLOISTER), **programs}.items():
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
+        (folder / "bin" / name).chmod(0o755)
+    shutil.copytree(image, folder / "app")
+    environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "HOME": str(folder)}
+    result = subprocess.run(
+        ["bash", "-c", page_script(page)], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_page_about_skopeo(skopeo: str, bench: Bench, one_layer: Path, tmp_path: Path) -> None:
+    follow("encrypt-with-skopeo.md", bench, one_layer, tmp_path, skopeo=[skopeo, "--policy", str(bench.policy)])
+    for folder in ("plain", "again"):
+        assert layers_of(tmp_path / folder) == layers_of(one_layer)
+
+
+def test_the_page_about_buildah(buildah: str, bench: Bench, one_layer: Path, tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    program = Buildah(buildah, bench, tmp_path / "storage", {})
+    follow("encrypt-with-buildah.md", bench, one_layer, tmp_path / "page", buildah=program.words_anywhere())
+    (packet,) = packets_of(tmp_path / "page" / "sealed")
+    assert packet.kek_id == "kbs:///default/image-kek/app"

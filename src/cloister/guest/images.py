@@ -396,7 +396,7 @@ class _OpenedLayers:
         from cloister.oci.encryption.packet import unwrap_private_options
 
         first: CloisterError | None = None
-        for packet in encryption.packets:
+        for packet in encryption.packets():
             try:
                 with self._keys.resource(packet.kek_path) as kek:
                     return unwrap_private_options(packet, kek)

@@ -255,14 +255,11 @@ class LayerFetch:
 
     def _fetch(self) -> None:
         """Fetch layers, lowest first, until none is left that no other thread fetches."""
-        blob: ArrivingBlob | None = None
         try:
             source = self._open_source()
             while (blob := self._take()) is not None:
                 blob.fill(source)
                 self._count()
-        except OSError:
-            self._fail(_no_space())
         except CloisterError as err:
             self._fail(err)
         except BaseException:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from cloister.errors import ImageRefused
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from zstandard import ZstdDecompressor
 
 _OUTPUT_BYTES: Final = 256 * KIB  # stays in the processor's cache between inflating, hashing and writing
+_ISAL_BYTES: Final = 128 * KIB
 _RATIO_SLACK_BYTES: Final = 64 * KIB  # small archives are mostly padding
+_GZIP_MAGIC: Final = b"\x1f\x8b"
 _GZIP_WINDOW: Final = 31  # 15 bits, plus 16 for the gzip wrapper
 
 
@@ -84,33 +87,53 @@ def _plain(chunks: Iterable[bytes]) -> Iterator[bytes]:
 class _Member(Protocol):
     """What `zlib.decompressobj` and `isal_zlib.decompressobj` return."""
 
-    eof: bool
-    unused_data: bytes
-    unconsumed_tail: bytes
+    @property
+    def eof(self) -> bool:
+        """Whether the member ended."""
+        ...
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came behind its end."""
+        ...
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """What was not looked at, because there was plain data enough."""
+        ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes:
         """Return up to so many plain bytes."""
         ...
 
 
-def _gzip_library() -> tuple[Callable[[int], _Member], type[Exception]]:
+def _gzip_library(first_bytes: int) -> tuple[Callable[[int], _Member], type[Exception]]:
+    """Return what decompresses, and its error; loading ISA-L would take longer than a short layer does."""
+    if first_bytes < _ISAL_BYTES:
+        return zlib.decompressobj, zlib.error
     try:
         from isal import isal_zlib
     except ImportError:
         return zlib.decompressobj, zlib.error
-    return isal_zlib.decompressobj, isal_zlib.error
+    error: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its type information says an instance
+    return isal_zlib.decompressobj, error
 
 
 def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    begin, error = _gzip_library()
+    source = iter(chunks)
+    first = next(source, b"")
+    begin, error = _gzip_library(len(first))
     member = begin(_GZIP_WINDOW)
-    begun = False
-    for chunk in chunks:
+    begun, fresh = False, True
+    for chunk in chain((first,), source):
         data = chunk
         while data:
             if member.eof:
                 member = begin(_GZIP_WINDOW)
-            begun = True
+                fresh = True
+            if fresh and not _GZIP_MAGIC.startswith(data[:2]):  # ISA-L would wait for a whole header
+                raise ImageRefused("oci.layer.bad_compression", "layer is not gzip as its media type says")
+            begun, fresh = True, False
             try:
                 plain = member.decompress(data, _OUTPUT_BYTES)
             except error as err:

@@ -37,22 +37,27 @@ class Spool:
         self._lock = threading.Lock()
         self._size = 0
         self._chunks = 0
+        self._because: BaseException | None = None
 
     def append(self, chunk: bytes) -> None:
         """Keep the next chunk.
 
         Raises:
-            OSError: there is no room.
-            Unavailable: `oci.spool.full`, `oci.spool.closed`.
+            Unavailable: `oci.spool.full`, or what `close` was told.
         """
         if not chunk or len(chunk) > CHUNK_BYTES or self._size != self._chunks * CHUNK_BYTES:
             raise RuntimeError("a spool takes whole chunks, and one shorter one at the end")
         with self._lock:
             self._require_open()
             stored = memoryview(self._to_store(self._chunks, chunk))
-            self._file.seek(self._chunks * (CHUNK_BYTES + self._overhead))
-            while stored:
-                stored = stored[self._file.write(stored) :]
+            try:
+                self._file.seek(self._chunks * (CHUNK_BYTES + self._overhead))
+                while stored:
+                    stored = stored[self._file.write(stored) :]
+            except OSError as err:
+                raise Unavailable(
+                    "oci.spool.full", "no space left for the image's layers", hint="give the pod VM more memory"
+                ) from err
         self._size += len(chunk)
         self._chunks += 1
 
@@ -61,27 +66,30 @@ class Spool:
 
         Raises:
             ImageRefused: `oci.spool.changed`.
-            Unavailable: `oci.spool.closed`.
+            Unavailable: `oci.spool.unreadable`, or what `close` was told.
         """
         size = min(CHUNK_BYTES, self._size - index * CHUNK_BYTES) + self._overhead
         pieces = []
         with self._lock:
             self._require_open()
-            self._file.seek(index * (CHUNK_BYTES + self._overhead))
-            while size and (piece := self._file.read(size)):
-                pieces.append(piece)
-                size -= len(piece)
+            try:
+                self._file.seek(index * (CHUNK_BYTES + self._overhead))
+                while size and (piece := self._file.read(size)):
+                    pieces.append(piece)
+                    size -= len(piece)
+            except OSError as err:
+                raise Unavailable("oci.spool.unreadable", "scratch disk cannot be read", path=f"chunk {index}") from err
             return self._from_store(index, pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
-    def close(self) -> None:
-        """Give the room back; nothing can be read any more."""
+    def close(self, because: BaseException | None = None) -> None:
+        """Give the room back; a thread that still wants something of it gets `because`."""
         with self._lock:
+            self._because = self._because or because
             self._file.close()
 
     def _require_open(self) -> None:
-        """Refuse what a thread still wants while another gave the spool up."""
         if self._file.closed:
-            raise Unavailable("oci.spool.closed", "the image was given up meanwhile")
+            raise self._because or RuntimeError("a closed spool is used")
 
     def _to_store(self, index: int, chunk: bytes) -> bytes:
         return chunk
@@ -140,10 +148,10 @@ class SealedSpool(Spool):
         self._taken = 0
         self._key = bytearray(os.urandom(AES256_KEY_BYTES))  # seals this spool only: a number is used once under it
 
-    def close(self) -> None:
-        """Give the room back and forget the key."""
+    def close(self, because: BaseException | None = None) -> None:
+        """Give the room back and forget the key; see `Spool.close`."""
+        super().close(because)
         with self._lock:
-            self._file.close()
             self._key[:] = bytes(len(self._key))
             taken, self._taken = self._taken, 0
         self._room.give(taken)

@@ -52,6 +52,7 @@ LAYER_ENTRIES: Final = 1_000_000
 LAYER_UNPACKED_BYTES: Final = 64 * GIB
 LAYER_RATIO: Final = 1100  # deflate cannot exceed 1032:1; more is a lie about the sizes
 ZSTD_WINDOW_BYTES: Final = 32 * MIB  # memory a decoder needs; the widest of tools that compress images is 32 MiB
+SCRATCH_BYTES: Final = 64 * GIB  # ciphertext of one pod's layers that waits on a disk
 LAYER_FETCHES: Final = 3  # layers fetched at the same time, as containerd does by default
 TAR_PATH_BYTES: Final = 4096
 TAR_XATTR_BYTES: Final = 64 * KIB

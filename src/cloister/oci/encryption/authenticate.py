@@ -91,8 +91,7 @@ class ArrivingBlob:
 
         Raises:
             ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
-            Unavailable: the source cannot be read now.
-            OSError: the spool has no room.
+            Unavailable: the source cannot be read now, or the spool has no room (`oci.spool.full`).
         """
         try:
             spool = self._begin()
@@ -134,7 +133,7 @@ class ArrivingBlob:
             spool, self._spool = self._spool, None
             self._changed.notify_all()
         if spool is not None:
-            spool.close()
+            spool.close(error)
 
     def _begin(self) -> Spool:
         spool = self._open_spool()

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from cloister.cli.imageverity import verity_command
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.sdk.home import home_from_environment
 
 app = typer.Typer(no_args_is_help=True, help="Encrypt, sign and look at container images.", rich_markup_mode=None)
+
+app.command("verity")(verity_command)
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH"
 

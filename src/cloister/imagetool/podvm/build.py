@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 import cloister
+from cloister.crypto.dmverity import build_verity_tree
 from cloister.errors import Unavailable
 from cloister.imagetool.podvm import bundle as names
 from cloister.imagetool.podvm.archive import PackageArchive
@@ -36,12 +37,17 @@ from cloister.imagetool.podvm.lock import LockedPackage, encode_lock, parse_lock
 from cloister.imagetool.podvm.reference import describe
 from cloister.imagetool.podvm.tree import Tree
 from cloister.imagetool.podvm.uki import UKIParts, build_uki
-from cloister.imagetool.podvm.verity import build_verity_tree
 from cloister.wire.canonicaljson import encode_canonical
 
 Progress = Callable[[str, float], None]
 PHASES: Final = ("packages", "unpack", "compile", "root", "initrd", "uki", "reference")
-_OWN_CODE: Final = ("imagetool", "protocol/launch.py", "rats/reference.py", "wire/canonicaljson.py")
+_OWN_CODE: Final = (
+    "imagetool",
+    "crypto/dmverity.py",
+    "protocol/launch.py",
+    "rats/reference.py",
+    "wire/canonicaljson.py",
+)
 
 
 def _silent(phase: str, fraction: float) -> None:

@@ -34,6 +34,12 @@ def with_xattrs(member: bytes, xattrs: dict[bytes, bytes]) -> bytes:
     return pax([(b"SCHILY.xattr." + key, value) for key, value in xattrs.items()]) + member if xattrs else member
 
 
+def content(size: int) -> bytes:
+    return bytes(number * size % 251 for number in range(size))
+
+
+DEVICES = st.sampled_from([b"3", b"4"])
+DEVICE_NUMBERS = st.tuples(st.integers(1, 4095), st.integers(1, 1 << 19))
 XATTRS = st.dictionaries(
     st.sampled_from([b"user.a", b"user.b.c", b"user.\xc3\xbc"]), st.binary(min_size=1, max_size=300), max_size=2
 )

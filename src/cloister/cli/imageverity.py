@@ -13,9 +13,7 @@ from cloister.cli.progress import BytesBar
 
 
 def verity_command(
-    source: Annotated[
-        str, typer.Argument(help="The image: docker://REF, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH.")
-    ],
+    source: Annotated[str, typer.Argument(help="The image, in any place that `image inspect` reads.")],
     destination: Annotated[
         Path | None, typer.Argument(help="File for the root image; without it only the hash is computed.")
     ] = None,

@@ -20,10 +20,10 @@ from msgspec import structs
 from adversary.expect import refusal_of, require_fix
 from adversary.pods import create
 from cloister.cli.demo import hostile
-from cloister.crypto.dmverity import BLOCK_BYTES, build_verity_tree
 from cloister.host.vmm.spec import Backend, Bundle, VMSpec
 from cloister.host.vtpm import VTPMAuthority, VTPMPool
 from cloister.imagetool.podvm import PodVMBundle
+from cloister.oci.dmverity import BLOCK_BYTES, build_verity_tree
 from cloister.protocol import guestapi
 from cloister.protocol.initdata import InitData
 from cloister.sdk.bundle import build_bundle

@@ -44,23 +44,11 @@ XATTRS = st.dictionaries(
     st.sampled_from([b"user.a", b"user.b.c", b"user.\xc3\xbc"]), st.binary(min_size=1, max_size=300), max_size=2
 )
 MEMBERS = st.one_of(
-    st.builds(
-        lambda p, s, x, d: with_xattrs(file(p[:99], bytes(s % 251 for _ in range(s)), **d), x),
-        PATHS,
-        SIZES,
-        XATTRS,
-        DETAILS,
-    ),  # fmt: skip
+    st.builds(lambda p, s, x, d: with_xattrs(file(p[:99], content(s), **d), x), PATHS, SIZES, XATTRS, DETAILS),
     st.builds(lambda p, x, d: with_xattrs(directory(p[:99], **d), x), PATHS, XATTRS, DETAILS),
     st.builds(lambda p, t, d: symlink(p[:99], t[:99], **d), PATHS, PATHS, DETAILS),
     st.builds(lambda p, t: hard_link(p[:99], t[:99]), PATHS, PATHS),
-    st.builds(
-        lambda p, k, n, d: header(p[:99], kind=k, device=n, **d),
-        PATHS,
-        st.sampled_from([b"3", b"4"]),
-        st.tuples(st.integers(1, 4095), st.integers(1, 1 << 19)),
-        DETAILS,
-    ),  # fmt: skip
+    st.builds(lambda p, k, n, d: header(p[:99], kind=k, device=n, **d), PATHS, DEVICES, DEVICE_NUMBERS, DETAILS),
     st.builds(lambda p, d: header(p[:99], kind=b"6", **d), PATHS, DETAILS),
     st.builds(lambda p: file((b"/".join([*p.split(b"/")[:-1], b".wh." + p.split(b"/")[-1]]))[:99]), PATHS),
     st.builds(lambda p: file(b"/".join([p[:80], b".wh..wh..opq"])), NAMES),

@@ -18,10 +18,10 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from cloister.crypto.dmverity import HashTree
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.attributes import AttributeRecord
 from cloister.oci.digest import Digest
+from cloister.oci.dmverity import HashTree
 from cloister.oci.erofs import BLOCK, ErofsImage, Inode
 from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.rootfs import RootDirectory

@@ -16,12 +16,12 @@ from typing import Final
 
 import msgspec
 
-from cloister.crypto.dmverity import VerityTree
 from cloister.imagetool.measure.pe import append_sections
 from cloister.imagetool.podvm import PodVMBundle, default_definition, load_bundle
 from cloister.imagetool.podvm import bundle as names
 from cloister.imagetool.podvm.definition import FirmwareRule, parse_definition
 from cloister.imagetool.podvm.reference import describe
+from cloister.oci.dmverity import VerityTree
 
 FOUR_GIB: Final = 1 << 32
 PAGE: Final = 4096

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cloister.crypto.dmverity import HashTree, build_verity_tree, verify_blocks
 from cloister.errors import ImageRefused, Refused, Unavailable
 from cloister.imagetool.verity import compute_image_root
 from cloister.oci.digest import Digest
+from cloister.oci.dmverity import HashTree, build_verity_tree, verify_blocks
 from cloister.oci.layout import OCILayout
 from cloister.oci.rootimage import RootImage, build_root_image, root_image_salt
 from unit.oci.builders import (
@@ -270,7 +270,7 @@ def test_one_bit_is_seen(tmp_path: Path, place: int) -> None:
     changed[place] ^= 1
     with pytest.raises(Refused) as caught:
         check(bytes(changed), root)
-    assert caught.value.code == "crypto.verity.mismatch"
+    assert caught.value.code == "oci.verity.mismatch"
 
 
 @pytest.mark.parametrize("change", [lambda i: i[:-4096], lambda i: i + bytes(4096), lambda i: i[4096:], lambda i: b""])
@@ -278,7 +278,7 @@ def test_other_lengths_are_seen(tmp_path: Path, change: object) -> None:
     root, image = build(tmp_path, LOWER)
     with pytest.raises(Refused) as caught:
         check(change(image), root)  # type: ignore[operator]  # a function of bytes
-    assert caught.value.code.startswith("crypto.verity.")
+    assert caught.value.code.startswith("oci.verity.")
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 127, 128, 129, 255, 256, 257, 128 * 128, 128 * 128 + 1])

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Final
 
 import cloister
-from cloister.crypto.dmverity import build_verity_tree
 from cloister.errors import Unavailable
 from cloister.imagetool.podvm import bundle as names
 from cloister.imagetool.podvm.archive import PackageArchive
@@ -37,13 +36,14 @@ from cloister.imagetool.podvm.lock import LockedPackage, encode_lock, parse_lock
 from cloister.imagetool.podvm.reference import describe
 from cloister.imagetool.podvm.tree import Tree
 from cloister.imagetool.podvm.uki import UKIParts, build_uki
+from cloister.oci.dmverity import build_verity_tree
 from cloister.wire.canonicaljson import encode_canonical
 
 Progress = Callable[[str, float], None]
 PHASES: Final = ("packages", "unpack", "compile", "root", "initrd", "uki", "reference")
 _OWN_CODE: Final = (
     "imagetool",
-    "crypto/dmverity.py",
+    "oci/dmverity.py",
     "protocol/launch.py",
     "rats/reference.py",
     "wire/canonicaljson.py",

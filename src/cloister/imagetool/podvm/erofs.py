@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from cloister.crypto.dmverity import BLOCK_BYTES
 from cloister.imagetool.podvm.definition import Definition
 from cloister.imagetool.podvm.runner import run
 from cloister.imagetool.podvm.tree import Kind, Tree
+from cloister.oci.dmverity import BLOCK_BYTES
 
 _SECONDS: Final = 300
 _MKFS: Final = "usr/bin/mkfs.erofs"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from cloister.crypto.dmverity import BLOCK_BYTES, VerityTree
 from cloister.imagetool.measure.ovmf import MemoryWrite, firmware_digests
 from cloister.imagetool.measure.shapes import COMMON_SHAPES, BootParts, Prediction, Shape, predict_all
 from cloister.imagetool.measure.uki import uki_registers
@@ -18,6 +17,7 @@ from cloister.imagetool.podvm.bundle import (
     VerityRecord,
 )
 from cloister.imagetool.podvm.definition import Definition
+from cloister.oci.dmverity import BLOCK_BYTES, VerityTree
 from cloister.protocol.launch import LaunchProfile
 from cloister.rats.reference import Component
 

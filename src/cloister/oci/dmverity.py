@@ -52,7 +52,7 @@ class HashTree:
 
     def __init__(self, data_blocks: int, *, salt: bytes, store: Callable[[int, bytes], None]) -> None:
         if data_blocks < 1:
-            raise Refused("crypto.verity.size", "there is no data to protect")
+            raise Refused("oci.verity.size", "there is no data to protect")
         self._salted = hashlib.sha256(salt)
         self._store = store
         self._missing = data_blocks
@@ -67,7 +67,7 @@ class HashTree:
         """Take the next data, whole blocks."""
         view = memoryview(data)
         if len(view) % BLOCK_BYTES:
-            raise Refused("crypto.verity.size", "data is not whole blocks", expected=f"a multiple of {BLOCK_BYTES}")
+            raise Refused("oci.verity.size", "data is not whole blocks", expected=f"a multiple of {BLOCK_BYTES}")
         for start in range(0, len(view), BLOCK_BYTES):
             self._missing -= 1
             self._append(0, self._digest(view[start : start + BLOCK_BYTES]))
@@ -75,7 +75,7 @@ class HashTree:
     def finish(self) -> bytes:
         """Return the root hash, once all data was taken."""
         if self._missing:
-            raise Refused("crypto.verity.size", "data is not as long as was said", actual=f"{-self._missing:+} blocks")
+            raise Refused("oci.verity.size", "data is not as long as was said", actual=f"{-self._missing:+} blocks")
         for level in range(len(self._open) - 1):
             if self._open[level]:
                 self._close(level)
@@ -105,7 +105,7 @@ def build_verity_tree(data: bytes, *, salt: bytes) -> VerityTree:
     """Return the hash tree over `data`.
 
     Raises:
-        Refused: `data` is empty or not whole blocks (`crypto.verity.size`).
+        Refused: `data` is empty or not whole blocks (`oci.verity.size`).
     """
     hashes: dict[int, bytes] = {}
     tree = HashTree(len(data) // BLOCK_BYTES, salt=salt, store=hashes.__setitem__)
@@ -122,7 +122,7 @@ def verify_blocks(chunks: Iterable[bytes], *, root_hash: bytes, salt: bytes, dat
     """Check all of an image against its root hash: data and appended tree, given as whole blocks in order.
 
     Raises:
-        Refused: `crypto.verity.mismatch`, `imagetool.verity.size`.
+        Refused: `oci.verity.mismatch`, `imagetool.verity.size`.
     """
     made: dict[int, bytes] = {}
     tree = HashTree(data_blocks, salt=salt, store=made.__setitem__)
@@ -134,14 +134,14 @@ def verify_blocks(chunks: Iterable[bytes], *, root_hash: bytes, salt: bytes, dat
         tree.add(data)
         found += memoryview(chunk)[len(data) :]
         if len(found) > tree.hash_blocks * BLOCK_BYTES:
-            raise Refused("crypto.verity.size", "something follows the hash tree")
+            raise Refused("oci.verity.size", "something follows the hash tree")
     actual = tree.finish()
     if actual != root_hash:
         raise Refused(
-            "crypto.verity.mismatch",
+            "oci.verity.mismatch",
             "image does not have this root hash",
             expected=root_hash.hex(),
             actual=actual.hex(),
         )
     if found != b"".join(made[number] for number in range(tree.hash_blocks)):
-        raise Refused("crypto.verity.mismatch", "appended hash tree is not the one of the data")
+        raise Refused("oci.verity.mismatch", "appended hash tree is not the one of the data")

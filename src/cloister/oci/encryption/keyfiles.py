@@ -281,7 +281,7 @@ def _private(
             ) from err
         try:
             key = load(data, password)
-        except ValueError as wrong:
+        except (ValueError, TypeError) as wrong:  # TypeError: an empty password
             raise Refused(f"{_CODE}.password", "password does not open the private key", path=path) from wrong
     except (ValueError, UnsupportedAlgorithm) as err:
         raise _unfit(_PRIVATE, describe_content(data), path) from err

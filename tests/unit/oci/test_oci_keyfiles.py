@@ -147,11 +147,25 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert refused(lambda: split_key_text(f"key:file={long}")).code == "oci.encryption.key_file.password_source"
 
 
-def test_gnupgs_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gnupgs_keyring_without_gnupg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("GNUPGHOME", str(tmp_path))
-    assert "gpg --export" in refused(read_public_keyring).hint
+    assert "gpg --import" in refused(read_public_keyring).hint
     (tmp_path / "pubring.gpg").write_bytes(b"ring")
     assert read_public_keyring() == b"ring"
+
+
+@pytest.mark.parametrize(("script", "why"), [("printf ring", ""), ("exit 0", "no keys"), ("echo x >&2; exit 2", "x")])
+def test_gnupg_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str) -> None:
+    program = tmp_path / "gpg"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if why:
+        error = refused(read_public_keyring)
+        assert (error.code, error.actual) == ("oci.encryption.key_file.unreadable", why)
+    else:
+        assert read_public_keyring() == b"ring"
 
 
 # -- other than expected ------------------------------------------------------------------------------------------

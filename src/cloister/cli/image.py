@@ -1,4 +1,4 @@
-"""`cloister image encrypt|decrypt|rewrap|sign|inspect`: protect an image without changing it."""
+"""`cloister image encrypt|decrypt|rewrap|sign|verify|inspect`: protect an image without changing it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli import imagesignature
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.imagetool.compression import Compress
-from cloister.sdk.home import home_from_environment
 
 if TYPE_CHECKING:
     from cloister.imagetool.platforms import RewrittenImage
     from cloister.sdk.images import KeyEncryptionKeys
 
 app = typer.Typer(
-    no_args_is_help=True, help="Encrypt, decrypt, sign and look at container images.", rich_markup_mode=None
+    no_args_is_help=True, help="Encrypt, decrypt, sign, verify and look at container images.", rich_markup_mode=None
 )
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
@@ -221,60 +221,23 @@ def rewrap_command(
     step.note(f"next: cloister image sign {destination or source}{_naming(destination or source)}")
 
 
-@app.command("sign")
-def sign_command(
-    image: Annotated[str, typer.Argument(help="The sealed image: docker://REF, oci:PATH:TAG or oci-archive:PATH:TAG.")],
-    key: Annotated[Path | None, typer.Option(help="P-256 private key, PEM [default: the owner's key].")] = None,
-    repository: Annotated[
-        str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
-    ] = "",
-    output: OutputOption = Output.TEXT,
-) -> None:
-    """Sign an image as cosign does in key mode; cosign verifies it."""
-    from cloister.crypto.signer import ECDSAP256Signer
-    from cloister.errors import Refused
-    from cloister.imagetool.sign import sign_image
-    from cloister.oci.location import open_sink, parse_location
-    from cloister.sdk.owner import Owner
-    from cloister.sdk.registryaccess import open_transport, registry_access
-
-    place = parse_location(image)
-    name = repository or (place.reference.name if place.reference else "")
-    if not name:
-        raise Refused(
-            "cli.image.repository",
-            "a signature names a repository, and a path has none",
-            hint="add --repository registry.example/name",
-        )
-    signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    with (
-        open_transport() as transport,
-        open_sink(place, registry_access(place, transport), extend=True) as store,
-    ):
-        digest = sign_image(store, place.selector, signer, repository=name)
-    public = signer.public_key
-    if output is Output.JSON:
-        print_json({"schema": 1, "digest": str(digest), "repository": name, "key": public.fingerprint})
-        return
-    step = StepPrinter()
-    step("ok", "image signed", f"{digest}")
-    step("ok", f"as {name}", f"key {short_digest(public.fingerprint)}")
-    step("--", "not proved", "who holds the key: give its public half to whoever verifies")
-    step.note("next: cloister run " + image)
+app.command("sign")(imagesignature.sign_command)
+app.command("verify")(imagesignature.verify_command)
 
 
 @app.command("inspect")
-def inspect_command(
-    image: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")], output: OutputOption = Output.TEXT
-) -> None:
-    """Show what an image is, how each layer is protected, and who signed it (signatures are listed, not verified)."""
+def inspect_command(image: SourceArgument, platform: PlatformOption = "", output: OutputOption = Output.TEXT) -> None:
+    """Show what an image is, what is encrypted and for whom, what everybody can read, and who signed it.
+
+    Recipients and signatures are what the image says; nothing is verified but digests.
+    """
     from cloister.oci.location import open_source, parse_location
     from cloister.sdk.inspection import describe_image
     from cloister.sdk.registryaccess import open_transport, registry_access
 
     place = parse_location(image)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
-        described = describe_image(source, place.selector)
+        described = describe_image(source, place.selector, platform=platform)
     if output is Output.JSON:
         print_json(described)
         return
@@ -326,12 +289,38 @@ def _kek_words(recipient: str, keks: KeyEncryptionKeys, key_file: Path | None) -
 
 def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
     print_line(f"{described['digest']}  {described['platform']}")
-    for name in ("entrypoint", "cmd", "user", "cwd"):
-        print_line(f"  {name:<11}{described[name]}")
+    if described["index"]:
+        print_line(f"  one of     {', '.join(described['platforms'])}  (index {described['index']})")
+    print_line(f"  encrypted  {described['encryption']}")
     for layer in described["layers"]:
-        protection = f"encrypted, key {layer['key']}" if layer["encrypted"] else "NOT encrypted"
-        print_line(f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {protection}")
+        compression = "plain" if layer["compression"] == "none" else layer["compression"]
+        protection = "encrypted" if layer["encrypted"] else "NOT encrypted"
+        if layer["foreign"]:
+            protection += ", fetched from elsewhere"
+        print_line(
+            f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {compression:<5}  {protection}"
+        )
+    for scheme, lines in _common_recipients(described["layers"]):
+        for line in lines:
+            print_line(f"  for        {scheme}: {line}")
+    if any(layer["encrypted"] and not layer["for_guests"] for layer in described["layers"]):
+        print_line("  guests     cannot run it: they need a kbs recipient, and layers that are not zstd")
+    print_line("  everybody can read")
+    for item in described["readable"]:
+        print_line(f"    {item['what']:<28} {item['value']}")
     for signature in described["signatures"]:
         print_line(f"  signature  names {signature['repository']}  (not verified here)")
     if not described["signatures"]:
         print_line("  signature  none")
+
+
+def _common_recipients(layers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:  # Any: JSON
+    """Return recipients by scheme; those that not all encrypted layers have are named with their layer."""
+    encrypted = [(number, layer["recipients"]) for number, layer in enumerate(layers) if layer["encrypted"]]
+    if all(recipients == encrypted[0][1] for _, recipients in encrypted):
+        return list(encrypted[0][1].items()) if encrypted else []
+    return [
+        (f"layers[{number}] {scheme}", lines)
+        for number, recipients in encrypted
+        for scheme, lines in recipients.items()
+    ]

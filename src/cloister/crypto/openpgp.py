@@ -96,6 +96,16 @@ def decrypt_message(message: bytes, keys: Sequence[DecryptionKey]) -> bytes:
     raise Refused(f"{CODE}.not_authentic", "message does not open with this keyring, or was altered")
 
 
+def message_key_ids(message: bytes) -> list[str]:
+    """Return the ids of the keys that a binary message says it is encrypted to, in hexadecimal; zeros hide one.
+
+    Raises:
+        FormatRefused: `crypto.openpgp.malformed`.
+    """
+    packets = read_packets(message, ceiling=MESSAGE_BYTES)
+    return [packet.body[1:9].hex() for packet in packets if packet.tag == PKESK and packet.body[:1] == b"\x03"]
+
+
 def find_recipients(keyring: bytes, names: Sequence[str]) -> list[EncryptionKey]:
     """Return the keys to encrypt to, of the certificate of each of `names` in a public keyring.
 

@@ -16,8 +16,11 @@ from cloister.errors import CloisterError
 from cloister.imagetool.encrypt import encrypt_image
 from cloister.oci.layout import OCILayout
 from cloister.oci.store import read_manifest
+from cloister.protocol.resourceuri import parse_resource_uri
+from cloister.sdk.home import home_from_environment
 from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 from cloister.sdk.inspection import describe_image
+from cloister.sdk.owner import Owner
 from imagetool_images import CANARY, build, manifest_of, recipient, rewrite
 from unit.oci.builders import KEK, KEK_ID, Built, build_layout
 
@@ -206,3 +209,17 @@ def test_inspect_says_when_an_element_cannot_be_read(built: Built, tmp_path: Pat
     assert len(recipients) == 5
     for scheme, lines in recipients.items():
         assert lines[0].startswith(("cannot be read", "names nobody")), (scheme, lines)
+
+
+def test_of_two_that_make_a_key_at_once_one_is_kept_and_both_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the image that was encrypted under the other key could never be decrypted."""
+    path, first = parse_resource_uri(KEK_ID), KeyEncryptionKeys()
+
+    def meanwhile(count: int) -> bytes:
+        with Owner(home_from_environment()).admin() as admin:
+            admin.put_resource(path, KEK)
+        return bytes(count)
+
+    monkeypatch.setattr("cloister.sdk.images.secrets.token_bytes", meanwhile)
+    assert first.for_recipient(path) == KEK and (first.made, first.found) == ([], [KEK_ID])
+    assert KeyEncryptionKeys().at(path) == KEK

@@ -112,10 +112,12 @@ def encrypt_command(
     if sealed.zstd:
         step(
             "!!",
-            "guests cannot run this",
+            "for Cloister's guests only",
             f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
         )
-        step.note("if a guest shall run it, encrypt the original again with --compress gzip (content stays the same)")
+        step.note(
+            "if a CoCo guest shall run it, encrypt the original again with --compress gzip (content stays the same)"
+        )
     if sealed.foreign:
         step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")
     step.note(f"next: cloister image sign {destination}{_naming(destination)}")

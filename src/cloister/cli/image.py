@@ -116,7 +116,7 @@ def encrypt_command(
             f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
         )
         step.note(
-            "if a CoCo guest shall run it, encrypt the original again with --compress gzip (content stays the same)"
+            "for a CoCo guest, encrypt the original again with --compress gzip (content stays the same)"
         )
     if sealed.foreign:
         step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")

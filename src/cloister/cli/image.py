@@ -115,9 +115,7 @@ def encrypt_command(
             "for Cloister's guests only",
             f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
         )
-        step.note(
-            "for a CoCo guest, encrypt the original again with --compress gzip (content stays the same)"
-        )
+        step.note("for a CoCo guest, encrypt the original again with --compress gzip (content stays the same)")
     if sealed.foreign:
         step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")
     step.note(f"next: cloister image sign {destination}{_naming(destination)}")

@@ -394,3 +394,12 @@ class Answering:
         found = self._answers.get(path)
         status = 404 if found is None else 200
         return InProcessResponse([{"status": status, "headers": []}, {"body": found or b""}])
+
+
+def test_inspect_tells_who_says_that_he_signed(built: Built, key: Path) -> None:
+    assert "signature  none" in run("inspect", f"oci:{built.path}:v1").stdout
+    run("sign", f"oci:{built.path}:v1", "--key", str(key), *NAME)
+    run("sign", f"oci:{built.path}:v1", "--key", str(key), "--format", "bundle", *NAME)
+    text = run("inspect", f"oci:{built.path}:v1").stdout
+    assert f"signature  cosign, over the manifest, by a key, names {REPOSITORY}  (not verified here)" in text
+    assert "signature  bundle, over the manifest, by key " in text

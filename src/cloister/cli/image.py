@@ -9,6 +9,7 @@ import typer
 
 from cloister.cli import imagesignature
 from cloister.cli.forms import Output, OutputOption
+from cloister.cli.imageverity import verity_command
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.imagetool.compression import Compress
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="Encrypt, decrypt, sign, verify and look at container images.", rich_markup_mode=None
 )
+
+app.command("verity")(verity_command)
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
 

@@ -88,7 +88,7 @@ class Sealed:
         sign_image(self.layout, digest, self.signer, repository=REFERENCE.name)
         image = verify(self.layout, digest, self.signer)
         layer = image.manifest.layers[0]
-        packet = parse_layer_encryption(layer).packets[0]
+        packet = parse_layer_encryption(layer).packets()[0]
         private = parse_private_options(open_packet(packet, SAMPLE_KEK))
         return authenticate_layer(image, 0, spool(self.layout, layer), private)
 
@@ -175,7 +175,7 @@ def test_dropped_public_options(sealed: Sealed) -> None:
 
 def test_a_changed_digest_in_the_private_options(sealed: Sealed) -> None:
     layer = sealed.open()
-    packet = parse_layer_encryption(layer.image.manifest.layers[0]).packets[0]
+    packet = parse_layer_encryption(layer.image.manifest.layers[0]).packets()[0]
     private = parse_private_options(open_packet(packet, SAMPLE_KEK))
     other = PrivateOptions(key=private.key, digest=Digest.of(b"other"), nonce=private.nonce)
     blob = spool(sealed.layout, layer.image.manifest.layers[0])
@@ -199,7 +199,7 @@ def test_other_schemes_are_named_in_the_refusal(ocicrypt: Path, name: str) -> No
     layout = OCILayout(ocicrypt / "skopeo-1.18" / name)
     manifest = parse_manifest(read_manifest(layout, "v1").raw)
     with pytest.raises(ImageRefused) as caught:
-        parse_layer_encryption(manifest.layers[0])
+        parse_layer_encryption(manifest.layers[0]).packets()
     assert caught.value.code == "oci.encryption.no_recipient"
     assert caught.value.actual == name.partition("-")[0]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,8 +25,8 @@ from cloister.errors import ImageRefused
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import encryption_annotations, without_encryption
-from cloister.oci.encryption.options import PrivateOptions, PublicOptions
-from cloister.oci.encryption.packet import wrap_private_options
+from cloister.oci.encryption.options import PrivateOptions, PublicOptions, encode_private_options
+from cloister.oci.encryption.wrapping import KeyWrapper, PacketWrapper, wrap_layer_key
 from cloister.oci.manifest import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -117,6 +117,7 @@ def encrypt_image(
         Unavailable: source or sink cannot be used now.
     """
     progress = progress or NoProgress()
+    recipients = [PacketWrapper(kek_id, kek)]
     stored = resolve_platform(source, selector, platform)
     manifest = parse_manifest(stored.raw, media_type=stored.media_type)
     layer_types = _require_sealable(manifest)
@@ -126,7 +127,7 @@ def encrypt_image(
     document = parse_document(stored.raw, ceiling=MANIFEST_BYTES, code="oci.manifest")
     digests = []
     for layer, layer_type, entry in zip(manifest.layers, layer_types, document["layers"], strict=True):
-        sealing = _LayerSealing(layer, kek_id, kek)
+        sealing = _LayerSealing(layer, recipients)
         digest, size = sink.write_blob(sealing.ciphertext(checked_blob(source, layer), progress.advance))
         entry["mediaType"] = LayerType(layer_type.compression, encrypted=True).media_type
         entry["digest"] = str(digest)
@@ -147,10 +148,10 @@ def encrypt_image(
 class _LayerSealing:
     """One layer's key, used once. It is wrapped first, so that a KEK that is refused leaves nothing behind."""
 
-    def __init__(self, layer: Descriptor, kek_id: str, kek: bytes) -> None:
+    def __init__(self, layer: Descriptor, recipients: Sequence[KeyWrapper]) -> None:
         self._nonce = os.urandom(CTR_NONCE_BYTES)
         self._options = PrivateOptions(key=os.urandom(AES256_KEY_BYTES), digest=layer.digest, nonce=self._nonce)
-        self._packet = wrap_private_options(self._options, kek_id=kek_id, kek=kek)
+        self._wrapped = wrap_layer_key(encode_private_options(self._options), recipients)
         self._mac = hmac.new(self._options.key, digestmod=hashlib.sha256)
 
     def ciphertext(self, plain: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
@@ -163,7 +164,7 @@ class _LayerSealing:
     def annotations(self) -> dict[str, str]:
         """Return what the descriptor says, once all ciphertext was taken, and forget the key."""
         self._options.wipe()
-        return encryption_annotations(PublicOptions(self._mac.digest()), self._packet)
+        return encryption_annotations(PublicOptions(self._mac.digest()), self._wrapped)
 
 
 def _require_sealable(manifest: ImageManifest) -> list[LayerType]:

@@ -40,7 +40,7 @@ def describe_image(source: ImageSource, selector: str) -> dict[str, Any]:  # Any
 
 def _describe_layer(layer: Descriptor, path: str) -> dict[str, Any]:  # Any: JSON
     encrypted = parse_layer_type(layer.media_type, path=path).encrypted
-    packets = parse_layer_encryption(layer, path=path).packets if encrypted else ()
+    packets = parse_layer_encryption(layer, path=path).packets() if encrypted else ()
     return {
         "digest": str(layer.digest),
         "size": layer.size,

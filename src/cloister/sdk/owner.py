@@ -260,7 +260,7 @@ def packet_keys(manifest: bytes) -> tuple[ResourcePath, ...]:
     paths = {
         packet.kek_path
         for number, layer in enumerate(layers)
-        for packet in parse_layer_encryption(layer, path=f"layers[{number}]").packets
+        for packet in parse_layer_encryption(layer, path=f"layers[{number}]").packets()
     }
     return tuple(sorted(paths))
 

@@ -83,7 +83,7 @@ def test_every_layer_of_every_run_has_its_own_key_and_nonce(built: Built, tmp_pa
         sink = OCILayout(tmp_path / f"run{number}", create=True)
         seal(built, sink)
         for layer in sealed_manifest(sink).layers:
-            options = unwrap_private_options(parse_layer_encryption(layer).packets[0], KEK)
+            options = unwrap_private_options(parse_layer_encryption(layer).packets()[0], KEK)
             seen.append((bytes(options.key), options.nonce))
     assert len({key for key, _ in seen}) == len({nonce for _, nonce in seen}) == 4
 

@@ -183,7 +183,7 @@ def spool(source: ImageSource, layer: Descriptor) -> SpooledBlob:
 def authenticate(source: ImageSource, image: VerifiedImage, index: int) -> AuthenticatedLayer:
     """Do what the guest does with one encrypted layer once it has the KEK."""
     layer = image.manifest.layers[index]
-    private = unwrap_private_options(parse_layer_encryption(layer).packets[0], KEK)
+    private = unwrap_private_options(parse_layer_encryption(layer).packets()[0], KEK)
     return authenticate_layer(image, index, spool(source, layer), private)
 
 

@@ -10,6 +10,7 @@ import pytest
 from cloister.errors import CloisterError, FormatRefused, ImageRefused
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.annotations import (
+    PACKET_SCHEME,
     PROVIDER_KEYS,
     PUBLIC_OPTIONS,
     encryption_annotations,
@@ -220,21 +221,31 @@ def layer(annotations: dict[str, str]) -> Descriptor:
 
 
 def annotations() -> dict[str, str]:
-    return encryption_annotations(PublicOptions(HMAC), wrap_private_options(private(), kek_id=KEK_ID, kek=KEK))
+    packet = encode_packet(wrap_private_options(private(), kek_id=KEK_ID, kek=KEK))
+    return encryption_annotations(PublicOptions(HMAC), {PACKET_SCHEME: [packet]})
 
 
 def test_annotations_round_trip_and_come_off() -> None:
     found = parse_layer_encryption(layer({"other": "x", **annotations()}))
     assert found.public == PublicOptions(HMAC)
-    assert unwrap_private_options(found.packets[0], KEK).nonce == NONCE
+    assert unwrap_private_options(found.packets()[0], KEK).nonce == NONCE
     assert without_encryption({"other": "x", **annotations()}) == {"other": "x"}
 
 
 def test_several_recipients_are_alternatives() -> None:
     both = annotations()
     both[PROVIDER_KEYS] += "," + annotations()[PROVIDER_KEYS]
-    both["org.opencontainers.image.enc.keys.jwe"] = "not looked at"
-    assert len(parse_layer_encryption(layer(both)).packets) == 2
+    both["org.opencontainers.image.enc.keys.jwe"] = "bm90IGxvb2tlZCBhdA=="
+    found = parse_layer_encryption(layer(both))
+    assert len(found.packets()) == len(found.wrapped[PACKET_SCHEME]) == 2
+    assert found.wrapped["jwe"] == (b"not looked at",)
+    assert encryption_annotations(found.public, found.wrapped) == both
+
+
+def test_a_nonce_in_the_public_options_stays_there() -> None:
+    public = PublicOptions(HMAC, NONCE)
+    found = parse_layer_encryption(layer(encryption_annotations(public, {"jwe": [b"x"]})))
+    assert found.public == public
 
 
 @pytest.mark.parametrize(
@@ -245,7 +256,10 @@ def test_several_recipients_are_alternatives() -> None:
         ({PUBLIC_OPTIONS: "%%%"}, "wire.base64.malformed"),
         ({PROVIDER_KEYS: ...}, "oci.encryption.no_recipient"),
         ({PROVIDER_KEYS: ""}, "oci.encryption.no_recipient"),
-        ({PROVIDER_KEYS: ..., "org.opencontainers.image.enc.keys.jwe": "x"}, "oci.encryption.no_recipient"),
+        ({PROVIDER_KEYS: ..., "org.opencontainers.image.enc.keys.jwe": "eA=="}, "oci.encryption.no_recipient"),
+        ({"org.opencontainers.image.enc.keys.jwe": "x"}, "wire.base64.malformed"),
+        ({"org.opencontainers.image.enc.keys.jwe": "AAAA" * 11000}, "wire.base64.too_long"),
+        ({f"org.opencontainers.image.enc.keys.{n}": "eA==" for n in range(16)}, "oci.encryption.too_many_recipients"),
         ({PROVIDER_KEYS: ",".join(["e30="] * 17)}, "oci.encryption.too_many_recipients"),
         ({PROVIDER_KEYS: "e30=,"}, "oci.encryption.packet.wrap_type"),
     ],
@@ -253,11 +267,12 @@ def test_several_recipients_are_alternatives() -> None:
 def test_other_annotations_are_refused(change: dict[str, Any], code: str) -> None:
     changed = {key: value for key, value in {**annotations(), **change}.items() if value is not ...}
     with pytest.raises(CloisterError) as caught:
-        parse_layer_encryption(layer(changed), path="layers[0]")
+        parse_layer_encryption(layer(changed), path="layers[0]").packets()
     assert caught.value.code == code
 
 
 def test_the_refusal_names_the_schemes_that_were_there() -> None:
+    pubopts = {PUBLIC_OPTIONS: annotations()[PUBLIC_OPTIONS]}
     with pytest.raises(ImageRefused) as caught:
-        parse_layer_encryption(layer({PUBLIC_OPTIONS: "x", "org.opencontainers.image.enc.keys.pkcs7": "y"}))
+        parse_layer_encryption(layer({**pubopts, "org.opencontainers.image.enc.keys.pkcs7": "eQ=="})).packets()
     assert caught.value.actual == "pkcs7"

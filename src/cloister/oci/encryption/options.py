@@ -57,8 +57,9 @@ class PrivateOptions:
 
 
 def encode_public_options(options: PublicOptions) -> bytes:
-    """Return the JSON that ocicrypt writes; the nonce goes into the private options."""
-    return encode_document({"cipher": CIPHER, "hmac": encode_b64(options.hmac), "cipheroptions": {}})
+    """Return the JSON that ocicrypt writes; a fresh nonce goes into the private options."""
+    kept = {} if options.nonce is None else {"nonce": encode_b64(options.nonce)}
+    return encode_document({"cipher": CIPHER, "hmac": encode_b64(options.hmac), "cipheroptions": kept})
 
 
 def encode_private_options(options: PrivateOptions) -> bytes:

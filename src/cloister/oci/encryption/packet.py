@@ -93,18 +93,21 @@ def encode_packet(packet: AnnotationPacket) -> bytes:
 
 
 def wrap_private_options(options: PrivateOptions, *, kek_id: str, kek: bytes) -> AnnotationPacket:
-    """Wrap `options` under `kek` with a fresh nonce.
+    """Wrap `options` under `kek`; see `seal_packet`."""
+    return seal_packet(encode_private_options(options), kek_id=kek_id, kek=kek)
+
+
+def seal_packet(options: bytes, *, kek_id: str, kek: bytes) -> AnnotationPacket:
+    """Wrap the private options' JSON under `kek` with a fresh nonce.
 
     Raises:
         ImageRefused: `oci.encryption.sample_kek`, `oci.encryption.kek_length`.
         FormatRefused: `kek_id` is not `kbs:///repository/type/tag`.
     """
     parse_resource_uri(kek_id)
-    _require_kek(kek)
+    require_kek(kek)
     nonce = os.urandom(GCM_NONCE_BYTES)
-    return AnnotationPacket(
-        kek_id=kek_id, wrapped=seal_aes256gcm(kek, nonce, encode_private_options(options)), nonce=nonce
-    )
+    return AnnotationPacket(kek_id=kek_id, wrapped=seal_aes256gcm(kek, nonce, options), nonce=nonce)
 
 
 def unwrap_private_options(packet: AnnotationPacket, kek: bytes | bytearray) -> PrivateOptions:
@@ -114,12 +117,12 @@ def unwrap_private_options(packet: AnnotationPacket, kek: bytes | bytearray) -> 
         ImageRefused: `oci.encryption.sample_kek`, `oci.encryption.kek_length`, `oci.encryption.unwrap_failed` for
             another KEK or a changed packet, `oci.encryption.*` for what was inside.
     """
-    _require_kek(kek)
+    require_kek(kek)
     return parse_private_options(open_packet(packet, kek))
 
 
 def open_packet(packet: AnnotationPacket, kek: bytes | bytearray) -> bytes:
-    """Return the private options' JSON, without judging the KEK; `unwrap_private_options` is what readers call."""
+    """Return the private options' JSON, without judging the KEK: `require_kek` comes first."""
     try:
         return open_aes256gcm(kek, packet.nonce, packet.wrapped)
     except Refused as err:
@@ -131,7 +134,12 @@ def open_packet(packet: AnnotationPacket, kek: bytes | bytearray) -> bytes:
         ) from err
 
 
-def _require_kek(kek: bytes | bytearray) -> None:
+def require_kek(kek: bytes | bytearray) -> None:
+    """Return if `kek` can protect a layer key.
+
+    Raises:
+        ImageRefused: `oci.encryption.kek_length`, `oci.encryption.sample_kek`.
+    """
     if len(kek) != AES256_KEY_BYTES:
         raise ImageRefused(
             f"{_CODE}.kek_length",

@@ -14,7 +14,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -25,10 +25,18 @@ from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.manifest import OCI_MANIFEST, Descriptor
-from cloister.oci.signing.simplesigning import signature_tag
+from cloister.oci.signing.simplesigning import (
+    SignatureCandidate,
+    Statement,
+    encode_payload,
+    encode_signatures,
+    signature_tag,
+)
+from cloister.oci.spool import ScratchRoom, SealedSpool, Spool
 from cloister.oci.store import read_manifest
 from cloister.podpolicy.model import ContainerPolicy
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.testing import evilregistry as evil
 from conformance.registry_process import RegistryProcess
 from unit.oci.builders import KEK, KEK_ID, archive, build_layout, directory, file, symlink
 from unpacking import Node, tree_of
@@ -61,13 +69,14 @@ class Published:
 
     Args:
         registry: where to.
-        place: an empty directory for the layout it comes from.
+        place: a new directory for the layout it comes from.
+        layers: plain archives.
     """
 
-    def __init__(self, registry: RegistryProcess, place: Path) -> None:
+    def __init__(self, registry: RegistryProcess, place: Path, *, layers: Sequence[bytes] = LAYERS) -> None:
         self.registry = registry
         self.client: RegistryClient = registry.client(REPOSITORY)
-        built = build_layout(place, *LAYERS)
+        built = build_layout(place, *layers)
         self.digest = encrypt_image(built.layout, built.digest, self.client, tag="v1", kek_id=KEK_ID, kek=KEK).digest
         sign_image(self.client, self.digest, SIGNER, repository=NAME)
         self.plain = tuple(built.layers)
@@ -89,12 +98,16 @@ class Published:
         digest, size = self.client.write_blob([content])
         return {"digest": str(digest), "size": size}
 
-    def publish(self, raw: bytes, *, signed: bool = True, media_type: str = OCI_MANIFEST) -> Digest:
-        """Store any manifest and a good signature for it: what somebody with the owner's signing key could do."""
-        digest = self.client.write_manifest(raw, media_type, f"t{next(_numbers)}")
-        if signed:
-            sign_image(self.client, digest, SIGNER, repository=NAME)
-        return digest
+    def signed(self, raw: bytes, *, media_type: str = OCI_MANIFEST) -> tuple[Digest, list[evil.Lie]]:
+        """Return the digest of any bytes, and the lies of a registry that has them with the owner's good signature."""
+        digest = Digest.of(raw)
+        payload = encode_payload(Statement(NAME, digest))
+        self.client.write_blob([payload])
+        signature, _ = encode_signatures([SignatureCandidate(payload, SIGNER.sign(payload))])
+        return digest, [
+            evil.answered(str(digest), raw, media_type),
+            evil.answered(signature_tag(digest), signature, OCI_MANIFEST),
+        ]
 
     def stored(self) -> dict[str, bytes]:
         """Everything the guest fetches, by what it is asked under."""
@@ -137,12 +150,13 @@ def pull(url: str, policy: ContainerPolicy, place: Path) -> dict[bytes, Node]:
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable[[], BinaryIO]]]:
+def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable[[], Spool]]]:
     """Give what connects and what makes spools; at the end close the one and see that the other is closed.
 
     A thread that fetches layers of an image refused meanwhile ends by itself, soon.
     """
-    spools: list[BinaryIO] = []
+    room = ScratchRoom(64 << 20)
+    files: list[BinaryIO] = []
     sources: list[Any] = []
 
     def connect(url: str, policy: ContainerPolicy) -> Any:
@@ -150,9 +164,9 @@ def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable
         sources.append(images.open_registry(address, policy.repository, allow_loopback=True))
         return sources[-1]
 
-    def spool() -> BinaryIO:
-        spools.append(os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b"))
-        return spools[-1]
+    def spool() -> Spool:
+        files.append(os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b", buffering=0))
+        return SealedSpool(files[-1], room) if next(_numbers) % 2 else Spool(files[-1])
 
     try:
         yield connect, spool
@@ -163,16 +177,14 @@ def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable
             time.sleep(0.001)
         for source in sources:
             source._session._transport.close()  # the guest leaves this to the end of its process
-        assert [one for one in spools if not one.closed] == [], "a spool is left"
+        assert [one for one in files if not one.closed] == [], "a spool is left"
 
 
-def _create(
-    connect: Callable[[], Any], policy: ContainerPolicy, root: str, spool: Callable[[], BinaryIO]
-) -> None:
+def _create(connect: Callable[[], Any], policy: ContainerPolicy, root: str, spool: Callable[[], Spool]) -> None:
     """The steps of `cloister.guest.pod`, in its order."""
     source = connect()
     stored = images.read_named_manifest(source, policy)
-    fetch = images.LayerFetch(connect, stored, spool)
+    fetch = images.LayerFetch(connect, stored, spool, lambda _: None)
     try:
         image = images.verify_image(source, policy, stored)
     except BaseException:

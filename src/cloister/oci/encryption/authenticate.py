@@ -229,7 +229,7 @@ def authenticate_layer(
 
     Raises:
         ImageRefused: `oci.encryption.other_blob`, `oci.encryption.not_encrypted`, `oci.encryption.missing_nonce`,
-            `oci.encryption.mac_mismatch`, `oci.encryption.*` of the annotations.
+            `oci.encryption.two_nonces`, `oci.encryption.mac_mismatch`, `oci.encryption.*` of the annotations.
     """
     layer = _require_named(image, index, blob)
     place = f"layers[{index}]"
@@ -242,6 +242,8 @@ def authenticate_layer(
     nonce = public.nonce or private.nonce
     if nonce is None:
         raise ImageRefused("oci.encryption.missing_nonce", "encrypted layer has no nonce", path=place)
+    if private.nonce not in (None, nonce):  # the MAC is over neither; the private one came sealed with the key
+        raise ImageRefused("oci.encryption.two_nonces", "encrypted layer has two nonces that differ", path=place)
     mac = hmac.new(private.key, digestmod=hashlib.sha256)
     for chunk in blob.follow():
         mac.update(chunk)

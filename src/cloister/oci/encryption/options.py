@@ -1,8 +1,8 @@
 """The two option objects of an encrypted layer (containers/ocicrypt, blockcipher): public in clear, private wrapped.
 
 Public: cipher name and HMAC of the ciphertext. Private: layer key, digest of the plain (still compressed) layer,
-nonce. Only `AES_256_CTR_HMAC_SHA256` exists. The nonce may stand in either object, the public one wins, as in
-ocicrypt. Public options come from an untrusted registry; private ones are trusted as far as the KEK they were
+nonce. Only `AES_256_CTR_HMAC_SHA256` exists. The nonce may stand in either object, as in
+ocicrypt; where it stands in both and differs, a layer is refused. Public options come from an untrusted registry; private ones are trusted as far as the KEK they were
 wrapped with.
 """
 

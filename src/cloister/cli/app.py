@@ -30,6 +30,7 @@ from cloister.cli import (
     reappraise,
     refs,
     refsregistered,
+    registry,
     run,
     secret,
     serve,
@@ -80,6 +81,7 @@ app.add_typer(collateral.app, name="collateral")
 app.add_typer(identity.app, name="identity")
 app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
+app.add_typer(registry.app, name="registry")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")
 refs.app.add_typer(refsregistered.publisher, name="publisher")

@@ -15,13 +15,18 @@ from cloister.sdk.home import home_from_environment
 
 app = typer.Typer(no_args_is_help=True, help="Encrypt, sign and look at container images.", rich_markup_mode=None)
 
-_PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH"
+_PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
 
 
 @app.command("encrypt")
 def encrypt_command(
     source: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")],
-    destination: Annotated[str, typer.Argument(help="Where the sealed image goes: oci:PATH:TAG or docker://REF.")],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            help="Where the sealed image goes: docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG or dir:PATH."
+        ),
+    ],
     recipient: Annotated[str, typer.Option(help="Where the guest asks for the key: kbs:///repository/type/tag.")],
     key_file: Annotated[
         Path | None,
@@ -49,12 +54,13 @@ def encrypt_command(
     with (
         open_transport() as transport,
         open_source(origin, registry_access(origin, transport)) as image,
+        open_sink(target, registry_access(target, transport), sealed=True) as sink,
         BytesBar("encrypting") as bar,
     ):
         sealed = encrypt_image(
             image,
             origin.selector,
-            open_sink(target, registry_access(target, transport)),
+            sink,
             tag=target.selector or "latest",
             kek_id=path.uri,
             kek=key,
@@ -75,7 +81,7 @@ def encrypt_command(
 
 @app.command("sign")
 def sign_command(
-    image: Annotated[str, typer.Argument(help="The sealed image: oci:PATH:TAG or docker://REF.")],
+    image: Annotated[str, typer.Argument(help="The sealed image: docker://REF, oci:PATH:TAG or oci-archive:PATH:TAG.")],
     key: Annotated[Path | None, typer.Option(help="P-256 private key, PEM [default: the owner's key].")] = None,
     repository: Annotated[
         str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
@@ -98,8 +104,10 @@ def sign_command(
             hint="add --repository registry.example/name",
         )
     signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    with open_transport() as transport:
-        store = open_sink(place, registry_access(place, transport))
+    with (
+        open_transport() as transport,
+        open_sink(place, registry_access(place, transport), extend=True) as store,
+    ):
         digest = sign_image(store, place.selector, signer, repository=name)
     public = signer.public_key
     if output is Output.JSON:

@@ -222,13 +222,13 @@ def _unwrap(private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, header: _Gu
     epk = header.epk
     if epk is None:
         raise RuntimeError("a header without a key was accepted for this kind")
-    return aes_key_unwrap(_agree(private, _ec_public(epk.crv, epk.x, epk.y)), wrapped)
+    return aes_key_unwrap(agree_wrapping_key(private, _ec_public(epk.crv, epk.x, epk.y)), wrapped)
 
 
 def _seal_ec(
     key: ec.EllipticCurvePublicKey, plaintext: bytes, ephemeral: ec.EllipticCurvePrivateKey, cek: bytes, iv: bytes
 ) -> SealedResource:
-    wrapped = aes_key_wrap(_agree(ephemeral, key), cek)
+    wrapped = aes_key_wrap(agree_wrapping_key(ephemeral, key), cek)
     epk = _public_members(ephemeral.public_key())
     return _encrypt({"alg": ECDH_ES_A256KW, "enc": A256GCM, "epk": epk}, wrapped, plaintext, cek, iv)
 
@@ -268,12 +268,23 @@ def _encrypt(header: dict[str, object], wrapped: bytes, plaintext: bytes, cek: b
     )
 
 
-def _agree(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:
-    """Return the key-wrapping key: RFC 7518 section 4.6.2, with empty PartyUInfo and PartyVInfo."""
-    algorithm = ECDH_ES_A256KW.encode("ascii")
-    other = b"".join((_length(algorithm), algorithm, _length(b""), _length(b""), _KEY_BITS.to_bytes(4, "big")))
-    shared = private.exchange(ec.ECDH(), public)
-    return ConcatKDFHash(hashes.SHA256(), _KEY_BITS // 8, other).derive(shared)
+def agree_wrapping_key(
+    private: ec.EllipticCurvePrivateKey,
+    public: ec.EllipticCurvePublicKey,
+    *,
+    algorithm: str = ECDH_ES_A256KW,
+    bits: int = _KEY_BITS,
+    party_u: bytes = b"",
+    party_v: bytes = b"",
+) -> bytes:
+    """Return the key-wrapping key of `bits` for `algorithm`: RFC 7518 section 4.6.2.
+
+    Raises:
+        ValueError: the keys are on different curves.
+    """
+    parts = (algorithm.encode("ascii"), party_u, party_v)
+    other = b"".join(_length(part) + part for part in parts) + bits.to_bytes(4, "big")
+    return ConcatKDFHash(hashes.SHA256(), bits // 8, other).derive(private.exchange(ec.ECDH(), public))
 
 
 def _length(value: bytes) -> bytes:

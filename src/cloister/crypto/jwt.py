@@ -68,8 +68,6 @@ def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes
         chain: DER certificates of the key, leaf first, for relying parties that pin a CA.
         carry_key: whether the header shows the public key; a JWT-SVID's must not.
     """
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
     header: dict[str, Any] = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(signer.public_key)}  # Any: jwk
     if carry_key:
         jwk: dict[str, Any] = {**public_jwk(signer.public_key)}  # Any: x5c is a list
@@ -77,9 +75,7 @@ def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes
             jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
         header["jwk"] = jwk
     signed = ".".join(encode_b64url(msgspec.json.encode(part)) for part in (header, dict(claims)))
-    r, s = decode_dss_signature(signer.sign(signed.encode("ascii")))
-    signature = r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")
-    return f"{signed}.{encode_b64url(signature)}"
+    return f"{signed}.{encode_b64url(sign_es256(signer, signed.encode('ascii')))}"
 
 
 def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime) -> dict[str, Any]:
@@ -106,7 +102,10 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
     key = _select_key(_decode(_decode_part(parts[0], "header", _HEADER_BYTES), "header", _Header), keys)
     # 4
     signature = _decode_part(parts[2], "signature", 2 * _WIDTH)
-    _verify_signature(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
+    try:
+        verify_es256(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
+    except Refused as err:
+        raise Refused("crypto.jwt.bad_signature", "the token's signature does not hold") from err
     # 5
     payload = _decode_part(parts[1], "claims", TOKEN_BYTES)
     times = _decode(payload, "claims", _Times)
@@ -122,6 +121,30 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
         )
     claims: dict[str, Any] = _decode(payload, "claims", dict[str, Any])
     return claims
+
+
+def sign_es256(signer: Signer, signed: bytes) -> bytes:
+    """Return the 64 bytes of an ES256 signature: R and S (RFC 7518, section 3.4)."""
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+    r, s = decode_dss_signature(signer.sign(signed))
+    return r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")
+
+
+def verify_es256(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) -> None:
+    """Return if `signature` is an ES256 signature of `key` over `signed`.
+
+    Raises:
+        Refused: `crypto.signer.bad_signature`.
+    """
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    if len(signature) != 2 * _WIDTH:
+        raise Refused(
+            "crypto.signer.bad_signature", "signature length", expected=str(2 * _WIDTH), actual=str(len(signature))
+        )
+    r, s = (int.from_bytes(half, "big") for half in (signature[:_WIDTH], signature[_WIDTH:]))
+    key.verify(signed, encode_dss_signature(r, s))
 
 
 def read_key_header(token: str) -> tuple[str, Mapping[str, Any] | None]:  # Any: JSON, not believed yet
@@ -161,20 +184,6 @@ def _select_key(header: _Header, keys: Mapping[str, ECDSAP256PublicKey]) -> ECDS
         if found != expected:
             raise Refused("crypto.jwt.unknown_key", "the key in the header is not the one it names", path="header.jwk")
     return key
-
-
-def _verify_signature(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) -> None:
-    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-
-    if len(signature) != 2 * _WIDTH:
-        raise Refused(
-            "crypto.jwt.bad_signature", "signature length", expected=str(2 * _WIDTH), actual=str(len(signature))
-        )
-    r, s = (int.from_bytes(half, "big") for half in (signature[:_WIDTH], signature[_WIDTH:]))
-    try:
-        key.verify(signed, encode_dss_signature(r, s))
-    except Refused as err:
-        raise Refused("crypto.jwt.bad_signature", "the token's signature does not hold") from err
 
 
 def _decode(data: bytes, name: str, kind: Any) -> Any:  # Any: msgspec's type argument and its instance

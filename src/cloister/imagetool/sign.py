@@ -8,8 +8,6 @@ no certificates.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from cloister.crypto.signer import ECDSAP256PublicKey, Signer
 from cloister.errors import ImageRefused, Refused
 from cloister.oci.digest import Digest
@@ -22,12 +20,8 @@ from cloister.oci.signing.simplesigning import (
     read_candidates,
     signature_tag,
 )
-from cloister.oci.store import ImageSink, ImageSource, read_manifest
+from cloister.oci.store import ImageStore, read_manifest
 from cloister.wire.limits import IMAGE_SIGNATURES
-
-
-class ImageStore(ImageSource, ImageSink, Protocol):
-    """A store that can be read and written: a layout or a registry."""
 
 
 def sign_image(store: ImageStore, selector: str | Digest, signer: Signer, *, repository: str) -> Digest:

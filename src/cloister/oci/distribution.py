@@ -14,22 +14,32 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.digest import Digest
-from cloister.oci.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from cloister.oci.manifest import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, ImageIndex, parse_index
 from cloister.oci.reference import DEFAULT_REGISTRY, OCIReference
 from cloister.oci.session import CODE, Credentials, RegistrySession, read_bounded
-from cloister.oci.store import StoredManifest
+from cloister.oci.store import StoredManifest, too_many_referrers
 from cloister.oci.transport import Response, Transport
-from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
+from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB, REFERRER_PAGES
 
 _ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _DOCKER_HUB: Final = "registry-1.docker.io"
 _READ_BYTES: Final = 256 * KIB
 _UPLOAD_BYTES: Final = 4 * MIB  # one chunk of an upload: what is held in memory
+_NEXT_LINK: Final = r'<([^<>]{1,2000})>\s*;\s*rel="?next"?'
+_REFERRERS_STATUSES: Final = (200, 400, 404, 405, 406)  # what registries without that API answer
 _HELD_RANGE: Final = r"(?:bytes=)?0-(\d{1,18})"
+
+
+class _ReferrersPage(NamedTuple):
+    """One answer of the referrers API, and where it goes on (empty: nowhere)."""
+
+    listed: ImageIndex
+    next_url: str
 
 
 class RegistryClient:
@@ -130,21 +140,52 @@ class RegistryClient:
             Unavailable: `oci.distribution.*`, `oci.transport.*`.
             ImageRefused: `oci.distribution.digest_mismatch`: the registry says it stored other bytes.
         """
-        digest = Digest.of(raw)
-        headers = {"Content-Type": media_type, "Content-Length": str(len(raw))}
+        self._put_manifest(raw, media_type, tag)
+        return Digest.of(raw)
 
-        def put() -> str:
-            url = f"{self._base}/manifests/{tag or digest}"
-            response = self._session.send("PUT", url, headers, raw, accept=(201,))
+    def referrers(self, digest: Digest) -> Iterator[Descriptor] | None:
+        """Return what the registry's referrers API lists, or None where it has none; see `ImageSource.referrers`.
+
+        Raises:
+            Unavailable: `oci.distribution.*`, `oci.transport.*`.
+            ImageRefused: `oci.referrers.too_many`, `oci.manifest.*`, also while the result is read.
+        """
+        url = f"{self._base}/referrers/{digest}"
+        page = self._session.repeat(partial(self._referrers_page, url, digest))
+        return None if page is None else self._referrers_pages(page, digest)
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        """Store a manifest that has a subject; see `ImageSink.write_referrer` and `write_manifest`."""
+        return bool(self._put_manifest(raw, media_type, "").header("OCI-Subject"))
+
+    def _referrers_pages(self, page: _ReferrersPage, digest: Digest) -> Iterator[Descriptor]:
+        yield from page.listed.manifests
+        for _ in range(REFERRER_PAGES - 1):
+            url = page.next_url
+            if not url:
+                return
+            following = self._session.repeat(partial(self._referrers_page, url, digest))
+            if following is None:
+                raise Unavailable(f"{CODE}.page_gone", "registry does not serve the rest of a list", path=url[:200])
+            page = following
+            yield from page.listed.manifests
+        if page.next_url:
+            raise too_many_referrers(digest)
+
+    def _referrers_page(self, url: str, digest: Digest) -> _ReferrersPage | None:
+        response = self._session.send("GET", url, {"Accept": OCI_INDEX}, accept=_REFERRERS_STATUSES)
+        try:
+            if response.status != 200 or _content_type(response) != OCI_INDEX:
+                return None
+            raw = read_bounded(response, MANIFEST_BYTES)
+        finally:
             response.close()
-            return response.header("Docker-Content-Digest")
-
-        said = self._session.repeat(put)
-        if said and said != str(digest):
-            raise ImageRefused(
-                f"{CODE}.digest_mismatch", "registry stored other bytes", expected=str(digest), actual=said[:120]
-            )
-        return digest
+        if raw is None:
+            raise too_many_referrers(digest)
+        link = re.search(_NEXT_LINK, response.header("Link"))
+        return _ReferrersPage(
+            parse_index(raw, media_type=OCI_INDEX), self._session.resolve(url, link.group(1)) if link else ""
+        )
 
     def _stream_from(self, descriptor: Descriptor, done: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={done}-"} if done else {}
@@ -162,9 +203,26 @@ class RegistryClient:
         finally:
             response.close()
 
+    def _put_manifest(self, raw: bytes, media_type: str, tag: str) -> Response:
+        digest = Digest.of(raw)
+
+        def put() -> Response:
+            url = f"{self._base}/manifests/{tag or digest}"
+            response = self._session.send("PUT", url, {"Content-Type": media_type}, raw, accept=(201,))
+            response.close()
+            return response
+
+        response = self._session.repeat(put)
+        said = response.header("Docker-Content-Digest")
+        if said and said != str(digest):
+            raise ImageRefused(
+                f"{CODE}.digest_mismatch", "registry stored other bytes", expected=str(digest), actual=said[:120]
+            )
+        return response
+
     def _begin_upload(self) -> str:
         url = f"{self._base}/blobs/uploads/"
-        response = self._session.send("POST", url, {"Content-Length": "0"}, accept=(202,))
+        response = self._session.send("POST", url, {}, accept=(202,))
         response.close()
         return self._session.resolve(url, response.header("Location"))
 
@@ -208,7 +266,6 @@ class _Upload:
         while data:
             headers = {
                 "Content-Type": "application/octet-stream",
-                "Content-Length": str(len(data)),
                 "Content-Range": f"{self._sent}-{self._sent + len(data) - 1}",
             }
             try:
@@ -239,7 +296,7 @@ class _Upload:
     def _finish(self, digest: Digest, body: bytes) -> None:
         """Close the upload; a small blob goes with the closing request, as its only one."""
         url = f"{self._url}{'&' if '?' in self._url else '?'}digest={digest}"
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(body))}
+        headers = {"Content-Type": "application/octet-stream"}
         self._session.send("PUT", url, headers, body, accept=(201, 204)).close()
 
 
@@ -252,7 +309,11 @@ def _read_manifest(response: Response, selector: str) -> StoredManifest:
             path=selector,
             expected=f"at most {MANIFEST_BYTES} bytes",
         )
-    return StoredManifest(raw, response.header("Content-Type").partition(";")[0].strip())
+    return StoredManifest(raw, _content_type(response))
+
+
+def _content_type(response: Response) -> str:
+    return response.header("Content-Type").partition(";")[0].strip()
 
 
 def _read_body(response: Response, *, skip: int, ceiling: int) -> Iterator[bytes]:

@@ -98,7 +98,7 @@ class Members:
 
     def text_map(self, name: str, *, ceiling: int, value_ceiling: int) -> dict[str, str]:
         """Return an object of texts, empty when absent, with at most `ceiling` members."""
-        values = self.members(name)._value if name in self else {}
+        values = self.raw_members(name)
         if len(values) > ceiling:
             raise ImageRefused(
                 f"{self._code}.too_many", "too many members", path=self.place(name), expected=f"at most {ceiling}"
@@ -119,6 +119,10 @@ class Members:
     def members(self, name: str) -> Members:
         """Return a member that is an object."""
         return Members(self._get(name, None), path=self.place(name), code=self._code)
+
+    def raw_members(self, name: str) -> JSONObject:
+        """Return a member that is an object as it was parsed, empty when absent."""
+        return self.members(name)._value if name in self else {}
 
     def only(self, *names: str) -> None:
         """Refuse members other than `names` (`<code>.unknown_member`), for closed formats."""

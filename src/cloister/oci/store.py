@@ -9,7 +9,7 @@ whatever the store says it is; only a verified signature or a digest from policy
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -17,6 +17,9 @@ from cloister.errors import ImageRefused
 from cloister.oci.digest import Digest, DigestVerifier, parse_digest
 from cloister.oci.manifest import Descriptor, parse_index
 from cloister.oci.manifest import is_index as document_is_index
+from cloister.wire.limits import REFERRERS
+
+_REFERRERS_TAG_HEX: Final = 64
 
 
 class StoredManifest(msgspec.Struct, frozen=True):
@@ -44,6 +47,13 @@ class ImageSource(Protocol):
         """Yield the bytes the store holds for a blob, whatever they are."""
         ...
 
+    def referrers(self, digest: Digest) -> Iterable[Descriptor] | None:
+        """Return what the store itself lists as referring to `digest`, or None where only a tag can say so.
+
+        For `cloister.oci.referrers`, which has the ceiling on their number.
+        """
+        ...
+
 
 class ImageSink(Protocol):
     """Writes to a store."""
@@ -59,6 +69,14 @@ class ImageSink(Protocol):
     def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
         """Store a manifest whose blobs are stored, under its digest and, unless empty, `tag`."""
         ...
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        """Store a manifest that has a subject; false where the store does not list it there by itself."""
+        ...
+
+
+class ImageStore(ImageSource, ImageSink, Protocol):
+    """A store that can be read and written: a layout or a registry."""
 
 
 def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest:
@@ -77,6 +95,22 @@ def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest
         verifier.update(stored.raw)
         verifier.finish()
     return stored
+
+
+def referrers_tag(digest: Digest) -> str:
+    """Return the tag that lists what refers to `digest` where nothing else does (distribution specification 1.1,
+    "Referrers Tag Schema")."""
+    return f"{digest.algorithm}-{digest.hex[:_REFERRERS_TAG_HEX]}"
+
+
+def too_many_referrers(digest: Digest) -> ImageRefused:
+    """Return the refusal of a list that no honest store has."""
+    return ImageRefused(
+        "oci.referrers.too_many",
+        "more refers to the image than can be",
+        path=str(digest),
+        expected=f"at most {REFERRERS}",
+    )
 
 
 def _digest_in(selector: str | Digest) -> Digest | None:

@@ -224,6 +224,16 @@ class Owner:
             admin.put_resource(path, msgspec.json.encode(dict(env)))
         return path
 
+    def new_files(self, run_id: str, files: Mapping[str, bytes | str]) -> dict[str, ResourcePath]:
+        """Keep the contents among one pod's secret files in the key broker; return where, by the file's path."""
+        contents = [(place, source) for place, source in files.items() if isinstance(source, bytes)]
+        kept = {place: ResourcePath("default", "file", f"{run_id}-{n}") for n, (place, _) in enumerate(contents)}
+        if contents:
+            with self.admin() as admin:
+                for place, content in contents:
+                    admin.put_resource(kept[place], content)
+        return kept
+
 
 def appraisal_policy(tees: Iterable[str], levels: Iterable[Level]) -> bytes:
     """Return an appraisal policy that accepts `tees`, and besides `hardware` the given levels, by name."""

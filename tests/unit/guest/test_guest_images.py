@@ -124,6 +124,9 @@ class SlowSource:
             self.go_on.wait(20)
         yield next(layer for layer in LAYERS if len(layer) == descriptor.size)
 
+    def referrers(self, _: object) -> None:
+        return None
+
 
 LAYERS = [b"first layer", b"the second layer"]
 

@@ -111,6 +111,16 @@ def parse_private_options(data: bytes) -> PrivateOptions:
     )
 
 
+def unwrap_failed(scheme: str) -> ImageRefused:
+    """Return the refusal of a key that does not open an element: another key, or a changed element; who knows."""
+    return ImageRefused(
+        f"{_CODE}.unwrap_failed",
+        "layer key does not open with this key",
+        path=scheme,
+        hint="the image was encrypted for other keys, or its annotation was changed",
+    )
+
+
 def _parse_nonce(members: Members, path: str) -> bytes | None:
     if "cipheroptions" not in members:
         return None

@@ -12,7 +12,7 @@ hold this module. Elements come from an untrusted registry: an unwrapper raises 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from cloister.errors import CloisterError, ImageRefused, Refused, Unavailable
 from cloister.oci.encryption.annotations import PACKET_SCHEME, LayerEncryption
@@ -20,9 +20,16 @@ from cloister.oci.encryption.options import PrivateOptions, parse_private_option
 from cloister.oci.encryption.packet import encode_packet, open_packet, parse_packet, require_kek, seal_packet
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 
+if TYPE_CHECKING:
+    from cloister.oci.encryption.keyfiles import KeyEncryptionKey, OpeningKey, SecretKeyring, TokenKeyFile
+
 KEKSource = Callable[[ResourcePath], bytes]
 """Gives the 32-byte key-encryption key at a place in the key broker; raises `CloisterError`."""
 
+KeyringSource = Callable[[], bytes]
+"""Gives an OpenPGP keyring of public keys; raises `CloisterError`."""
+
+_BROKER: Final = "kbs"
 _UNWRAP_FAILED: Final = "oci.encryption.unwrap_failed"
 _RECIPIENTS: Final = "jwe:FILE, pkcs7:FILE, pgp:NAME, pkcs11:FILE, provider:NAME[:PARAMS], kbs:///repository/type/tag"
 
@@ -147,36 +154,51 @@ def unwrap_layer_key(
     )
 
 
-def open_recipients(texts: Sequence[str], *, kek_for: KEKSource | None = None) -> list[KeyWrapper]:
+def open_recipients(
+    texts: Sequence[str], *, kek_for: KEKSource | None = None, keyring: KeyringSource | None = None
+) -> list[KeyWrapper]:
     """Make wrappers from recipients as the command line names them.
 
     Args:
-        texts: `kbs:///repository/type/tag`. Recipients of one scheme that can share an element do.
+        texts: `jwe:FILE` (a public key), `pkcs7:FILE` (a certificate), `pgp:NAME` (exact name, e-mail address or
+            fingerprint), `pkcs11:FILE` (a public key, or YAML of a key in a token), `kbs:///repository/type/tag`.
+            Recipients of one scheme that can share an element do.
         kek_for: gives the key-encryption key of a `kbs:` recipient, existing or made for this.
+        keyring: gives the public keyring of `pgp:` recipients, as `gpg --export` writes it; without it the file
+            `pubring.gpg` of GnuPG's directory.
 
     Raises:
-        Refused: `oci.encryption.recipient`, or what the key says.
+        Refused: `oci.encryption.recipient`, `oci.encryption.key_file.*`, or what the key says.
     """
+    sources = _Sources(kek_for, keyring)
     grouped: dict[str, list[str]] = {}
     for text in texts:
         scheme, mark, place = text.partition(":")
-        if not mark or scheme not in _OPENERS:
+        if not mark or not place or scheme not in _OPENERS:
             raise refuse_recipient(text)
         grouped.setdefault(scheme, []).append(place)
-    return [wrapper for scheme, places in grouped.items() for wrapper in _OPENERS[scheme](places, kek_for)]
+    return [wrapper for scheme, places in grouped.items() for wrapper in _OPENERS[scheme](places, sources)]
 
 
 def open_keys(texts: Sequence[str], *, kek_at: KEKSource | None = None) -> list[KeyUnwrapper]:
     """Make unwrappers from keys as the command line names them.
 
     Args:
-        texts: `kbs` for the keys of our broker.
+        texts: `FILE[:PASSWORD]`, the password also as `pass=TEXT`, `file=FILE` or `fd=NUMBER`; or `kbs` for the keys
+            of our broker. What is in a file is told by its content (`cloister.oci.encryption.keyfiles`). A certificate
+            may stand beside its private key, as skopeo wants it for PKCS #7; it adds nothing.
         kek_at: gives the key-encryption key at an address in the broker.
 
     Raises:
-        Refused: `oci.encryption.key`, or what the key says.
+        Refused: `oci.encryption.key`, `oci.encryption.key_file.*`, or what the key says.
     """
-    return [_open_key(text, kek_at) for text in texts]
+    opened: list[KeyUnwrapper] = []
+    if _BROKER in texts:
+        if kek_at is None:
+            raise Refused("oci.encryption.key", "no key broker is known here", actual=_BROKER)
+        opened.append(PacketUnwrapper(kek_at))
+    files = [text for text in texts if text != _BROKER]
+    return opened + _open_files(files) if files else opened
 
 
 def refuse_recipient(text: str) -> Refused:
@@ -189,19 +211,99 @@ def refuse_recipient(text: str) -> Refused:
     )
 
 
-def _open_key(text: str, kek_at: KEKSource | None) -> KeyUnwrapper:
-    if text == "kbs" and kek_at is not None:
-        return PacketUnwrapper(kek_at)
-    raise Refused("oci.encryption.key", "not a key for images", expected="kbs", actual=text[:80] or "nothing")
+class _Sources(NamedTuple):
+    """What recipients are made from, besides the texts."""
+
+    kek_for: KEKSource | None
+    keyring: KeyringSource | None
 
 
-def _packet_wrappers(places: Sequence[str], kek_for: KEKSource | None) -> list[KeyWrapper]:
-    if kek_for is None:
+def _packet_wrappers(places: Sequence[str], sources: _Sources) -> list[KeyWrapper]:
+    if sources.kek_for is None:
         raise refuse_recipient("kbs:" + places[0])
     paths = [parse_resource_uri("kbs:" + place) for place in places]
-    return [PacketWrapper(path.uri, kek_for(path)) for path in paths]
+    return [PacketWrapper(path.uri, sources.kek_for(path)) for path in paths]
 
 
-_OPENERS: Final[Mapping[str, Callable[[Sequence[str], KEKSource | None], list[KeyWrapper]]]] = {
+def _jwe_wrapper(places: Sequence[str], sources: _Sources) -> list[KeyWrapper]:
+    from cloister.oci.encryption.jwe import JWEWrapper
+    from cloister.oci.encryption.keyfiles import parse_recipient_key, read_key_file
+
+    return [JWEWrapper([parse_recipient_key(read_key_file(place), path=place) for place in places])]
+
+
+def _pkcs7_wrapper(places: Sequence[str], sources: _Sources) -> list[KeyWrapper]:
+    from cloister.oci.encryption.keyfiles import parse_certificate, read_key_file
+    from cloister.oci.encryption.pkcs7 import PKCS7Wrapper
+
+    return [PKCS7Wrapper([parse_certificate(read_key_file(place), path=place) for place in places])]
+
+
+def _pgp_wrapper(places: Sequence[str], sources: _Sources) -> list[KeyWrapper]:
+    from cloister.oci.encryption.keyfiles import read_public_keyring
+    from cloister.oci.encryption.pgp import PGPWrapper
+
+    return [PGPWrapper(places, (sources.keyring or read_public_keyring)())]
+
+
+def _pkcs11_wrapper(places: Sequence[str], sources: _Sources) -> list[KeyWrapper]:
+    from cloister.oci.encryption.pkcs11 import PKCS11Wrapper, open_pkcs11_recipient
+
+    return [PKCS11Wrapper([open_pkcs11_recipient(place) for place in places])]
+
+
+def _open_files(texts: Sequence[str]) -> list[KeyUnwrapper]:
+    from cryptography import x509
+
+    from cloister.oci.encryption.keyfiles import OpeningKey, parse_key_file, read_key_file, split_key_text
+
+    parsed = []
+    for text in texts:
+        path, password = split_key_text(text)
+        parsed.append((path, parse_key_file(read_key_file(path), password, path=path)))
+    public = [item.key.public_key() for _, item in parsed if isinstance(item, OpeningKey)]
+    opened: list[KeyUnwrapper] = []
+    for path, item in parsed:
+        if not isinstance(item, x509.Certificate):
+            opened += _unwrappers(item)
+        elif item.public_key() not in public:
+            raise Refused(
+                "oci.encryption.key",
+                "a certificate opens nothing without its private key",
+                path=path[:200],
+                hint="give the key as well",
+            )
+    return opened
+
+
+def _unwrappers(item: OpeningKey | SecretKeyring | TokenKeyFile | KeyEncryptionKey) -> list[KeyUnwrapper]:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from cloister.oci.encryption import keyfiles
+
+    if isinstance(item, keyfiles.OpeningKey):
+        from cloister.oci.encryption.jwe import JWEUnwrapper
+        from cloister.oci.encryption.pkcs7 import PKCS7Unwrapper
+
+        jwe: list[KeyUnwrapper] = [JWEUnwrapper(item)]
+        return [*jwe, PKCS7Unwrapper(item.key)] if isinstance(item.key, rsa.RSAPrivateKey) else jwe
+    if isinstance(item, keyfiles.SecretKeyring):
+        from cloister.oci.encryption.pgp import PGPUnwrapper
+
+        return [PGPUnwrapper(item)]
+    if isinstance(item, keyfiles.TokenKeyFile):
+        from cloister.oci.encryption.pkcs11 import PKCS11Unwrapper, open_token_key
+
+        return [PKCS11Unwrapper(open_token_key(item))]
+    kek = item.key
+    require_kek(kek)
+    return [PacketUnwrapper(lambda _: kek)]
+
+
+_OPENERS: Final[Mapping[str, Callable[[Sequence[str], _Sources], list[KeyWrapper]]]] = {
     "kbs": _packet_wrappers,
+    "jwe": _jwe_wrapper,
+    "pkcs7": _pkcs7_wrapper,
+    "pgp": _pgp_wrapper,
+    "pkcs11": _pkcs11_wrapper,
 }

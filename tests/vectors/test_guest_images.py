@@ -22,6 +22,7 @@ from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS, parse_layer_encryption
 from cloister.oci.encryption.authenticate import AuthenticatedLayer, accept_unencrypted_layer, authenticate_layer
+from cloister.oci.encryption.keyprovider import GRPCEndpoint, TTRPCEndpoint, parse_endpoint
 from cloister.oci.encryption.options import CIPHER, PrivateOptions, parse_private_options, parse_public_options
 from cloister.oci.encryption.packet import open_packet, parse_packet, unwrap_private_options
 from cloister.oci.layout import OCILayout
@@ -184,8 +185,19 @@ def test_a_changed_digest_in_the_private_options(sealed: Sealed) -> None:
 
 
 def test_counter_mode_wrapping_is_refused(sealed: Sealed) -> None:
-    sealed.change_json(PROVIDER_KEYS, lambda packet: packet.update(wrap_type="A256CTR"))
-    assert refused(sealed.open) == "oci.encryption.packet.wrap_type"
+    iv = base64.b64encode(bytes(16)).decode()
+    sealed.change_json(PROVIDER_KEYS, lambda packet: packet.update(wrap_type="A256CTR", iv=iv))
+    packet = parse_packet(base64.b64decode(sealed.annotations[PROVIDER_KEYS]))
+    assert refused(lambda: unwrap_private_options(packet, bytes(32))) == "oci.encryption.packet.wrap_type"
+    assert refused(sealed.open) == "oci.encryption.unwrap_failed"
+
+
+def test_upstream_key_provider_configurations_are_read(ocicrypt: Path) -> None:
+    name, upstream = "attestation-agent", ocicrypt / "upstream"
+    grpc = parse_endpoint((upstream / "ocicrypt_keyprovider_grpc.conf").read_bytes(), name)
+    assert grpc == GRPCEndpoint(address="127.0.0.1:50000")
+    ttrpc = parse_endpoint((upstream / "ocicrypt_keyprovider_ttrpc.conf").read_bytes(), name)
+    assert ttrpc == TTRPCEndpoint(socket="/run/confidential-containers/cdh.sock")
 
 
 def test_the_sample_kek_is_refused_and_others_do_not_open(sealed: Sealed) -> None:

@@ -24,6 +24,7 @@ from cloister.cli import (
     identity,
     image,
     key,
+    keyprovider,
     log,
     podvm,
     policy,
@@ -81,6 +82,7 @@ app.add_typer(collateral.app, name="collateral")
 app.add_typer(identity.app, name="identity")
 app.add_typer(log.app, name="log")
 app.add_typer(image.app, name="image")
+app.add_typer(keyprovider.app, name="keyprovider", short_help="Let skopeo and others use keys of the trust service.")
 app.add_typer(registry.app, name="registry")
 app.add_typer(podvm.app, name="podvm")
 app.add_typer(evidence.app, name="evidence")

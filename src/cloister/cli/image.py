@@ -1,82 +1,227 @@
-"""`cloister image encrypt|sign|inspect`: protect an image without changing it."""
+"""`cloister image encrypt|decrypt|rewrap|sign|inspect`: protect an image without changing it."""
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloister.cli.imageverity import verity_command
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
+from cloister.imagetool.compression import Compress
 from cloister.sdk.home import home_from_environment
 
-app = typer.Typer(no_args_is_help=True, help="Encrypt, sign and look at container images.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from cloister.imagetool.platforms import RewrittenImage
+    from cloister.sdk.images import KeyEncryptionKeys
+
+app = typer.Typer(
+    no_args_is_help=True, help="Encrypt, decrypt, sign and look at container images.", rich_markup_mode=None
+)
+
+app.command("verity")(verity_command)
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
+
+SourceArgument = Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")]
+SealedArgument = Annotated[
+    str, typer.Argument(help="Where the result goes: docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG or dir:PATH.")
+]
+PlatformOption = Annotated[
+    str, typer.Option(metavar="OS/ARCH", help="Take one image out of an index [default: all, and a new index].")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="32-byte key-encryption key of kbs [default: of the trust service, made there if there is none].",
+    ),
+]
 
 
 @app.command("encrypt")
 def encrypt_command(
-    source: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")],
-    destination: Annotated[
-        str,
-        typer.Argument(
-            help="Where the sealed image goes: docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG or dir:PATH."
+    source: SourceArgument,
+    destination: SealedArgument,
+    recipient: Annotated[
+        list[str],
+        typer.Option(
+            metavar="RECIPIENT",
+            help="Who can decrypt: kbs:///repository/type/tag, jwe:FILE, pkcs7:FILE, pgp:NAME, pkcs11:FILE or "
+            "provider:NAME[:PARAMS]; repeatable.",
         ),
     ],
-    recipient: Annotated[str, typer.Option(help="Where the guest asks for the key: kbs:///repository/type/tag.")],
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="32-byte key-encryption key; without it one is made and stored in the trust service."),
-    ] = None,
+    key_file: KeyFileOption = None,
+    platform: PlatformOption = "",
+    compress: Annotated[
+        Compress,
+        typer.Option(
+            metavar="FORM",
+            help="none: layers stay as they are; gzip: plain and zstd ones become gzip; zstd: plain ones become zstd; "
+            "guest: only zstd ones become gzip.",
+        ),
+    ] = Compress.NONE,
+    leave_foreign: Annotated[
+        bool,
+        typer.Option("--leave-foreign", help="Leave layers that are fetched from elsewhere readable, as they are."),
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Seal an image: every layer under a fresh key, the keys wrapped for the key broker.
+    """Encrypt an image: every layer under a fresh key, the keys wrapped for each recipient.
 
-    The configuration keeps its digest and stays readable; only layers change. Sign afterwards.
+    The configuration keeps its digest and stays readable; only layers change. Of an index all platforms are encrypted.
+    Sign afterwards.
     """
-    from cloister.imagetool.encrypt import encrypt_image
-    from cloister.oci.location import open_sink, open_source, parse_location
-    from cloister.protocol.resourceuri import parse_resource_uri
-    from cloister.sdk.owner import PLATFORM, Owner, open_transport, registry_access
+    from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 
-    path = parse_resource_uri(recipient)
-    origin, target = parse_location(source), parse_location(destination)
-    if key_file is not None:
-        key = key_file.read_bytes()
-    else:
-        key = secrets.token_bytes(32)
-        with Owner(home_from_environment()).admin() as admin:
-            admin.put_resource(path, key)
-    with (
-        open_transport() as transport,
-        open_source(origin, registry_access(origin, transport)) as image,
-        open_sink(target, registry_access(target, transport), sealed=True) as sink,
-        BytesBar("encrypting") as bar,
-    ):
-        sealed = encrypt_image(
-            image,
-            origin.selector,
-            sink,
-            tag=target.selector or "latest",
-            kek_id=path.uri,
-            kek=key,
-            platform=PLATFORM,
+    keks = KeyEncryptionKeys(key_file)
+    with BytesBar("encrypting") as bar:
+        sealed = encrypt_between(
+            parse_places(source, destination),
+            recipient,
+            keks=keks,
+            platform=platform,
+            compress=compress,
+            leave_foreign=leave_foreign,
             progress=bar,
         )
     if output is Output.JSON:
-        layers = [str(layer) for layer in sealed.layers]
-        print_json({"schema": 1, "digest": str(sealed.digest), "source": str(sealed.source_digest), "layers": layers})
+        print_json(
+            {
+                **_image_json(sealed.image),
+                "layers": [str(layer) for layer in sealed.layers],
+                "recipients": recipient,
+                "keys_made": keks.made,
+                "recompressed": sealed.recompressed,
+                "zstd_layers": sealed.zstd,
+                "readable_layers": sealed.foreign,
+            }
+        )
         return
     step = StepPrinter()
     step("ok", "image encrypted", f"{sealed.digest}")
-    step("ok", "key-encryption key", f"{path.uri}  {'from ' + str(key_file) if key_file else 'in the trust service'}")
+    _print_platforms(step, sealed.image)
+    for text in recipient:
+        step("ok", "for", f"{text}{_kek_words(text, keks, key_file)}")
+    if sealed.recompressed:
+        step("ok", "compression changed", f"{_count(sealed.recompressed, 'layer')}; the content is the same")
     step("--", "not hidden", "the configuration: entrypoint, environment, user stay readable to the registry")
-    naming = "" if target.reference else " --repository REGISTRY/NAME"
-    step.note(f"next: cloister image sign {destination}{naming}")
+    if sealed.zstd:
+        step(
+            "!!",
+            "guests cannot run this",
+            f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
+        )
+        step.note("if a guest shall run it, encrypt the original again with --compress gzip (content stays the same)")
+    if sealed.foreign:
+        step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")
+    step.note(f"next: cloister image sign {destination}{_naming(destination)}")
+
+
+@app.command("decrypt")
+def decrypt_command(
+    source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
+    destination: Annotated[str, typer.Argument(help=f"Where the plain image goes: {_PLACES}.")],
+    key: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY",
+            help="A recipient's private key: FILE[:PASSWORD|:file=FILE|:fd=N], provider:NAME[:PARAMS], or kbs for "
+            "the keys in the trust service; repeatable.",
+        ),
+    ],
+    key_file: KeyFileOption = None,
+    platform: PlatformOption = "",
+    check_diff_ids: Annotated[
+        bool,
+        typer.Option(
+            "--check-diff-ids/--no-check-diff-ids",
+            help="Decompress layers to compare them with the configuration; they are authenticated either way.",
+        ),
+    ] = True,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Decrypt an image with one of its recipients' keys; every layer is authenticated before any of it is decrypted.
+
+    Who made the image is not proved by this: verify its signature first.
+    """
+    from cloister.sdk.images import KeyEncryptionKeys, decrypt_between, parse_places
+
+    with BytesBar("decrypting") as bar:
+        found = decrypt_between(
+            parse_places(source, destination),
+            key,
+            keks=KeyEncryptionKeys(key_file),
+            platform=platform,
+            check_diff_ids=check_diff_ids,
+            progress=bar,
+        )
+    if output is Output.JSON:
+        counts = {"decrypted": found.decrypted, "already_plain": found.plain, "diff_ids_checked": check_diff_ids}
+        print_json({**_image_json(found.image), **counts})
+        return
+    step = StepPrinter()
+    step("ok", "image decrypted", f"{found.digest}")
+    _print_platforms(step, found.image)
+    checked = "MAC, digest and diff_id hold" if check_diff_ids else "MAC and digest hold, diff_id NOT checked"
+    step("ok", _count(found.decrypted, "layer"), checked)
+    if found.plain:
+        step("--", "copied", f"{_count(found.plain, 'layer')} not encrypted")
+    step("!!", "readable now", f"to everybody who can read {destination}")
+
+
+@app.command("rewrap")
+def rewrap_command(
+    source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
+    destination: Annotated[
+        str, typer.Argument(help="Where the image with other recipients goes [default: where it is].")
+    ] = "",
+    add: Annotated[
+        list[str] | None, typer.Option("--add", metavar="RECIPIENT", help="As of encrypt; needs --key; repeatable.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option("--remove", metavar="SCHEME", help="jwe, pkcs7, pgp, pkcs11, provider.NAME or kbs; repeatable."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Remove everybody but those added.")] = False,
+    key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="A recipient's private key, as of decrypt; repeatable.")
+    ] = None,
+    key_file: KeyFileOption = None,
+    platform: PlatformOption = "",
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Add and remove recipients of an encrypted image without touching its layers.
+
+    Who could open the image before and kept its old manifest still can: to lock somebody out, encrypt it anew.
+    """
+    from cloister.oci.encryption.annotations import PACKET_SCHEME
+    from cloister.sdk.images import KeyEncryptionKeys, parse_places, rewrap_between
+
+    with BytesBar("copying") as bar:
+        found = rewrap_between(
+            parse_places(source, destination or source),
+            add=add or [],
+            remove=[PACKET_SCHEME if scheme == "kbs" else scheme for scheme in remove or []],
+            only_added=replace,
+            keys=key or [],
+            keks=KeyEncryptionKeys(key_file),
+            platform=platform,
+            progress=bar,
+        )
+    if output is Output.JSON:
+        print_json({**_image_json(found.image), "layers_rewrapped": found.layers})
+        return
+    step = StepPrinter()
+    step("ok", "recipients changed", f"{found.digest}")
+    _print_platforms(step, found.image)
+    step("ok", _count(found.layers, "layer"), "same bytes, same key, wrapped anew")
+    if remove or replace:
+        step("--", "not locked out", "whoever was removed and kept the old manifest can still open these layers")
+    step.note(f"next: cloister image sign {destination or source}{_naming(destination or source)}")
 
 
 @app.command("sign")
@@ -93,7 +238,8 @@ def sign_command(
     from cloister.errors import Refused
     from cloister.imagetool.sign import sign_image
     from cloister.oci.location import open_sink, parse_location
-    from cloister.sdk.owner import Owner, open_transport, registry_access
+    from cloister.sdk.owner import Owner
+    from cloister.sdk.registryaccess import open_transport, registry_access
 
     place = parse_location(image)
     name = repository or (place.reference.name if place.reference else "")
@@ -127,7 +273,7 @@ def inspect_command(
     """Show what an image is, how each layer is protected, and who signed it (signatures are listed, not verified)."""
     from cloister.oci.location import open_source, parse_location
     from cloister.sdk.inspection import describe_image
-    from cloister.sdk.owner import open_transport, registry_access
+    from cloister.sdk.registryaccess import open_transport, registry_access
 
     place = parse_location(image)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
@@ -136,6 +282,49 @@ def inspect_command(
         print_json(described)
         return
     _print_image(described)
+
+
+def _image_json(image: RewrittenImage) -> dict[str, Any]:  # Any: JSON
+    return {
+        "schema": 1,
+        "digest": str(image.digest),
+        "source": str(image.source_digest),
+        "platforms": {item.platform: str(item.manifest.digest) for item in image.manifests if item.platform},
+        "left_out": [str(digest) for digest in image.left_out],
+    }
+
+
+def _print_platforms(step: StepPrinter, image: RewrittenImage) -> None:
+    """Say which of several platforms were worked on."""
+    if image.is_index:
+        for item in image.manifests:
+            step("ok", f"platform {item.platform or 'not named'}", f"{item.manifest.digest}")
+    elif image.manifests[0].platform:
+        step("--", "one platform", f"{image.manifests[0].platform}; the others are not in the result")
+    if image.left_out:
+        step(
+            "--",
+            "left out",
+            f"{_count(len(image.left_out), 'attestation')} of the build: they describe the plain image",
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _naming(place: str) -> str:
+    """Return the option that signing needs for a place that has no repository."""
+    return " --repository REGISTRY/NAME" if place.startswith(("oci:", "oci-archive:", "dir:")) else ""
+
+
+def _kek_words(recipient: str, keks: KeyEncryptionKeys, key_file: Path | None) -> str:
+    """Say where the key of a key broker's recipient is."""
+    if not recipient.startswith("kbs:"):
+        return ""
+    if key_file is not None:
+        return f"  key from {key_file}: store it in the key broker"
+    return "  new key, in the trust service" if recipient in keks.made else "  key as found in the trust service"
 
 
 def _print_image(described: dict[str, Any]) -> None:  # Any: JSON

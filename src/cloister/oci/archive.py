@@ -75,8 +75,7 @@ class ArchiveFile:
         """Yield a member's content."""
         offset, left = self._find(name)
         while left:
-            self._file.seek(offset)  # each time: another stream may be read in between
-            chunk = self._file.read(min(left, MIB))
+            chunk = os.pread(self._file.fileno(), min(left, MIB), offset)  # other threads read other members
             if not chunk:
                 raise ImageRefused(f"{_CODE}.truncated", "archive ends inside a member", path=name)
             offset += len(chunk)

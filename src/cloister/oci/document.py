@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from cloister.errors import ImageRefused
+from cloister.wire.base64 import decode_b64
 from cloister.wire.strictjson import JSONObject, parse_json_object
 
 _MAX_SIZE: Final = 2**63 - 1  # int64, as the specification types every size
@@ -72,6 +73,27 @@ class Members:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= ceiling:
             self._refuse_type(name, f"an integer from 0 to {ceiling}", value)
         return value
+
+    def flag(self, name: str) -> bool:
+        """Return a member that is true or false, false when absent."""
+        value = self._get(name, False)
+        if not isinstance(value, bool):
+            self._refuse_type(name, "true or false", value)
+        return value
+
+    def octets(self, name: str, *, ceiling: int) -> bytes:
+        """Return bytes, written as base64 or as an array of integers. What is in them is in no error."""
+        value = self._get(name, None)
+        if isinstance(value, str):
+            return decode_b64(value, path=self.place(name), ceiling=ceiling)
+        values = self.array(name, ceiling=ceiling)
+        if not all(type(item) is int and 0 <= item <= 255 for item in values):
+            self._refuse_type(name, "base64 or an array of bytes", values)
+        return bytes(values)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all members."""
+        return tuple(self._value)
 
     def array(self, name: str, *, ceiling: int, required: bool = False) -> list[Any]:
         """Return an array member of at most `ceiling` items; an absent one is empty unless it is required."""

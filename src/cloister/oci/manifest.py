@@ -41,21 +41,38 @@ ENCRYPTED_SUFFIX: Final = "+encrypted"
 
 _CODE: Final = "oci.manifest"
 _OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_OCI_FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 _DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
-_DOCKER_COMPRESSION: Final = {"": "", ".gzip": "gzip", ".zstd": "zstd"}
+_DOCKER_FOREIGN: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+_DOCKER: Final = "application/vnd.docker."
 
 
 class LayerType(msgspec.Struct, frozen=True):
-    """What a layer's media type says: compression (``""``, ``gzip``, ``zstd``) and whether it is encrypted."""
+    """What a layer's media type says: compression (``""``, ``gzip``, ``zstd``), whether it is encrypted, and whether it
+    is foreign: fetched from elsewhere, not from the registry."""
 
     compression: str
     encrypted: bool
+    foreign: bool = False
 
     @property
     def media_type(self) -> str:
         """The OCI name of this type; Docker's names are read, never written."""
         compressed = f"+{self.compression}" if self.compression else ""
-        return f"{_OCI_LAYER}{compressed}{ENCRYPTED_SUFFIX if self.encrypted else ''}"
+        name = _OCI_FOREIGN if self.foreign else _OCI_LAYER
+        return f"{name}{compressed}{ENCRYPTED_SUFFIX if self.encrypted else ''}"
+
+
+_LAYER_TYPES: Final = {
+    f"{name}{mark}{compression}": LayerType(compression, False, foreign)
+    for name, separator, foreign in (
+        (_OCI_LAYER, "+", False),
+        (_OCI_FOREIGN, "+", True),
+        (_DOCKER_LAYER, ".", False),
+        (_DOCKER_FOREIGN, ".", True),
+    )
+    for mark, compression in (("", ""), (separator, "gzip"), (separator, "zstd"))
+}
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,33 +127,33 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
 
 
-def parse_layer_type(media_type: str, *, path: str = "") -> LayerType:
+def parse_layer_type(media_type: str, *, path: str = "", foreign: bool = False) -> LayerType:
     """Return what `media_type` says about a layer.
 
+    Args:
+        media_type: of its descriptor.
+        path: names the layer in errors.
+        foreign: accept a foreign layer. Guests do not: it may not be distributed, and so cannot be protected.
+
     Raises:
-        ImageRefused: `oci.manifest.foreign_layer` for content that may not be distributed and so cannot be protected;
-            `oci.manifest.unknown_layer_type` for everything not listed in layer.md.
+        ImageRefused: `oci.manifest.foreign_layer`; `oci.manifest.unknown_layer_type` for everything not listed in
+            layer.md.
     """
     plain = media_type.removesuffix(ENCRYPTED_SUFFIX)
     encrypted = plain != media_type
-    if "nondistributable" in plain or ".foreign." in plain:
+    found = _LAYER_TYPES.get(plain)
+    if found is None or (encrypted and plain.startswith(_DOCKER)):
+        raise ImageRefused(
+            f"{_CODE}.unknown_layer_type", "layer media type is not known", path=path, actual=media_type[:120]
+        )
+    if found.foreign and not foreign:
         raise ImageRefused(
             f"{_CODE}.foreign_layer",
             "layer is fetched from elsewhere, not from the registry",
             path=path,
             actual=media_type,
         )
-    if plain.startswith(_OCI_LAYER):
-        rest = plain[len(_OCI_LAYER) :]
-        if rest in ("", "+gzip", "+zstd"):
-            return LayerType(rest.removeprefix("+"), encrypted)
-    if plain.startswith(_DOCKER_LAYER) and not encrypted:
-        compression = _DOCKER_COMPRESSION.get(plain[len(_DOCKER_LAYER) :])
-        if compression is not None:
-            return LayerType(compression, False)
-    raise ImageRefused(
-        f"{_CODE}.unknown_layer_type", "layer media type is not known", path=path, actual=media_type[:120]
-    )
+    return LayerType(found.compression, encrypted, found.foreign)
 
 
 def parse_manifest(raw: bytes, *, media_type: str = "") -> ImageManifest:

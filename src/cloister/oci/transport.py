@@ -57,7 +57,7 @@ class Transport(Protocol):
 
 
 class HTTPTransport:
-    """A `Transport` with one kept connection per server. Not for several threads at once.
+    """A `Transport` with one kept connection per server, for several threads; each request has its connection alone.
 
     Args:
         tls: makes what authenticates servers, once the first is asked by https; by default the machine's own CA
@@ -113,10 +113,8 @@ class HTTPTransport:
 
     def keep(self, origin: str, connection: socket.socket) -> None:
         """Take back a connection whose answer was read to its end."""
-        previous = self._idle.pop(origin, None)
-        if previous is not None:
-            previous.close()
-        self._idle[origin] = connection
+        if self._idle.setdefault(origin, connection) is not connection:  # one step: another thread may have kept one
+            connection.close()
 
     def _connect(self, origin: str) -> socket.socket:
         import socket

@@ -93,6 +93,7 @@ class Pull:
         self.room = ScratchRoom(1 << 30)
         self.took: list[int] = []
         self.make_file: Callable[[], io.BytesIO] = io.BytesIO
+        self._threads = set(threading.enumerate())
 
     def spool(self) -> Spool:
         self.files.append(self.make_file())
@@ -117,8 +118,8 @@ class Pull:
     def nothing_left(self) -> None:
         assert all(file.closed for file in self.files)
         assert self.room.left == self.room.ceiling
-        for _ in range(1000):  # a thread that still reads from the registry ends at its next piece
-            if not [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "layers"))]:
+        for _ in range(2000):  # a thread that still reads from the registry ends at its next piece
+            if not set(threading.enumerate()) - self._threads:
                 return
             time.sleep(0.01)
         raise AssertionError("a thread goes on")

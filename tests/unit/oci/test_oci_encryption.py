@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cloister.crypto.aead import ctr_stream
 from cloister.errors import CloisterError, FormatRefused, ImageRefused
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.annotations import (
@@ -29,6 +30,7 @@ from cloister.oci.encryption.options import (
 from cloister.oci.encryption.packet import (
     AnnotationPacket,
     encode_packet,
+    open_packet,
     parse_packet,
     unwrap_private_options,
     wrap_private_options,
@@ -159,17 +161,46 @@ def test_wrapping_twice_gives_other_nonces() -> None:
 def test_version_2_packets_are_read() -> None:
     raw = packet_json(version="0.1.0", provider="kbs", provider_settings={}, annotations={})
     assert parse_packet(raw) == parse_packet(packet_json())
+    raw = packet_json(version="0.1.0", provider="kbs", provider_settings={"region": "x"}, annotations={"a": "b"})
+    assert parse_packet(raw) == parse_packet(packet_json())
+
+
+def test_another_provider_is_refused_in_plain_words() -> None:
+    with pytest.raises(ImageRefused) as caught:
+        parse_packet(packet_json(version="0.1.0", provider="aliyun", iv=..., wrap_type=...))
+    assert caught.value.code == "oci.encryption.packet.provider" and "key management" in caught.value.message
+
+
+def ctr_packet(kek: bytes = KEK) -> AnnotationPacket:
+    wrapped = b"".join(ctr_stream(kek, NONCE, [private_json()]))
+    raw = packet_json(wrap_type="A256CTR", iv=encode_b64(NONCE), wrapped_data=encode_b64(wrapped))
+    assert json.loads(encode_packet(parse_packet(raw))) == json.loads(raw)
+    return parse_packet(raw)
+
+
+def test_a_packet_that_nobody_authenticated_is_opened_for_an_owner_and_not_in_a_guest() -> None:
+    packet = ctr_packet()
+    assert open_packet(packet, KEK) == private_json()
+    for work, code in (
+        (lambda: unwrap_private_options(packet, KEK), "oci.encryption.packet.wrap_type"),
+        (lambda: open_packet(packet, bytes(32)), "oci.encryption.unwrap_failed"),
+    ):
+        with pytest.raises(ImageRefused) as caught:
+            work()
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
     ("raw", "code"),
     [
-        (packet_json(wrap_type="A256CTR"), "oci.encryption.packet.wrap_type"),
+        (packet_json(wrap_type="A128GCM"), "oci.encryption.packet.wrap_type"),
+        (packet_json(wrap_type="A256CTR"), "oci.encryption.packet.field_length"),
         (packet_json(wrap_type=...), "oci.encryption.packet.wrap_type"),
         (packet_json(version="0.2.0"), "oci.encryption.packet.version"),
         (packet_json(provider="aliyun"), "oci.encryption.packet.provider"),
-        (packet_json(provider_settings={"region": "x"}), "oci.encryption.packet.unknown_member"),
-        (packet_json(annotations={"a": "b"}), "oci.encryption.packet.unknown_member"),
+        (packet_json(provider=""), "oci.encryption.packet.provider"),
+        (packet_json(provider_settings=[]), "oci.encryption.packet.wrong_type"),
+        (packet_json(annotations="a"), "oci.encryption.packet.wrong_type"),
         (packet_json(more=1), "oci.encryption.packet.unknown_member"),
         (packet_json(iv=encode_b64(b"i" * 16)), "oci.encryption.packet.field_length"),
         (packet_json(iv=...), "oci.encryption.packet.missing_member"),

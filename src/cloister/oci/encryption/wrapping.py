@@ -22,6 +22,7 @@ from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 
 if TYPE_CHECKING:
     from cloister.oci.encryption.keyfiles import KeyEncryptionKey, OpeningKey, SecretKeyring, TokenKeyFile
+    from cloister.oci.encryption.providerclient import KeyProvider
 
 KEKSource = Callable[[ResourcePath], bytes]
 """Gives the 32-byte key-encryption key at a place in the key broker; raises `CloisterError`."""
@@ -30,6 +31,7 @@ KeyringSource = Callable[[], bytes]
 """Gives an OpenPGP keyring of public keys; raises `CloisterError`."""
 
 _BROKER: Final = "kbs"
+_PROVIDER: Final = "provider:"
 _UNWRAP_FAILED: Final = "oci.encryption.unwrap_failed"
 _RECIPIENTS: Final = "jwe:FILE, pkcs7:FILE, pgp:NAME, pkcs11:FILE, provider:NAME[:PARAMS], kbs:///repository/type/tag"
 
@@ -161,7 +163,8 @@ def open_recipients(
 
     Args:
         texts: `jwe:FILE` (a public key), `pkcs7:FILE` (a certificate), `pgp:NAME` (exact name, e-mail address or
-            fingerprint), `pkcs11:FILE` (a public key, or YAML of a key in a token), `kbs:///repository/type/tag`.
+            fingerprint), `pkcs11:FILE` (a public key, or YAML of a key in a token), `provider:NAME[:PARAMS]` (a key
+            provider that `OCICRYPT_KEYPROVIDER_CONFIG` says how to reach), `kbs:///repository/type/tag`.
             Recipients of one scheme that can share an element do.
         kek_for: gives the key-encryption key of a `kbs:` recipient, existing or made for this.
         keyring: gives the public keyring of `pgp:` recipients, as `gpg --export` writes it; without it the file
@@ -184,9 +187,10 @@ def open_keys(texts: Sequence[str], *, kek_at: KEKSource | None = None) -> list[
     """Make unwrappers from keys as the command line names them.
 
     Args:
-        texts: `FILE[:PASSWORD]`, the password also as `pass=TEXT`, `file=FILE` or `fd=NUMBER`; or `kbs` for the keys
-            of our broker. What is in a file is told by its content (`cloister.oci.encryption.keyfiles`). A certificate
-            may stand beside its private key, as skopeo wants it for PKCS #7; it adds nothing.
+        texts: `FILE[:PASSWORD]`, the password also as `pass=TEXT`, `file=FILE` or `fd=NUMBER`; `provider:NAME[:PARAMS]`
+            for a key provider that `OCICRYPT_KEYPROVIDER_CONFIG` says how to reach; or `kbs` for the keys of our
+            broker. What is in a file is told by its content (`cloister.oci.encryption.keyfiles`). A certificate may
+            stand beside its private key, as skopeo wants it for PKCS #7; it adds nothing.
         kek_at: gives the key-encryption key at an address in the broker.
 
     Raises:
@@ -197,7 +201,8 @@ def open_keys(texts: Sequence[str], *, kek_at: KEKSource | None = None) -> list[
         if kek_at is None:
             raise Refused("oci.encryption.key", "no key broker is known here", actual=_BROKER)
         opened.append(PacketUnwrapper(kek_at))
-    files = [text for text in texts if text != _BROKER]
+    opened += [_open_provider(text.removeprefix(_PROVIDER)) for text in texts if text.startswith(_PROVIDER)]
+    files = [text for text in texts if text != _BROKER and not text.startswith(_PROVIDER)]
     return opened + _open_files(files) if files else opened
 
 
@@ -300,10 +305,21 @@ def _unwrappers(item: OpeningKey | SecretKeyring | TokenKeyFile | KeyEncryptionK
     return [PacketUnwrapper(lambda _: kek)]
 
 
+def _provider_wrappers(places: Sequence[str], sources: _Sources) -> list[KeyWrapper]:
+    return [_open_provider(place) for place in places]
+
+
+def _open_provider(place: str) -> KeyProvider:
+    from cloister.oci.encryption.providerclient import open_provider
+
+    return open_provider(place)
+
+
 _OPENERS: Final[Mapping[str, Callable[[Sequence[str], _Sources], list[KeyWrapper]]]] = {
     "kbs": _packet_wrappers,
     "jwe": _jwe_wrapper,
     "pkcs7": _pkcs7_wrapper,
     "pgp": _pgp_wrapper,
     "pkcs11": _pkcs11_wrapper,
+    "provider": _provider_wrappers,
 }

@@ -34,6 +34,7 @@ LOWER: Final = {  # what is more than a parser: the rest of its lines is run by 
     "cloister.oci.distribution": 60.0,  # pushing
     "cloister.oci.encryption.jwe": 80.0,  # algorithms that no key here is for
     "cloister.oci.encryption.keyfiles": 70.0,  # files and passwords
+    "cloister.oci.encryption.packet": 80.0,  # older forms that are written
     "cloister.oci.encryption.pkcs11": 60.0,  # tokens
     "cloister.oci.layer": 80.0,  # what only root may do
     "cloister.oci.location": 40.0,  # opening and writing places

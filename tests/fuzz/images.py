@@ -31,7 +31,7 @@ from cloister.oci.archive import DockerArchive, OCIArchive
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.document import encode_document, parse_document
-from cloister.oci.encryption import annotations, jwe, keyfiles, options, packet, pgp, pkcs7, pkcs11
+from cloister.oci.encryption import annotations, jwe, keyfiles, keyprovider, options, packet, pgp, pkcs7, pkcs11
 from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.layout import check_layout_marker, select_entry
 from cloister.oci.referrers import list_referrers
@@ -296,6 +296,43 @@ def _sealed_secrets() -> list[bytes]:
     return [sealedsecret.seal_vault_secret(name, _sealer(), kid=KEK_ID).encode(), envelope.encode(), *_key_files()[:1]]
 
 
+def _key_provider(data: bytes) -> None:
+    def again() -> None:
+        request = keyprovider.parse_request(data)
+        same(keyprovider.parse_request(keyprovider.encode_request(request)), request)
+
+    each(
+        again,
+        lambda: keyprovider.parse_wrap_answer(data),
+        lambda: keyprovider.parse_unwrap_answer(data),
+        lambda: keyprovider.parse_envelope(data, ceiling=4096),
+        lambda: keyprovider.encode_config("one", keyprovider.parse_endpoint(data, "one")),
+        lambda: keyprovider.parse_endpoint(data, "two"),
+    )
+
+
+def _key_provider_messages() -> list[bytes]:
+    parameters = {"one": (b"kbs:///a/b/c",)}
+    wrap = keyprovider.encode_request(keyprovider.WrapRequest(parameters=parameters, options=_OPTIONS))
+    return [
+        wrap,
+        keyprovider.encode_request(keyprovider.UnwrapRequest(parameters=parameters, annotation=b"wrapped")),
+        keyprovider.encode_wrap_answer(b"wrapped"),
+        keyprovider.encode_unwrap_answer(_OPTIONS),
+        b'{"keywrapresults":{"annotation":"d3JhcHBlZA=="}}',
+        keyprovider.encode_envelope(wrap),
+        json.dumps(
+            {
+                "key-providers": {
+                    "one": {"cmd": {"path": "/bin/one", "args": ["a"]}},
+                    "two": {"grpc": "127.0.0.1:50051"},
+                }
+            }
+        ).encode(),
+        b'{"key-providers":{"one":{"ttrpc":"unix:///run/a.sock"},"two":{"grpc":"unix:///run/b.sock"}}}',
+    ]
+
+
 # -- archives -------------------------------------------------------------------------------------------------------
 
 
@@ -533,6 +570,9 @@ TARGETS: Final[Mapping[str, Target]] = {
         64 * 1024,
         "crypto.openpgp",
     ),
+    "image/key-provider": target_of(
+        _key_provider, seeds(_key_provider_messages), limits.KEY_PROVIDER_ANSWER_BYTES, f"{_E}.keyprovider"
+    ),
     "image/sealed-secret": target_of(
         _sealed_secret, seeds(_sealed_secrets), limits.ANNOTATION_BYTES, "crypto.sealedsecret"
     ),
@@ -556,6 +596,11 @@ TARGETS: Final[Mapping[str, Target]] = {
 NOT_PARSERS: Final[Mapping[str, str]] = {
     f"cloister.oci.{name}": reason
     for name, reason in {
+        "attributes": "keeps what other modules read",
+        "dmverity": "writes only",
+        "encryption.providerclient": "sockets and processes: their answers are read by keyprovider",
+        "erofs": "writes only",
+        "rootimage": "reads back what cloister.oci.layer wrote",
         "ahead": "hands chunks from one thread to another",
         "archivefile": "writes only",
         "directory": "a place of the owner's: its documents are read by the parsers of manifests",

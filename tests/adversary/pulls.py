@@ -24,6 +24,7 @@ from cloister.imagetool.encrypt import encrypt_image
 from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.distribution import RegistryClient
+from cloister.oci.encryption.wrapping import PacketWrapper
 from cloister.oci.manifest import OCI_MANIFEST, Descriptor
 from cloister.oci.signing.simplesigning import (
     SignatureCandidate,
@@ -77,7 +78,8 @@ class Published:
         self.registry = registry
         self.client: RegistryClient = registry.client(REPOSITORY)
         built = build_layout(place, *layers)
-        self.digest = encrypt_image(built.layout, built.digest, self.client, tag="v1", kek_id=KEK_ID, kek=KEK).digest
+        recipients = [PacketWrapper(KEK_ID, KEK)]
+        self.digest = encrypt_image(built.layout, built.digest, self.client, tag="v1", recipients=recipients).digest
         sign_image(self.client, self.digest, SIGNER, repository=NAME)
         self.plain = tuple(built.layers)
 

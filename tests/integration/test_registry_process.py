@@ -53,7 +53,7 @@ def test_one_connection_serves_many_requests(registry: RegistryProcess) -> None:
     client.write_manifest(INDEX, OCI_INDEX, "v1")
     for _ in range(5):
         client.get_manifest("v1")
-        connections.add(id(next(iter(registry.transport._idle.values()))))
+        connections.add(id(next(iter(registry.transport._idle.values()))[0]))
     assert len(connections) == 1
 
 

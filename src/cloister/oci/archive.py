@@ -75,7 +75,7 @@ class ArchiveFile:
         """Yield a member's content."""
         offset, left = self._find(name)
         while left:
-            chunk = os.pread(self._file.fileno(), min(left, MIB), offset)  # other threads read other members
+            chunk = os.pread(self._file.fileno(), min(left, MIB), offset)  # other threads read here, too
             if not chunk:
                 raise ImageRefused(f"{_CODE}.truncated", "archive ends inside a member", path=name)
             offset += len(chunk)

@@ -8,6 +8,7 @@ leaves no half-written image, only a `.incomplete-*` file that the next writer m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -110,8 +111,11 @@ class OCILayout:
         entry: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": size}  # Any: JSON
         if tag:
             entry["annotations"] = {REF_NAME: tag}
-        children = parse_index(raw, media_type=media_type).manifests if media_type in INDEX_TYPES else ()
-        self._list_entry(entry, {str(child.digest) for child in children})
+        children: set[str] = set()
+        if media_type in INDEX_TYPES:
+            with contextlib.suppress(ImageRefused):  # whoever reads it is told that it is none
+                children = {str(child.digest) for child in parse_index(raw, media_type=media_type).manifests}
+        self._list_entry(entry, children)
         return digest
 
     def referrers(self, digest: Digest) -> Iterator[Descriptor]:

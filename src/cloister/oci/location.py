@@ -62,23 +62,52 @@ class ImageLocation(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.kind.value}{self.path}" + (f":{self.selector}" if self.selector else "")
 
 
+class RegistryPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository and how to reach it; see `RegistryClient` for the fields."""
+
+    reference: OCIReference
+    plain_http: bool
+    other_origins: bool
+    credentials: Credentials | None = None
+    token_services: tuple[str, ...] = ()
+
+    def client(self, transport: Transport) -> RegistryClient:
+        """Return a client for the repository."""
+        return RegistryClient(
+            transport,
+            self.reference,
+            plain_http=self.plain_http,
+            other_origins=self.other_origins,
+            credentials=self.credentials,
+            token_services=self.token_services,
+        )
+
+
 class RegistryAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach registries; see `RegistryClient` for the fields."""
+    """How to reach registries: any one like this, or the repository of a location at `places`, the last of which is its
+    own and the others mirrors of it."""
 
     transport: Transport
     plain_http: bool
     other_origins: bool
-    credentials: Credentials | None = None
+    places: tuple[RegistryPlace, ...] = ()
 
     def client(self, reference: OCIReference) -> RegistryClient:
         """Return a client for the repository of `reference`."""
-        return RegistryClient(
-            self.transport,
-            reference,
-            plain_http=self.plain_http,
-            other_origins=self.other_origins,
-            credentials=self.credentials,
-        )
+        return self._places(reference)[-1].client(self.transport)
+
+    def source(self, reference: OCIReference) -> ImageSource:
+        """Return what reads the repository of `reference`, from mirrors first."""
+        clients = [place.client(self.transport) for place in self._places(reference)]
+        if len(clients) == 1:
+            return clients[0]
+        from cloister.oci.mirrors import MirroredSource
+
+        return MirroredSource(clients)
+
+    def _places(self, reference: OCIReference) -> tuple[RegistryPlace, ...]:
+        own = RegistryPlace(reference=reference, plain_http=self.plain_http, other_origins=self.other_origins)
+        return self.places or (own,)
 
 
 def parse_location(text: str) -> ImageLocation:
@@ -122,7 +151,7 @@ def open_source(location: ImageLocation, access: RegistryAccess) -> AbstractCont
         ImageRefused, Unavailable: what the place itself refuses.
     """
     if location.reference is not None:
-        return nullcontext(access.client(location.reference))
+        return nullcontext(access.source(location.reference))
     if location.kind is LocationKind.LAYOUT:
         return nullcontext(OCILayout(location.path))
     if location.kind is LocationKind.ARCHIVE:

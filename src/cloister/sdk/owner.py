@@ -35,7 +35,8 @@ from cloister.oci.encryption.wrapping import PacketWrapper
 from cloister.oci.location import ImageLocation, LocationKind, open_source, parse_location
 from cloister.oci.manifest import ImageConfig, parse_config, parse_manifest
 from cloister.oci.reference import OCIReference
-from cloister.oci.store import ImageSource, copy_blob, read_blob, resolve_platform
+from cloister.oci.store import ImageSource, read_blob, resolve_platform
+from cloister.oci.transfer import copy_blobs
 from cloister.oci.transport import HTTPTransport
 from cloister.podpolicy.generate import pod_label
 from cloister.podpolicy.model import ImageDefaults
@@ -300,8 +301,7 @@ def require_private(path: Path) -> None:
 
 def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: str, tag: str) -> Digest:
     manifest = parse_manifest(raw, media_type=media_type)
-    for descriptor in (manifest.config, *manifest.layers):
-        copy_blob(source, store, descriptor)
+    copy_blobs(source, store, (manifest.config, *manifest.layers))
     return store.write_manifest(raw, media_type, tag)
 
 

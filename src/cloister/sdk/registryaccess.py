@@ -1,20 +1,25 @@
-"""How the owner's commands reach registries: TLS, but plain HTTP to this machine itself."""
+"""How the owner's commands reach registries: by what this machine says about proxies, certificates, mirrors and
+credentials; TLS, but plain HTTP to this machine itself."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, closing
 
 from cloister.oci.location import ImageLocation, RegistryAccess
-from cloister.oci.transport import HTTPTransport
+from cloister.oci.network import OwnerTransport, owner_access
 
 
-def open_transport() -> AbstractContextManager[HTTPTransport]:
-    """Return a transport to registries: TLS with the system's roots; its connections close with the block."""
-    return closing(HTTPTransport())
+def open_transport() -> AbstractContextManager[OwnerTransport]:
+    """Return a transport to registries, through this machine's proxies; its connections close with the block."""
+    return closing(OwnerTransport(os.environ))
 
 
-def registry_access(location: ImageLocation, transport: HTTPTransport) -> RegistryAccess:
-    """Plain HTTP to this machine only, as container tools do; TLS elsewhere."""
-    host = location.reference.registry.partition(":")[0] if location.reference else ""
-    local = host == "localhost" or host.startswith("127.")
-    return RegistryAccess(transport=transport, plain_http=local, other_origins=not local)
+def registry_access(location: ImageLocation, transport: OwnerTransport) -> RegistryAccess:
+    """Return how to reach the registry of a location.
+
+    Raises:
+        ImageRefused: `oci.mirrors.*`, `oci.credentials.*`.
+        Unavailable: `oci.mirrors.unreadable`, `oci.credentials.*`.
+    """
+    return owner_access(location, transport, os.environ)

@@ -80,6 +80,10 @@ TOML_NAME_PARTS: Final = 64  # of one dotted name; real ones have three
 REGISTRY_TOKEN_BYTES: Final = 64 * KIB
 REGISTRY_REDIRECTS: Final = 5
 REGISTRY_ATTEMPTS: Final = 4  # one try and three repeats: a passing fault, not a dead peer
+REGISTRY_TAGS: Final = 100_000  # of one repository
+REGISTRY_TAG_PAGES: Final = 1024
+REGISTRY_PAUSE_SECONDS: Final = 15  # before a repeat, also where a registry asks for more
+REGISTRY_IDLE_CONNECTIONS: Final = 8  # kept open to one server
 REGISTRY_SECONDS: Final = 30  # silence on a connection
 
 # Evidence and what vouches for it.

@@ -31,6 +31,8 @@ LOWER: Final = {  # what is more than a parser: the rest of its lines is run by 
     "cloister.crypto.keystore.uri": 60.0,  # files with secrets
     "cloister.crypto.sealedsecret": 70.0,  # opening a secret that is verified
     "cloister.oci.archive": 80.0,  # copying out of an archive
+    "cloister.oci.credentials": 40.0,  # files and helpers
+    "cloister.oci.mirrors": 60.0,  # asking one place after the other
     "cloister.oci.distribution": 60.0,  # pushing
     "cloister.oci.encryption.jwe": 80.0,  # algorithms that no key here is for
     "cloister.oci.encryption.keyfiles": 70.0,  # files and passwords

@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.crypto import openpgp, sealedsecret
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Unavailable
-from cloister.oci import inflate, location, manifest, reference
+from cloister.oci import credentials, inflate, location, manifest, mirrors, reference
 from cloister.oci.archive import DockerArchive, OCIArchive
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.distribution import RegistryClient
-from cloister.oci.document import encode_document, parse_document
+from cloister.oci.document import Members, encode_document, parse_document
 from cloister.oci.encryption import annotations, jwe, keyfiles, keyprovider, options, packet, pgp, pkcs7, pkcs11
 from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.layout import check_layout_marker, select_entry
@@ -458,6 +458,31 @@ def _name(data: bytes) -> None:
     )
 
 
+def _registries_conf(data: bytes) -> None:
+    rules = mirrors.parse_rules(data)
+    for text in ("example.org/team/app:v1", "docker.io/library/busybox", "sub.example.org/a"):
+        each(lambda one=text: rules.places(reference.parse_reference(one)))  # type: ignore[misc]  # bound now
+
+
+_REGISTRIES_CONF: Final = (
+    b'unqualified-search-registries = ["docker.io"]\n'
+    b'[[registry]]\nprefix = "example.org/team"\nlocation = "inner.example.org/x"\ninsecure = true\n'
+    b'[[registry.mirror]]\nlocation = "mirror.example.org"\ninsecure = false\n'
+    b'[[registry]]\nprefix = "*.example.org"\nblocked = true\n'
+)
+
+
+def _docker_config(data: bytes) -> None:
+    top = Members(parse_document(data, ceiling=limits.MIB, code="fuzz"), path="", code="fuzz")
+    credentials.parse_auths(top, "config.json", ["example.org/team", "example.org", "other.example.org"])
+
+
+_DOCKER_CONFIG: Final = (
+    b'{"auths":{"example.org":{"auth":"bmFtZTpwYXNzd29yZA=="},"other.example.org":{"identitytoken":"x"},'
+    b'"https://index.docker.io/v1/":{"username":"a","password":"b"}},"credsStore":"pass","credHelpers":{"a":"b"}}'
+)
+
+
 class _Answer:
     """One answer of a registry."""
 
@@ -582,6 +607,10 @@ TARGETS: Final[Mapping[str, Target]] = {
     "image/compressed": target_of(_compressed, seeds(_compressed_files), limits.MIB, "oci.inflate"),
     "image/archive": target_of(_archive, seeds(_archives), limits.MIB, "oci.archive"),
     "image/name": target_of(_name, seeds(_names), 4096, "oci.reference", "oci.location", "oci.digest"),
+    "image/docker-config": target_of(_docker_config, seeds(lambda: [_DOCKER_CONFIG]), limits.MIB, "oci.credentials"),
+    "image/registries-conf": target_of(
+        _registries_conf, seeds(lambda: [_REGISTRIES_CONF]), limits.MIB // 4, "oci.mirrors"
+    ),
     "image/registry": target_of(
         _registry,
         seeds(_registry_answers),
@@ -600,6 +629,8 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
         "dmverity": "writes only",
         "encryption.providerclient": "sockets and processes: their answers are read by keyprovider",
         "erofs": "writes only",
+        "network": "reads certificates and the environment of the owner's machine",
+        "transfer": "copies and compares what other modules read",
         "rootimage": "reads back what cloister.oci.layer wrote",
         "ahead": "hands chunks from one thread to another",
         "archivefile": "writes only",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.imageverity import verity_command
-from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.imagetool.compression import Compress
@@ -267,17 +267,18 @@ def sign_command(
 
 
 @app.command("inspect")
-def inspect_command(
-    image: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")], output: OutputOption = Output.TEXT
-) -> None:
-    """Show what an image is, how each layer is protected, and who signed it (signatures are listed, not verified)."""
+def inspect_command(image: SourceArgument, platform: PlatformOption = "", output: OutputOption = Output.TEXT) -> None:
+    """Show what an image is, what is encrypted and for whom, what everybody can read, and who signed it.
+
+    Recipients and signatures are what the image says; nothing is verified but digests.
+    """
     from cloister.oci.location import open_source, parse_location
     from cloister.sdk.inspection import describe_image
     from cloister.sdk.registryaccess import open_transport, registry_access
 
     place = parse_location(image)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
-        described = describe_image(source, place.selector)
+        described = describe_image(source, place.selector, platform=platform)
     if output is Output.JSON:
         print_json(described)
         return
@@ -329,12 +330,38 @@ def _kek_words(recipient: str, keks: KeyEncryptionKeys, key_file: Path | None) -
 
 def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
     print_line(f"{described['digest']}  {described['platform']}")
-    for name in ("entrypoint", "cmd", "user", "cwd"):
-        print_line(f"  {name:<11}{described[name]}")
+    if described["index"]:
+        print_line(f"  one of     {', '.join(described['platforms'])}  (index {described['index']})")
+    print_line(f"  encrypted  {described['encryption']}")
     for layer in described["layers"]:
-        protection = f"encrypted, key {layer['key']}" if layer["encrypted"] else "NOT encrypted"
-        print_line(f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {protection}")
+        compression = "plain" if layer["compression"] == "none" else layer["compression"]
+        protection = "encrypted" if layer["encrypted"] else "NOT encrypted"
+        if layer["foreign"]:
+            protection += ", fetched from elsewhere"
+        print_line(
+            f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {compression:<5}  {protection}"
+        )
+    for scheme, lines in _common_recipients(described["layers"]):
+        for line in lines:
+            print_line(f"  for        {scheme}: {line}")
+    if any(layer["encrypted"] and not layer["for_guests"] for layer in described["layers"]):
+        print_line("  guests     cannot run it: they need a kbs recipient, and layers that are not zstd")
+    print_line("  everybody can read")
+    for item in described["readable"]:
+        print_line(f"    {item['what']:<28} {item['value']}")
     for signature in described["signatures"]:
         print_line(f"  signature  names {signature['repository']}  (not verified here)")
     if not described["signatures"]:
         print_line("  signature  none")
+
+
+def _common_recipients(layers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:  # Any: JSON
+    """Return recipients by scheme; those that not all encrypted layers have are named with their layer."""
+    encrypted = [(number, layer["recipients"]) for number, layer in enumerate(layers) if layer["encrypted"]]
+    if all(recipients == encrypted[0][1] for _, recipients in encrypted):
+        return list(encrypted[0][1].items()) if encrypted else []
+    return [
+        (f"layers[{number}] {scheme}", lines)
+        for number, recipients in encrypted
+        for scheme, lines in recipients.items()
+    ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json
 from cloister.cli.progress import BytesBar
 
@@ -16,6 +18,12 @@ def verity_command(
     source: Annotated[str, typer.Argument(help="The image, in any place that `image inspect` reads.")],
     destination: Annotated[
         Path | None, typer.Argument(help="File for the root image; without it only the hash is computed.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="For an encrypted image: a recipient's private key, as of decrypt; repeatable."
+        ),
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -26,15 +34,28 @@ def verity_command(
     """
     from cloister.imagetool.verity import compute_image_root
     from cloister.oci.location import open_source, parse_location
+    from cloister.sdk.images import KeyEncryptionKeys, decrypt_between, parse_places
     from cloister.sdk.owner import PLATFORM, open_transport, registry_access
 
-    place = parse_location(source)
-    with (
-        open_transport() as transport,
-        open_source(place, registry_access(place, transport)) as image,
-        BytesBar("reading layers") as bar,
-    ):
-        made = compute_image_root(image, place.selector, destination, platform=PLATFORM, progress=bar)
+    with ExitStack() as stack:
+        plain = source
+        if key:
+            scratch = stack.enter_context(TemporaryDirectory(prefix="cloister-verity-"))
+            plain = f"oci:{scratch}/plain:root"
+            with BytesBar("decrypting") as bar:
+                decrypt_between(
+                    parse_places(source, plain),
+                    key,
+                    keks=KeyEncryptionKeys(None),
+                    platform=PLATFORM,
+                    check_diff_ids=False,  # done below
+                    progress=bar,
+                )
+        place = parse_location(plain)
+        transport = stack.enter_context(open_transport())
+        image = stack.enter_context(open_source(place, registry_access(place, transport)))
+        progress = stack.enter_context(BytesBar("reading layers"))
+        made = compute_image_root(image, place.selector, destination, platform=PLATFORM, progress=progress)
     root = made.root
     if output is Output.JSON:
         print_json(

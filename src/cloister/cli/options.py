@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from cloister.cli.forms import Output, OutputOption
 from cloister.errors import Refused
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward
 from cloister.podpolicy.generate import pod_label
@@ -15,22 +12,24 @@ from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.rats.claims import Level
 from cloister.wire.limits import KIB, RESOURCE_BYTES
 
+__all__ = [
+    "Output",
+    "OutputOption",
+    "choose_accelerator",
+    "choose_backend",
+    "level_line",
+    "parse_environment",
+    "parse_level",
+    "parse_name",
+    "parse_publish",
+]
+
 _LEVEL_SHORT = {
     Level.MEASURED: "this machine's root is not kept out",
     Level.SIMULATED: "teaches the flow, protects nothing",
 }
 
 _HARDWARE_HINT = "no pod runs at level hardware in this release; `cloister doctor` lists what this machine has"
-
-
-class Output(enum.StrEnum):
-    """Forms of a result."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", metavar="FORM", help="text or json.")]
 
 
 def parse_level(text: str) -> Level:

@@ -144,6 +144,19 @@ def decrypt_message(message: bytes, keys: Sequence[DecryptionKey]) -> bytes:
     raise Refused(f"{_CODE}.not_authentic", "message does not open with this keyring, or was altered")
 
 
+def message_key_ids(message: bytes) -> list[str]:
+    """Return the ids of the keys that a binary message says it is encrypted to, in hexadecimal; zeros hide one.
+
+    Raises:
+        FormatRefused: `crypto.openpgp.malformed`.
+    """
+    found = []
+    for packet in _packets(message, ceiling=MESSAGE_BYTES):
+        if packet.tag == _PKESK and packet.body[:1] == b"\x03":
+            found.append(packet.body[1:9].hex())
+    return found
+
+
 def encrypt_message(plaintext: bytes, keyring: bytes, names: Sequence[str]) -> bytes:
     """Encrypt to the holders of `names` in a public keyring: AES-256, integrity protected, not compressed or signed.
 

@@ -133,6 +133,7 @@ class _Layer:
         self._diff_id = diff_id
         self._encryption: LayerEncryption = parse_layer_encryption(descriptor, path=self._path)
         self._private: PrivateOptions | None = None
+        self.digest = descriptor.digest  # of the plain layer, once it is decrypted
 
     def unwrap(self, keys: Sequence[KeyUnwrapper]) -> None:
         """Open the layer's key."""
@@ -149,17 +150,20 @@ class _Layer:
             raise RuntimeError("a layer is decrypted after its key was unwrapped")
         return self._private
 
-    @property
-    def digest(self) -> Digest:
-        """Of the plain layer, as its encryptor said."""
-        return self._opened.digest
-
     def decrypt(self, source: ImageSource, sink: ImageSink, work: Work, *, check_diff_id: bool) -> None:
         """Check the ciphertext, then store the plain layer, then check that."""
         with _read_twice(source, self.descriptor) as (first, again):
             self._authenticate(made_ahead(work.counted(first())))
-            digest, _ = sink.write_blob(self._plain(again(), check_diff_id=check_diff_id))
-        self._require(digest, check_diff_id=check_diff_id)
+            self.digest, _ = sink.write_blob(self._plain(again(), check_diff_id=check_diff_id))
+        self._require(self.digest, check_diff_id=check_diff_id)
+
+    @property
+    def _names_archive(self) -> bool:
+        """Whether the private options name the plain archive where they should name the compressed layer.
+
+        skopeo writes that when it compresses and encrypts a layer at once. The archive is checked then.
+        """
+        return self.target.compression != "" and self._opened.digest == self._diff_id
 
     def _authenticate(self, ciphertext: Iterable[bytes]) -> None:
         mac = hmac.new(self._opened.key, digestmod=hashlib.sha256)
@@ -176,7 +180,7 @@ class _Layer:
     def _plain(self, ciphertext: Iterable[bytes], *, check_diff_id: bool) -> Iterator[bytes]:
         nonce = agreed_nonce(self._encryption.public, self._opened, path=self._path)
         plain = made_ahead(ctr_stream(self._opened.key, nonce, ciphertext))
-        if check_diff_id and self.target.compression:
+        if self.target.compression and (check_diff_id or self._names_archive):
             return checked_beside(plain, self._check_archive)
         return plain
 
@@ -189,7 +193,7 @@ class _Layer:
 
     def _require(self, digest: Digest, *, check_diff_id: bool) -> None:
         """Return if what was stored is what the private options, and for a plain archive the configuration, name."""
-        if digest != self._opened.digest:
+        if digest != self._opened.digest and not self._names_archive:
             raise ImageRefused(
                 "oci.encryption.plain_digest_mismatch",
                 "content does not have the digest it is named by",

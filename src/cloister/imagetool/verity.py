@@ -16,7 +16,7 @@ from typing import BinaryIO
 import msgspec
 
 from cloister.errors import ImageRefused, Unavailable
-from cloister.imagetool.encrypt import NoProgress, Progress
+from cloister.imagetool.layers import NoProgress, Progress
 from cloister.oci.ahead import made_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.inflate import inflate

@@ -14,8 +14,8 @@ from cloister.oci.digest import Digest
 from cloister.oci.encryption.annotations import PREFIX, PUBLIC_OPTIONS
 from cloister.oci.layout import OCILayout
 from cloister.oci.store import checked_blob, read_manifest
-from imagetool_images import CANARY, COMPRESSIONS, blob_path, build, key, manifest_of, recipient, rewrite
-from unit.oci.builders import KEK_ID, Built, registry_client
+from imagetool_images import ARCHIVES, CANARY, COMPRESSIONS, blob_path, build, key, manifest_of, recipient, rewrite
+from unit.oci.builders import KEK_ID, Built, build_layout, registry_client
 
 
 @pytest.fixture(params=COMPRESSIONS)
@@ -165,23 +165,38 @@ def test_diff_ids_are_not_checked_where_the_caller_says_so(gzipped: Built, tmp_p
     assert opened(layout, tmp_path, check_diff_ids=False).decrypted == 2
 
 
-def test_a_layer_whose_key_names_another_plain_layer_is_refused(gzipped: Built, tmp_path: Path) -> None:
-    """An encryptor that lies: MAC and ciphertext belong together, the digest under the key is another."""
-    broken = OCILayout(tmp_path / "sealed", create=True)
+def sealed_naming(built: Built, tmp_path: Path, named: Digest) -> OCILayout:
+    """Encrypt so that the private options name other content than they should; all else is as it should be."""
+    sink = OCILayout(tmp_path / "sealed", create=True)
     module = encrypt_image.__globals__
-
-    class Lying(module["PrivateOptions"]):  # type: ignore[misc,name-defined]  # the real class, with another digest
-        def __init__(self, **members: Any) -> None:
-            super().__init__(**{**members, "digest": Digest.of(b"other")})
-
     original = module["PrivateOptions"]
-    module["PrivateOptions"] = Lying
+
+    class Naming(original):  # type: ignore[misc,valid-type]  # the real class, with another digest
+        def __init__(self, **members: Any) -> None:
+            super().__init__(**{**members, "digest": named})
+
+    module["PrivateOptions"] = Naming
     try:
-        encrypt_image(gzipped.layout, "v1", broken, tag="v1", recipients=[recipient()])
+        encrypt_image(built.layout, "v1", sink, tag="v1", recipients=[recipient()])
     finally:
         module["PrivateOptions"] = original
+    return sink
+
+
+def test_a_layer_whose_key_names_another_plain_layer_is_refused(gzipped: Built, tmp_path: Path) -> None:
+    broken = sealed_naming(gzipped, tmp_path, Digest.of(b"other"))
     assert refused(lambda: opened(broken, tmp_path)) == "oci.encryption.plain_digest_mismatch"
     assert out(tmp_path).get_manifest("v1") is None
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_key_may_name_the_archive_as_skopeo_writes_it(gzipped: Built, tmp_path: Path, checked: bool) -> None:
+    """And then the archive is checked, whatever the caller says: the second layer is not the one that is named."""
+    broken = sealed_naming(gzipped, tmp_path, Digest.of(ARCHIVES[0]))
+    assert refused(lambda: opened(broken, tmp_path, check_diff_ids=checked)) == "oci.encryption.plain_digest_mismatch"
+    one = build_layout(tmp_path / "one", ARCHIVES[0])
+    named = sealed_naming(one, tmp_path / "named", Digest.of(ARCHIVES[0]))
+    assert opened(named, tmp_path, check_diff_ids=checked).digest == one.digest
 
 
 def test_a_source_that_changes_between_the_passes_is_refused(gzipped: Built, tmp_path: Path) -> None:

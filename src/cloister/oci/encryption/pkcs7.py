@@ -118,6 +118,23 @@ class PKCS7Unwrapper:
         raise unwrap_failed(SCHEME)
 
 
+def certificate_serials(element: bytes) -> list[int]:
+    """Return the serial numbers by which the element names its recipients' certificates.
+
+    Raises:
+        ImageRefused: `oci.encryption.pkcs7.malformed`.
+    """
+    _, wrapped = _tagged(_elements(_one(element, _SEQUENCE)), _OID, _CONSTRUCTED_0)
+    _, recipients, _ = _tagged(_elements(_one(wrapped, _SEQUENCE)), _INTEGER, _SET, _SEQUENCE)
+    found = []
+    for info in _elements(recipients)[:_RECIPIENTS]:
+        name = _elements(info.content)[1:2]
+        parts = _elements(name[0].content) if name and name[0].tag == _SEQUENCE else []
+        if len(parts) == 2 and parts[1].tag == _INTEGER:
+            found.append(int.from_bytes(parts[1].content, "big"))
+    return found
+
+
 def _public_key(certificate: x509.Certificate) -> rsa.RSAPublicKey:
     key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size < _MINIMUM_RSA_BITS:

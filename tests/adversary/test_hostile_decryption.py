@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pulls import KEK, LAYERS, Published
+from adversary.pulls import KEK, LAYERS, Published, forget_refusals
 from cloister.errors import CloisterError
 from cloister.imagetool.decrypt import decrypt_image
 from cloister.imagetool.encrypt import encrypt_image
@@ -45,6 +45,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     place = tmp_path_factory.mktemp("decryption")
     with RegistryProcess(place / "registry") as registry:
         yield Published(registry, place / "layout")
+        forget_refusals()
 
 
 @pytest.fixture(scope="module")

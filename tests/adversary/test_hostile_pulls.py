@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pulls import LAYERS, Published, policy_of, pull
+from adversary.pulls import LAYERS, Published, forget_refusals, policy_of, pull
 from cloister.errors import CloisterError
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS
 from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST
@@ -38,6 +38,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     place = tmp_path_factory.mktemp("pulls")
     with RegistryProcess(place / "registry") as registry:
         yield Published(registry, place / "layout")
+        forget_refusals()
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,18 @@ from cloister.oci.archive import DockerArchive, OCIArchive
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.document import Members, encode_document, parse_document
-from cloister.oci.encryption import annotations, jwe, keyfiles, keyprovider, options, packet, pgp, pkcs7, pkcs11
+from cloister.oci.encryption import (
+    annotations,
+    jwe,
+    keyfiles,
+    keyprovider,
+    options,
+    packet,
+    pgp,
+    pkcs7,
+    pkcs11,
+    recipients,
+)
 from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.layout import check_layout_marker, select_entry
 from cloister.oci.referrers import list_referrers
@@ -135,7 +146,7 @@ def _annotations(data: bytes) -> None:
     texts = {key: value for key, value in members.items() if isinstance(value, str)}
     layer = manifest.Descriptor(media_type=str(_DESCRIPTION["mediaType"]), digest=_DIGEST, size=5, annotations=texts)
     found = annotations.parse_layer_encryption(layer)
-    each(found.packets)
+    each(found.packets, lambda: recipients.describe_recipients(found))
     same(
         annotations.parse_layer_encryption(
             manifest.Descriptor(
@@ -153,7 +164,13 @@ def _annotation_files() -> list[bytes]:
     sealed = packet.encode_packet(packet.seal_packet(_OPTIONS, kek_id=KEK_ID, kek=KEK))
     public = options.parse_public_options(_PUBLIC)
     wrapped = {annotations.PACKET_SCHEME: (sealed, sealed), "jwe": (b"one", b"two"), "pgp": (b"three",)}
-    return [json.dumps(annotations.encryption_annotations(public, wrapped)).encode()]
+    real = {
+        "jwe": tuple(_jwes()),
+        "pkcs7": (pkcs7.PKCS7Wrapper([_certificate()]).wrap(_OPTIONS),),
+        "pkcs11": tuple(_pkcs11_files()[:1]),
+        "provider.other": (b"x",),
+    }
+    return [json.dumps(annotations.encryption_annotations(public, some)).encode() for some in (wrapped, real)]
 
 
 def _options(data: bytes) -> None:
@@ -571,6 +588,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         seeds(_annotation_files),
         limits.ANNOTATION_BYTES,
         f"{_E}.annotations",
+        f"{_E}.recipients",
     ),
     "image/options": target_of(_options, seeds(lambda: [_OPTIONS, _PUBLIC]), 4096, f"{_E}.options"),
     "image/packet": target_of(_packet, seeds(_packets), limits.ANNOTATION_BYTES, f"{_E}.packet"),

@@ -102,7 +102,7 @@ from cloister.wire.http1 import Answer as HTTPAnswer
 from cloister.wire.http1 import encode_request
 from cloister.wire.strictjson import parse_json_object
 from cloister.wire.stricttoml import parse_toml
-from fuzz import images, world
+from fuzz import images, signatures, world
 from fuzz.target import Run, Target, each, same, seeds, target_of
 
 AT: Final = world.AT
@@ -1501,6 +1501,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     ),
     "wire/http": target_of(_http, seeds(lambda: _HTTP_ANSWERS), limits.COLLATERAL_BYTES, "wire.http1"),
     **images.TARGETS,
+    **signatures.TARGETS,
 }
 
 _CHECKS: Final = "checks parsed values, and is run by the target of its evidence"
@@ -1582,4 +1583,4 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
         "writes only": ("wire.canonicaljson",),
     }.items()
     for name in names
-} | images.NOT_PARSERS
+} | {**images.NOT_PARSERS, **signatures.NOT_PARSERS}

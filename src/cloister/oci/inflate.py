@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _OUTPUT_BYTES: Final = 256 * KIB  # stays in the processor's cache between inflating, hashing and writing
 _ISAL_BYTES: Final = 128 * KIB
 _RATIO_SLACK_BYTES: Final = 64 * KIB  # small archives are mostly padding
-_GZIP_MAGIC: Final = b"\x1f\x8b"
+_GZIP_MAGIC: Final = b"\x1f\x8b\x08"  # with the one method there is
+_GZIP_RESERVED: Final = 0xE0  # bits of the flags
 _GZIP_WINDOW: Final = 31  # 15 bits, plus 16 for the gzip wrapper
 
 
@@ -125,14 +126,20 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
     begin, error = _gzip_library(len(first))
     member = begin(_GZIP_WINDOW)
     begun, fresh = False, True
+    held = b""
     for chunk in chain((first,), source):
-        data = chunk
+        data = held + chunk
+        held = b""
         while data:
             if member.eof:
                 member = begin(_GZIP_WINDOW)
                 fresh = True
-            if fresh and not _GZIP_MAGIC.startswith(data[:2]):  # ISA-L would wait for a whole header
-                raise ImageRefused("oci.layer.bad_compression", "layer is not gzip as its media type says")
+            if fresh:  # ISA-L would wait for a whole header, and takes flags that mean nothing
+                if not _GZIP_MAGIC.startswith(data[:3]) or (data[3:4] and data[3] & _GZIP_RESERVED):
+                    raise ImageRefused("oci.layer.bad_compression", "layer is not gzip as its media type says")
+                if len(data) <= len(_GZIP_MAGIC):
+                    held = data
+                    break
             begun, fresh = True, False
             try:
                 plain = member.decompress(data, _OUTPUT_BYTES)
@@ -150,7 +157,7 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
             if not plain:
                 break
             yield plain
-    if not begun or not member.eof:
+    if held or not begun or not member.eof:
         _refuse_truncated()
 
 

@@ -233,7 +233,10 @@ def special_files() -> Iterator[tuple[str, Case]]:
     yield "fifo", one(header(b"p", kind=b"6", mode=0o666, uid=3, gid=4))
     yield "fifo over a file", layers(archive(file(b"p", b"1")), archive(header(b"p", kind=b"6")))
     yield "set-id", one(file(b"s", b"x", mode=0o6755, uid=5, gid=6), directory(b"d", mode=0o3777, uid=5, gid=6))
-    yield "directory that nobody wrote in a set-gid one", one(directory(b"d", mode=0o2755, gid=6), file(b"d/e/f", b"1"))
+    yield (
+        "directory that nobody wrote in a set-gid one",
+        one(directory(b"d", mode=0o2755, gid=6), file(b"d/e/f", b"1"), umoci="lets the kernel hand down the group"),
+    )
     yield "set-id by hard link", one(file(b"s", b"x", mode=0o644), hard_link(b"h", b"s", mode=0o4755, uid=9))
     yield "type bits in the mode", one(file(b"f", fields={MODE: b"0100644\0"}), directory(b"d", mode=0o40755))
     capability = bytes.fromhex("0100000200200000000000000000000000000000")

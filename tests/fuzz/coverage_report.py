@@ -32,6 +32,7 @@ LOWER: Final = {  # what is more than a parser: the rest of its lines is run by 
     "cloister.crypto.sealedsecret": 70.0,  # opening a secret that is verified
     "cloister.oci.archive": 80.0,  # copying out of an archive
     "cloister.crypto.openpgp": 40.0,  # what opens only with a key that fits
+    "cloister.crypto.openpgpkeys": 50.0,  # keys that are locked, and of other kinds
     "cloister.crypto.openpgpverify": 80.0,  # algorithms that no key here is for
     "cloister.oci.signing.bundle": 80.0,  # older forms that are written
     "cloister.oci.signing.fulcio": 60.0,  # chains and logs that are trusted

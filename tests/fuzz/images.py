@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from cloister.crypto import openpgp, sealedsecret
+from cloister.crypto import openpgp, openpgpkeys, sealedsecret
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Unavailable
 from cloister.oci import credentials, inflate, location, manifest, mirrors, reference
@@ -257,26 +257,13 @@ def _pgp(data: bytes) -> None:
 
 
 def _pgp_messages() -> list[bytes]:
-    """A session key for somebody, by RSA and by ECDH, and protected data (RFC 9580, sections 5.1 and 5.13)."""
-    certificate = bytes.fromhex("0102030405060708")
-    rsa_key = b"\x03" + certificate + b"\x01" + b"\x08\x00" + b"\x80" * 256
-    curve_key = b"\x03" + bytes(8) + b"\x12" + b"\x01\x07\x40" + b"\x11" * 32 + b"\x30" + b"\x22" * 48
-    sealed = b"\x01" + b"\x33" * 90
-    return [
-        b"".join(bytes([0xC0 | tag]) + _length(body) + body for tag, body in ((1, key), (18, sealed)))
-        for key in (rsa_key, curve_key)
-    ]
-
-
-def _length(body: bytes) -> bytes:
-    if len(body) < 192:
-        return bytes([len(body)])
-    return bytes([192 + (len(body) - 192) // 256, (len(body) - 192) % 256])
+    recipient = bytes(_pgp_key().extract_certificate())
+    return [pgp.PGPWrapper(["r@example.org"] * count, recipient).wrap(_OPTIONS) for count in (1, 2)]
 
 
 def _pgp_keyring(data: bytes) -> None:
-    openpgp.open_secret_keyring(data)
     openpgp.split_user_id(data.decode(errors="replace")[:200])
+    each(lambda: openpgpkeys.open_secret_keyring(data), lambda: openpgp.find_recipients(data, ["r@example.org"]))
 
 
 def _key_file(data: bytes) -> None:
@@ -618,12 +605,15 @@ TARGETS: Final[Mapping[str, Target]] = {
         f"{_E}.pkcs7",
     ),
     "image/pkcs11": target_of(_pkcs11, seeds(_pkcs11_files), limits.ANNOTATION_BYTES, f"{_E}.pkcs11"),
-    "image/pgp": target_of(_pgp, seeds(_pgp_messages), limits.ANNOTATION_BYTES, f"{_E}.pgp", "crypto.openpgp"),
+    "image/pgp": target_of(
+        _pgp, seeds(_pgp_messages), limits.ANNOTATION_BYTES, f"{_E}.pgp", "crypto.openpgp", "crypto.openpgppackets"
+    ),
     "image/pgp-keyring": target_of(
         _pgp_keyring,
         seeds(lambda: [_secret_keyring(), bytes(_pgp_key().extract_certificate())]),
         64 * 1024,
-        "crypto.openpgp",
+        "crypto.openpgpkeys",
+        "crypto.openpgppackets",
     ),
     "image/key-provider": target_of(
         _key_provider, seeds(_key_provider_messages), limits.KEY_PROVIDER_ANSWER_BYTES, f"{_E}.keyprovider"

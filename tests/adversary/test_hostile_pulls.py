@@ -15,11 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pulls import LAYERS, Published, forget_refusals, policy_of, pull
+from adversary.pulls import LAYERS, NAME, SIGNER, Published, forget_refusals, policy_of, pull
+from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS
 from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from cloister.oci.signing.simplesigning import signature_tag
+from cloister.oci.signing.simplesigning import (
+    SignatureCandidate,
+    Statement,
+    encode_payload,
+    encode_signatures,
+    signature_tag,
+)
 from cloister.testing import evilregistry as evil
 from conformance.registry_process import RegistryProcess
 from unpacking import Node
@@ -235,6 +242,20 @@ def test_replayed_manifest_with_its_signature(
         evil.other_bytes(signature_tag(image.digest), older["signature"]),
     )
     refusal_of("oci.distribution.digest_mismatch", told, liar, image, tmp_path, *lies)
+
+
+@pytest.mark.parametrize("wrong", ["another key", "another payload", "no signature at all"])
+def test_forged_signature(image: Published, liar: evil.EvilRegistry, tmp_path: Path, wrong: str) -> None:
+    """The right payload, under a signature that is not the owner's over it."""
+    payload = encode_payload(Statement(NAME, image.digest))
+    signature = {
+        "another key": ECDSAP256Signer.generate().sign(payload),
+        "another payload": SIGNER.sign(payload + b" "),
+        "no signature at all": bytes(64),
+    }[wrong]
+    raw, _ = encode_signatures([SignatureCandidate(payload, signature)])
+    lie = evil.other_bytes(signature_tag(image.digest), raw)
+    refusal_of("oci.signing.no_valid_signature", told, liar, image, tmp_path, lie)
 
 
 @pytest.mark.parametrize(("one", "other"), [("lower layer", "upper layer"), ("configuration", "signature payload")])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -70,16 +71,23 @@ def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes
     """
     from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-    header: dict[str, Any] = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(signer.public_key)}  # Any: jwk
-    if carry_key:
-        jwk: dict[str, Any] = {**public_jwk(signer.public_key)}  # Any: x5c is a list
-        if chain:
-            jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
-        header["jwk"] = jwk
-    signed = ".".join(encode_b64url(msgspec.json.encode(part)) for part in (header, dict(claims)))
+    header = _header_text(signer.public_key, tuple(chain), carry_key)
+    signed = f"{header}.{encode_b64url(msgspec.json.encode(dict(claims)))}"
     r, s = decode_dss_signature(signer.sign(signed.encode("ascii")))
     signature = r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")
     return f"{signed}.{encode_b64url(signature)}"
+
+
+@lru_cache(maxsize=16)
+def _header_text(key: ECDSAP256PublicKey, chain: tuple[bytes, ...], carry_key: bool) -> str:
+    """Return the encoded header: the same for all tokens that a key signs."""
+    header: dict[str, Any] = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(key)}  # Any: jwk
+    if carry_key:
+        jwk: dict[str, Any] = {**public_jwk(key)}  # Any: x5c is a list
+        if chain:
+            jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
+        header["jwk"] = jwk
+    return encode_b64url(msgspec.json.encode(header))
 
 
 def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime) -> dict[str, Any]:

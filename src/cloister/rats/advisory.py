@@ -112,7 +112,9 @@ def appraise_advisories(
     An acknowledged one is still told, as held: the owner knows.
     """
     return tuple(
-        _finding(row, critical, acknowledged=row.id in acknowledged) for row in table if row.applies_to(claims)
+        _finding(row, critical, acknowledged=row.id in acknowledged)
+        for row in table
+        if claims.product in row.products and row.applies_to(claims)  # asked here, too: of most rows that is all
     )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, select, text, update
 from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import DataError as ValueRefused
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -31,6 +31,7 @@ from cloister.errors import Refused, Unavailable
 from cloister.trust.store import schema, setup
 from cloister.trust.store.failures import too_late, unavailable
 from cloister.trust.store.migrations import HEAD
+from cloister.trust.store.prepared import Prepared
 from cloister.trust.store.sqlite import SQLiteDatabase
 
 _T = TypeVar("_T")
@@ -38,9 +39,13 @@ _T = TypeVar("_T")
 _BATCH: Final = 64
 _WAITING: Final = 1024  # jobs in line; beyond, the store is slower than its callers
 _SETUP_SECONDS: Final = 120.0  # for bringing an old database up, which copies its tables
-_READ_CONFIGURATION: Final = select(
-    schema.counters.c.value, select(schema.alembic_version.c.version_num).scalar_subquery().label("revision")
-).where(schema.counters.c.name == setup.CONFIGURATION)
+_READ_CONFIGURATION: Final = Prepared(
+    select(schema.counters.c.value, select(schema.alembic_version.c.version_num).scalar_subquery()).where(
+        schema.counters.c.name == setup.CONFIGURATION
+    )
+)
+_SAVEPOINT: Final = Prepared(text("SAVEPOINT job"))
+_ROLLBACK_TO: Final = Prepared(text("ROLLBACK TO job"))
 _CLOSED: Final = "the store is closed"
 SQLITE: Final = "sqlite:///"
 POSTGRESQL: Final = "postgresql://"
@@ -71,6 +76,10 @@ class Database(Protocol):
 
     def limited(self, seconds: float | None = None) -> AbstractContextManager[None]:
         """End what this thread does with the database after the store's time, or `seconds`, by an `Unavailable`."""
+        ...
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Give a connection of `reader` for one statement."""
         ...
 
     def connect(self) -> Connection:
@@ -206,12 +215,12 @@ class Store:
         try:
             with self._database.limited():
                 try:
-                    with self._database.reader.connect() as connection:
+                    with self._database.reading() as connection:
                         return work(connection)
                 except DBAPIError as err:
                     if not err.connection_invalidated:
                         raise
-                with self._database.reader.connect() as connection:
+                with self._database.reading() as connection:
                     return work(connection)
         except SQLAlchemyError as err:
             raise unavailable(err, hint=self._database.hint) from None
@@ -241,12 +250,13 @@ class Store:
             Unavailable: the store failed, or another version of Cloister changed the schema meanwhile
                 (`trust.store.schema`).
         """
-        row = self.read(lambda connection: connection.execute(_READ_CONFIGURATION).one_or_none())
+        row = self.read(lambda connection: _READ_CONFIGURATION.row(connection, {}))
         if row is None:
             raise Unavailable("trust.store.failed", "a stored record is damaged", hint="restore a backup")
-        if row.revision != HEAD:
-            raise setup.other_schema(row.revision)
-        return int(row.value)
+        value, revision = row
+        if revision != HEAD:
+            raise setup.other_schema(revision)
+        return int(value)
 
     def close(self) -> None:
         """Finish the writes that wait, checkpoint and close."""
@@ -390,12 +400,10 @@ def _count(connection: Connection, name: str) -> None:
 
 def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> bool:
     """Run a job, undoing what it did when it refuses; return whether it did not."""
-    connection.exec_driver_sql(
-        "SAVEPOINT job"
-    )  # never released: the name means the last one, and all end with the batch
+    _SAVEPOINT.run(connection, {})  # never released: the name means the last one, and all end with the batch
     ran = _run(connection, job, hint)
     if not ran:
-        connection.exec_driver_sql("ROLLBACK TO job")
+        _ROLLBACK_TO.run(connection, {})
     return ran
 
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from cloister.errors import Unavailable
 from cloister.trust.store.failures import locked
@@ -46,6 +49,9 @@ class SQLiteDatabase:
         self.empty = file.stat().st_size == 0
         self._writer = _engine(file, seconds, writer=True)
         self.reader = _engine(file, seconds, writer=False)
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._counting = threading.Lock()
+        self._readers = 0
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -65,6 +71,25 @@ class SQLiteDatabase:
         """Nothing: the file is local, and what waits for another writer has SQLite's own limit."""
         yield
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection that nobody reads on; one more while there are few.
+
+        They stay out of the engine's pool, which costs more than a short statement at every exchange.
+        """
+        try:
+            connection = self._idle.get_nowait()
+        except Empty:
+            connection = self._more()
+        try:
+            yield connection
+        except BaseException:
+            with self._counting:
+                self._readers -= 1
+            connection.close()
+            raise
+        self._idle.put(connection)
+
     def connect(self) -> Connection:
         """Return a connection that writes; call it, and close it, within `exclusive`."""
         return self._writer.connect()
@@ -76,9 +101,31 @@ class SQLiteDatabase:
         """Checkpoint and close."""
         # Without the lock another process is writing: then ours is not the last connection and no checkpoint follows.
         with suppress(Unavailable), self.exclusive():
-            self.reader.dispose()
-        self.reader.dispose()
+            self._close_readers()
+        self._close_readers()
         os.close(self._lock_descriptor)
+
+    def _more(self) -> Connection:
+        with self._counting:
+            more = self._readers < _READERS
+            self._readers += more
+        if not more:
+            try:
+                return self._idle.get(timeout=self._seconds)
+            except Empty:
+                raise PoolTimeout("all connections are in use") from None
+        try:
+            return self.reader.connect()
+        except BaseException:
+            with self._counting:
+                self._readers -= 1
+            raise
+
+    def _close_readers(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._idle.get_nowait().close()
+        self.reader.dispose()
 
     def _lock(self) -> None:
         until = time.monotonic() + self._seconds
@@ -96,16 +143,11 @@ class SQLiteDatabase:
 def _engine(file: Path, seconds: float, *, writer: bool) -> Engine:
     options: dict[str, Any] = {  # Any: as the engine takes them
         "hide_parameters": True,
+        "poolclass": NullPool,
         "connect_args": {"timeout": seconds / 2, "check_same_thread": False},
     }
-    if writer:
-        options |= {"poolclass": NullPool}
-    else:
+    if not writer:
         options |= {
-            "poolclass": QueuePool,
-            "pool_size": _READERS,
-            "max_overflow": 0,
-            "pool_timeout": seconds,
             "pool_reset_on_return": None,  # nothing to undo: readers hold no transaction
             "isolation_level": "AUTOCOMMIT",
         }

@@ -22,6 +22,7 @@ import enum
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -56,6 +57,15 @@ _CURVES: Final[Mapping[str, tuple[type[ec.EllipticCurve], int]]] = {
 }
 _OWN_RSA_BYTES: Final = 384  # of keys made here: 3072 bits, RFC 7518 asks for 2048
 _KEY: Final = "crypto.jwe.key"
+
+
+def _length(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big")
+
+
+# RFC 7518 section 4.6.2: AlgorithmID, PartyUInfo, PartyVInfo, SuppPubInfo
+_ALGORITHM: Final = ECDH_ES_A256KW.encode("ascii")
+_KDF_INFO: Final = b"".join((_length(_ALGORITHM), _ALGORITHM, _length(b""), _length(b""), _KEY_BITS.to_bytes(4, "big")))
 
 
 class Recipient(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,14 +280,7 @@ def _encrypt(header: dict[str, object], wrapped: bytes, plaintext: bytes, cek: b
 
 def _agree(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:
     """Return the key-wrapping key: RFC 7518 section 4.6.2, with empty PartyUInfo and PartyVInfo."""
-    algorithm = ECDH_ES_A256KW.encode("ascii")
-    other = b"".join((_length(algorithm), algorithm, _length(b""), _length(b""), _KEY_BITS.to_bytes(4, "big")))
-    shared = private.exchange(ec.ECDH(), public)
-    return ConcatKDFHash(hashes.SHA256(), _KEY_BITS // 8, other).derive(shared)
-
-
-def _length(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big")
+    return ConcatKDFHash(hashes.SHA256(), _KEY_BITS // 8, _KDF_INFO).derive(private.exchange(ec.ECDH(), public))
 
 
 def _public_members(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
@@ -302,7 +305,9 @@ def _require_members(jwk: Mapping[str, str], members: set[str], algorithm: str) 
         )
 
 
+@lru_cache(maxsize=256)
 def _ec_public(curve: str, x: str, y: str) -> ec.EllipticCurvePublicKey:
+    """A guest shows its key when it attests, in its token, and again with each resource: decompressed and checked once."""
     kind, width = _CURVES[curve]
     point = (int.from_bytes(_exactly(x, "x", width), "big"), int.from_bytes(_exactly(y, "y", width), "big"))
     try:

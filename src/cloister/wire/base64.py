@@ -12,7 +12,6 @@ from typing import Final
 from cloister.errors import FormatRefused
 
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
-_FROM_URL: Final = str.maketrans("-_", "+/")  # "+" and "/" themselves are refused by comparing what was read
 
 
 def encode_b64(data: bytes) -> str:
@@ -51,9 +50,10 @@ def decode_b64url(text: str, *, path: str = "", ceiling: int) -> bytes:
     """Decode URL-safe base64 without padding; the same rules and errors as `decode_b64`."""
     _check_length(len(text) * 3 // 4, path, ceiling)
     try:
-        data = binascii.a2b_base64(text.translate(_FROM_URL) + "=" * (-len(text) % 4), strict_mode=True)
+        data = binascii.a2b_base64(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), strict_mode=True)
     except (binascii.Error, ValueError) as err:
         raise FormatRefused("wire.base64.malformed", "not unpadded URL-safe base64", path=path) from err
+    # Refuses "+" and "/", too.
     if encode_b64url(data) != text:
         raise FormatRefused("wire.base64.malformed", "base64 is not in its canonical form", path=path)
     _check_length(len(data), path, ceiling)

@@ -19,6 +19,7 @@ from cryptography.x509 import Certificate
 from sqlalchemy import Connection
 
 from cloister.crypto.jwe import parse_recipient, seal_for
+from cloister.crypto.jwt import HeldTokens
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, RequestRefused, Unavailable
 from cloister.protocol.initdata import InitData, parse_initdata
@@ -164,6 +165,7 @@ class KeyBroker:
         self._records = RecordStore(parts.store, tenant=tenant)
         self._inputs = ReleaseInputs(parts.store, tenant=tenant)
         self._denials = DenialBook(self._records, tenant=tenant, events=parts.events)
+        self._held = HeldTokens()
         self._spoken = VERSIONS[VERSIONS.index(parts.minimum_protocol) :]
 
     def auth(self, body: bytes) -> Answer:
@@ -285,6 +287,7 @@ class KeyBroker:
                 init_data_claims=init_data_claims(init_data) if init_data is not None else {},
             )
         )
+        self._held.add(appraised.token, appraised.claims)  # from the verifier itself, whose keys are those that are pinned
         # 7
         self._keep(session, appraised, context)
         mark(tee=session.tee, tier=appraised.record.tier)
@@ -358,6 +361,7 @@ class KeyBroker:
                 at=context.at,
                 tenant=parts.tenant,
                 insecure_rsa1_5=parts.insecure_rsa1_5,
+                held=self._held,
             )
         context.token = token
         mark(tee=token.tee, tier=token.tier.value)

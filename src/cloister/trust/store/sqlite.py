@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -28,6 +28,7 @@ from cloister.trust.store.failures import locked
 
 _LOCK_POLL_SECONDS: Final = 0.005
 _READERS: Final = 16
+_NO_LIMIT: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class SQLiteDatabase:
@@ -66,29 +67,37 @@ class SQLiteDatabase:
         finally:
             fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)
 
-    @contextmanager
-    def limited(self, seconds: float | None = None) -> Iterator[None]:
+    def limited(self, seconds: float | None = None) -> AbstractContextManager[None]:
         """Nothing: the file is local, and what waits for another writer has SQLite's own limit."""
-        yield
+        return _NO_LIMIT
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> AbstractContextManager[Connection]:
         """Give a connection that nobody reads on; one more while there are few.
 
-        They stay out of the engine's pool, which costs more than a short statement at every exchange.
+        They stay out of an engine's pool, which costs more than a short statement at every exchange.
+        """
+        return _Reading(self)
+
+    def take_reader(self) -> Connection:
+        """Return a connection that reads, for the caller alone, who gives it back or drops it.
+
+        Raises:
+            SQLAlchemyError: none can be opened, or none was given back in time.
         """
         try:
-            connection = self._idle.get_nowait()
+            return self._idle.get_nowait()
         except Empty:
-            connection = self._more()
-        try:
-            yield connection
-        except BaseException:
-            with self._counting:
-                self._readers -= 1
-            connection.close()
-            raise
+            return self._more()
+
+    def give_reader(self, connection: Connection) -> None:
+        """Take a connection back."""
         self._idle.put(connection)
+
+    def drop_reader(self, connection: Connection) -> None:
+        """Close a connection that failed."""
+        with self._counting:
+            self._readers -= 1
+        connection.close()
 
     def connect(self) -> Connection:
         """Return a connection that writes; call it, and close it, within `exclusive`."""
@@ -138,6 +147,25 @@ class SQLiteDatabase:
                 time.sleep(_LOCK_POLL_SECONDS)
             else:
                 return
+
+
+class _Reading:
+    """A reading connection for the length of a block."""
+
+    __slots__ = ("_connection", "_database")
+
+    def __init__(self, database: SQLiteDatabase) -> None:
+        self._database = database
+
+    def __enter__(self) -> Connection:
+        self._connection = self._database.take_reader()
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._database.give_reader(self._connection)
+        else:
+            self._database.drop_reader(self._connection)
 
 
 def _engine(file: Path, seconds: float, *, writer: bool) -> Engine:

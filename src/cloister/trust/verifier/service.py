@@ -138,6 +138,7 @@ class VerifierService:
         )
         return Appraised(
             token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
+            claims=claims,
             record=appraisal_record(identity, results),
             body=msgspec.json.encode(request.evidence),
             binding=BindingRecord(

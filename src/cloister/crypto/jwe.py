@@ -307,7 +307,7 @@ def _require_members(jwk: Mapping[str, str], members: set[str], algorithm: str) 
 
 @lru_cache(maxsize=256)
 def _ec_public(curve: str, x: str, y: str) -> ec.EllipticCurvePublicKey:
-    """A guest shows its key when it attests, in its token, and again with each resource: decompressed and checked once."""
+    """Return the key; a guest shows it when it attests and in its token, and it is checked once."""
     kind, width = _CURVES[curve]
     point = (int.from_bytes(_exactly(x, "x", width), "big"), int.from_bytes(_exactly(y, "y", width), "big"))
     try:

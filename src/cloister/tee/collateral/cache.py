@@ -82,7 +82,8 @@ class CollateralCache:
     def stamp(self, item: Item) -> tuple[int, int, int] | None:
         """Return what changes whenever what is kept of `item` does; None when nothing is kept."""
         try:
-            status = os.stat(f"{self._root}/{_place(item)}")  # asked with each request, so without making a Path
+            # Asked with each request, so without making a Path.
+            status = os.stat(f"{self._root}/{_place(item)}")  # noqa: PTH116
         except OSError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns

@@ -287,7 +287,8 @@ class KeyBroker:
                 init_data_claims=init_data_claims(init_data) if init_data is not None else {},
             )
         )
-        self._held.add(appraised.token, appraised.claims)  # from the verifier itself, whose keys are those that are pinned
+        # From the verifier itself, whose keys are those that are pinned.
+        self._held.add(appraised.token, appraised.claims)
         # 7
         self._keep(session, appraised, context)
         mark(tee=session.tee, tier=appraised.record.tier)

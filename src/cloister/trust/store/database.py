@@ -37,6 +37,8 @@ from cloister.trust.store.sqlite import SQLiteDatabase
 _T = TypeVar("_T")
 
 _BATCH: Final = 64
+_GATHERING: Final = 4  # callers under way from which on a batch waits for more
+_GATHER_SECONDS: Final = 0.002  # about what a commit takes, so that the next batch is as large as it would get
 _WAITING: Final = 1024  # jobs in line; beyond, the store is slower than its callers
 _SETUP_SECONDS: Final = 120.0  # for bringing an old database up, which copies its tables
 _READ_CONFIGURATION: Final = Prepared(
@@ -111,13 +113,23 @@ class BatchHook(Protocol):
         ...
 
 
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(slots=True)
 class _Job(Generic[_T]):
-    """One waiting write. `state` moves under the store's lock: waiting -> running, or waiting -> abandoned."""
+    """One waiting write. `state` moves under the store's lock: waiting -> running, or waiting -> abandoned.
+
+    `waiting` is held until it is settled: a lock that somebody else releases costs a fraction of an event.
+    """
 
     work: Callable[[Connection], _T]
     state: str = "waiting"
-    done: threading.Event = field(default_factory=threading.Event)
+    settled: bool = False
+    waiting: threading.Lock = field(default_factory=_held_lock)
     result: _T | None = None
     error: BaseException | None = None
 
@@ -150,10 +162,11 @@ class Store:
         committed: Callable[[int, float], None] | None = None,
     ) -> None:
         self._committed = committed
+        self._busy: Callable[[], int] = _nobody
         self._seconds = seconds
         self._hook = batch_hook
         self._state = threading.Lock()
-        self._jobs: queue.Queue[_Job[Any] | None] = queue.Queue()  # Any: each job has its own result
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()  # Any: each job has its own result
         self._closed = False
         self._healthy = True
         self._connection: Connection | None = None
@@ -171,6 +184,14 @@ class Store:
     def healthy(self) -> bool:
         """Whether the last write was committed, in time."""
         return self._healthy
+
+    def gather(self, busy: Callable[[], int]) -> None:
+        """Wait a moment for more writes while many callers are under way: they share what is dear about a commit.
+
+        Args:
+            busy: how many callers may be about to write, or wait for it. Below four nothing waits.
+        """
+        self._busy = busy
 
     def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None) -> _T:
         """Run `work` in a transaction and return its result once that is durable.
@@ -192,9 +213,9 @@ class Store:
                 raise Unavailable("trust.store.failed", _CLOSED)
             self._jobs.put(job)
         wait = self._seconds if seconds is None else max(0.0, min(seconds, self._seconds))
-        if not job.done.wait(wait):
+        if not job.waiting.acquire(timeout=wait):
             with self._state:
-                if not job.done.is_set():
+                if not job.settled:
                     job.state = "abandoned" if job.state == "waiting" else job.state
                     self._healthy = False
                     raise too_late(wait, hint=self._database.hint)
@@ -308,6 +329,9 @@ class Store:
 
     def _take_batch(self) -> tuple[list[_Job[Any]], bool]:  # Any: each job has its own result
         taken = [self._jobs.get()]
+        busy = self._busy()
+        if busy >= _GATHERING and self._jobs.qsize() + 1 < busy and not self._closed:
+            time.sleep(_GATHER_SECONDS)
         while len(taken) < _BATCH:
             try:
                 taken.append(self._jobs.get_nowait())
@@ -378,7 +402,8 @@ class Store:
         with self._state:
             for job in batch:
                 job.error = error or job.error
-                job.done.set()
+                job.settled = True
+                job.waiting.release()
 
     def _drop_connection(self) -> None:
         """Close the writing connection, under the lock; the next batch opens another."""
@@ -386,6 +411,10 @@ class Store:
             self._connection.invalidate()
             self._connection.close()
             self._connection = None
+
+
+def _nobody() -> int:
+    return 0
 
 
 def bump_configuration(connection: Connection) -> None:

@@ -79,9 +79,7 @@ _SPEND: Final = Prepared(
 )
 _KEEP: Final = Prepared(insert(sessions))
 _TOKEN: Final = Prepared(
-    select(sessions.c.token).where(
-        sessions.c.tenant == bindparam("of_tenant"), sessions.c.key == bindparam("wanted")
-    )
+    select(sessions.c.token).where(sessions.c.tenant == bindparam("of_tenant"), sessions.c.key == bindparam("wanted"))
 )
 
 

@@ -19,15 +19,17 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
 from cloister.errors import Unavailable
 from cloister.trust.store.failures import locked
+from cloister.trust.store.prepared import Prepared
 
 _LOCK_POLL_SECONDS: Final = 0.005
 _READERS: Final = 16
+_BEGIN: Final = Prepared(text("BEGIN IMMEDIATE"))
 _NO_LIMIT: Final[AbstractContextManager[None]] = nullcontext()
 
 
@@ -201,6 +203,6 @@ def _engine(file: Path, seconds: float, *, writer: bool) -> Engine:
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _BEGIN.run(connection, {})
 
     return engine

@@ -171,7 +171,6 @@ class CollateralSource:
             self._entries.put(item, fresh)
         return fresh
 
-
     def _opened_cache(self) -> CollateralCache:
         if self._cache is None:
             from cloister.tee.collateral.cache import CollateralCache

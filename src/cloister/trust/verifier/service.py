@@ -391,17 +391,14 @@ def _depth(value: object) -> int:
 
     Evidence may hold certificates as lists of thousands of numbers.
     """
-    level, depth = [value], 1
+    level: list[Any] = [value]  # Any: JSON
+    depth = 1
     while depth <= _DEEPEST:
-        inside = [item.values() if isinstance(item, dict) else item for item in level if type(item) in _CONTAINERS]
+        inside = [item.values() if isinstance(item, dict) else item for item in level]
         if not any(inside):
             break
-        level = [
-            child
-            for children in inside
-            if not _CONTAINERS.isdisjoint(map(type, children))  # JSON's own types; a list of numbers ends here
-            for child in children
-            if type(child) in _CONTAINERS
-        ]
+        # By type, as JSON is read: a list of numbers is passed over as a whole.
+        inside = [children for children in inside if not _CONTAINERS.isdisjoint(map(type, children))]
+        level = [child for children in inside for child in children if type(child) in _CONTAINERS]
         depth += 1
     return depth

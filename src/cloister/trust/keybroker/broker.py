@@ -287,10 +287,9 @@ class KeyBroker:
                 init_data_claims=init_data_claims(init_data) if init_data is not None else {},
             )
         )
-        # From the verifier itself, whose keys are those that are pinned.
-        self._held.add(appraised.token, appraised.claims)
         # 7
         self._keep(session, appraised, context)
+        self._held.add(appraised.token, appraised.claims)  # from the verifier itself, whose keys are the pinned ones
         mark(tee=session.tee, tier=appraised.record.tier)
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 

@@ -120,7 +120,8 @@ class _Driven:
             return
         gone = dialect.is_disconnect(err, self._held, None)
         if gone:
-            self._connection.invalidate(err)  # it is not used again
+            self._connection.invalidate(err)  # it is not used again, nor are those that wait in its pool
+            self._connection.engine.dispose()
         raise DBAPIError.instance(
             None, None, err, dialect.loaded_dbapi.Error, hide_parameters=True, connection_invalidated=gone,
             dialect=dialect,

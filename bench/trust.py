@@ -329,17 +329,24 @@ def _context(ca_pem: str) -> ssl.SSLContext:
 
 
 class Wire:
-    """A TLS connection that counts its bytes and the time until answers are whole."""
+    """A TLS connection, or one after another, that counts its bytes and the time until answers are whole."""
 
-    def __init__(self, port: int, ca_pem: str) -> None:
-        plain = socket.create_connection(("127.0.0.1", port))
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = _context(ca_pem).wrap_socket(plain, server_hostname="127.0.0.1")
+    def __init__(self, port: int, ca_pem: str, *, fresh: bool = False) -> None:
+        self._port, self._context, self._fresh = port, _context(ca_pem), fresh
+        self.socket = self._connected()
         self.records: list[tuple[int, int]] = []
         self.waited = 0.0
 
+    def _connected(self) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", self._port))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._context.wrap_socket(plain, server_hostname="127.0.0.1")
+
     def ask(self, request: bytes) -> tuple[bytes, bytes]:
         begun = time.perf_counter()
+        if self._fresh:
+            self.socket.close()
+            self.socket = self._connected()
         self.socket.sendall(request)
         data = b""
         while b"\r\n\r\n" not in data:
@@ -392,13 +399,16 @@ class Load:
         return sorted(self.latencies)[int(len(self.latencies) * part)]
 
 
-def load(site: Site, service: Service, seconds: float, clients: int, rate: float = 0.0) -> Load:
-    """Let clients do handshakes, each in a process of its own: without pause, or so many per second in all."""
+def load(site: Site, service: Service, seconds: float, clients: int, rate: float = 0.0, *, fresh: bool = False) -> Load:
+    """Let clients do handshakes, each in a process of its own: without pause, or so many per second in all.
+
+    With `fresh` each request has a TLS connection of its own, as CoCo's command line tools do it.
+    """
     forked = multiprocessing.get_context("fork")
     warm, ends = forked.Barrier(clients + 1), [forked.Pipe(duplex=False) for _ in range(clients)]
 
     def run(writing: Any) -> None:
-        guest, wire = Guest(site.made), Wire(service.port, site.ca_pem)
+        guest, wire = Guest(site.made), Wire(service.port, site.ca_pem, fresh=fresh)
         handshake(guest, wire, opened=True)
         handshake(guest, wire)
         warm.wait()
@@ -733,6 +743,7 @@ def measure(tee: str, directory: Path, arguments: argparse.Namespace, report: Re
         costs.append(cpu_of(bare, seconds / 2))
         base, paced = statistics.mean(costs), paced_cost(bare, seconds / 2, one.rate)
         half = load(site, service, seconds, clients, rate=one.rate / 2)
+        strangers = load(site, service, seconds, clients, fresh=True)
     cost = statistics.mean((one.cost, again))
     print(f"\n{tee}: {clients} clients, {CPUS} CPUs shared with them, {batch:.1f} entries per signature of the log")
     print(f"{'row':22} {'CPU ms/handshake':>17} {'floor / row':>12} {'handshakes/s':>13} {'p50 ms':>8} {'p99 ms':>8}")
@@ -746,6 +757,7 @@ def measure(tee: str, directory: Path, arguments: argparse.Namespace, report: Re
         two = load(site, service, seconds, clients)
     _row("2 workers", two.cost, base, two)
     _row("half load, 1 worker", half.cost, base, half)
+    _row("3 connections each", strangers.cost, base, strangers)
     verdict = report.judge(f"{tee}: floor / service", base / cost >= SHARE)
     print(f"floor / service, CPU: {base / cost:.2f} (>= {SHARE}: {verdict}); rates, 1 worker:"
           f" {one.rate / floors[1]:.2f}, 2: {two.rate / floors[2]:.2f}, with the clients on the same CPUs")  # fmt: skip

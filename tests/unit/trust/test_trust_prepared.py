@@ -111,6 +111,19 @@ def test_readers_that_failed_leave_their_place_to_others(store: Store) -> None:
     assert store.read(lambda connection: COUNT.rows(connection, {})) == [(0,)]
 
 
+def test_a_connection_that_was_closed_meanwhile_is_replaced(store: Store) -> None:
+    """As whoever watches deadlines closes one: the read is run again on another, the dead one does not come back."""
+
+    def close(connection: Connection) -> None:
+        held = connection.connection.dbapi_connection
+        assert held is not None
+        held.close()
+
+    for _ in range(3):
+        store.read(close)
+        assert store.read(lambda connection: COUNT.rows(connection, {})) == [(0,)]
+
+
 def test_many_readers_share_the_connections(store: Store) -> None:
     with ThreadPoolExecutor(40) as pool:
         found = list(pool.map(lambda _: store.read(lambda connection: COUNT.rows(connection, {})), range(400)))

@@ -112,17 +112,23 @@ class _Driven:
         self._held: Any = connection.connection.dbapi_connection  # Any: the driver's connection
 
     def __enter__(self) -> Any:  # Any: the driver's cursor
-        return self._held.cursor()
+        try:
+            return self._held.cursor()  # raises already when the connection was closed meanwhile
+        except self._connection.dialect.loaded_dbapi.Error as err:
+            raise self._converted(err) from err
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, _trace: object) -> None:
+        if isinstance(err, self._connection.dialect.loaded_dbapi.Error):
+            raise self._converted(err) from err
+
+    def _converted(self, err: Any) -> BaseException:  # Any: the driver's error
         dialect = self._connection.dialect
-        if err is None or not isinstance(err, dialect.loaded_dbapi.Error):
-            return
         gone = dialect.is_disconnect(err, self._held, None)
         if gone:
             self._connection.invalidate(err)  # it is not used again, nor are those that wait in its pool
             self._connection.engine.dispose()
-        raise DBAPIError.instance(
+        converted: BaseException = DBAPIError.instance(
             None, None, err, dialect.loaded_dbapi.Error, hide_parameters=True, connection_invalidated=gone,
             dialect=dialect,
-        ) from err  # fmt: skip
+        )  # fmt: skip
+        return converted

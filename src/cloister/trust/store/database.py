@@ -163,6 +163,7 @@ class Store:
     ) -> None:
         self._committed = committed
         self._busy: Callable[[], int] = _nobody
+        self._pause = _held_lock()
         self._seconds = seconds
         self._hook = batch_hook
         self._state = threading.Lock()
@@ -331,7 +332,7 @@ class Store:
         taken = [self._jobs.get()]
         busy = self._busy()
         if busy >= _GATHERING and self._jobs.qsize() + 1 < busy and not self._closed:
-            time.sleep(_GATHER_SECONDS)
+            self._pause.acquire(timeout=_GATHER_SECONDS)  # never given: a pause that no jump of a clock can break
         while len(taken) < _BATCH:
             try:
                 taken.append(self._jobs.get_nowait())

@@ -28,7 +28,7 @@ LETTERS = {
         "trust.attest", "trust.verifier", "trust.reference", "trust.root",
     ),
     "P": ("podpolicy",),
-    "I": ("oci", "imagetool", "crypto.signer"),
+    "I": ("oci", "imagetool", "crypto.signer", "crypto.openpgp"),
     "G": ("guest", "guestapi", "crypto.streamseal"),
     "K": (
         "trust", "client", "protocol.kbs", "protocol.resource", "protocol.spiffe", "protocol.tenant", "crypto", "tlog",

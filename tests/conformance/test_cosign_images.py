@@ -21,7 +21,7 @@ from cloister.oci.signing.verify import ExactRepository, VerifiedManifest, verif
 from cloister.oci.store import read_manifest
 from conformance.registry_process import RegistryProcess
 from conformance.tools import require_tool
-from unit.oci.builders import KEK, KEK_ID, archive, build_layout, file
+from unit.oci.builders import RECIPIENTS, archive, build_layout, file
 
 pytestmark = pytest.mark.tool
 
@@ -94,7 +94,7 @@ def pushed(tmp_path: Path) -> Iterator[Pushed]:
     built = build_layout(tmp_path / "plain", archive(file(b"a", b"x")))
     with RegistryProcess(tmp_path / "registry") as registry:
         client = registry.client("team/app")
-        sealed = encrypt_image(built.layout, "v1", client, tag="v1", kek_id=KEK_ID, kek=KEK)
+        sealed = encrypt_image(built.layout, "v1", client, tag="v1", recipients=RECIPIENTS)
         yield Pushed(client, f"{registry.address}/team/app", sealed.digest)
 
 

@@ -24,7 +24,7 @@ from cloister.oci.unpack import unpack_image
 from conformance.registry_process import RegistryProcess
 from conformance.tools import require_tool, skip_or_fail
 from images import TAG, BuildFailed, busybox_image, layered_image
-from unit.oci.builders import KEK, KEK_ID, OPTIONS, REFERENCE, authenticate, spool, verify
+from unit.oci.builders import KEK, OPTIONS, RECIPIENTS, REFERENCE, authenticate, spool, verify
 
 pytestmark = pytest.mark.tool
 
@@ -164,7 +164,7 @@ def test_docker_schema_2_from_skopeo_is_sealed(
     sink = OCILayout(tmp_path / "sealed", create=True)
     client = registry.client("docker/schema2")
     assert "docker" in manifest_of(client).media_type
-    encrypt_image(client, TAG, sink, tag=TAG, kek_id=KEK_ID, kek=KEK)
+    encrypt_image(client, TAG, sink, tag=TAG, recipients=RECIPIENTS)
     assert all(layer.media_type.endswith("+gzip+encrypted") for layer in manifest_of(sink).layers)
 
 
@@ -173,7 +173,7 @@ def test_docker_schema_2_from_skopeo_is_sealed(
 
 def test_skopeo_decrypts_what_we_sealed(new_skopeo: Skopeo, image: Path, tmp_path: Path) -> None:
     sink = OCILayout(tmp_path / "sealed", create=True)
-    encrypt_image(OCILayout(image), TAG, sink, tag=TAG, kek_id=KEK_ID, kek=KEK)
+    encrypt_image(OCILayout(image), TAG, sink, tag=TAG, recipients=RECIPIENTS)
     new_skopeo.copy(
         f"oci:{tmp_path}/sealed:{TAG}", f"oci:{tmp_path}/plain:{TAG}", "--decryption-key", "provider:attestation-agent"
     )
@@ -185,7 +185,7 @@ def test_skopeo_decrypts_what_we_sealed(new_skopeo: Skopeo, image: Path, tmp_pat
 def test_skopeo_decrypts_from_our_registry(
     new_skopeo: Skopeo, registry: RegistryProcess, image: Path, tmp_path: Path
 ) -> None:
-    encrypt_image(OCILayout(image), TAG, registry.client("sealed/app"), tag=TAG, kek_id=KEK_ID, kek=KEK)
+    encrypt_image(OCILayout(image), TAG, registry.client("sealed/app"), tag=TAG, recipients=RECIPIENTS)
     new_skopeo.copy(
         f"docker://{registry.address}/sealed/app:{TAG}",
         f"oci:{tmp_path}/plain:{TAG}",

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import images
+from cloister.crypto.signer import ECDSAP256Signer
 from cloister.sdk.home import home_from_environment
 from cloister.trust.admin import TrustAdmin
 from conformance.registry_process import RegistryProcess
@@ -62,6 +63,31 @@ def test_standard_input_passes(cli: Run) -> None:
 def test_standard_input_is_closed_without_the_option(cli: Run) -> None:
     done = cli(*QUIET, location(images.busybox_image()), "wc", "-c", stdin=b"x" * 100_000)
     assert (done.returncode, done.stdout.strip()) == (0, b"0"), done.stderr
+
+
+@pytest.mark.tool
+def test_secret_files_come_from_here_from_the_broker_and_sealed(cli: Run, tmp_path: Path) -> None:
+    """Each in its place before the first process; the trust service keeps nothing of the run afterwards."""
+    key, other, local = tmp_path / "sealing.pem", tmp_path / "broker", tmp_path / "local"
+    signer = ECDSAP256Signer.generate()
+    key.write_bytes(signer.private_pem())
+    (tmp_path / "sealing.pub").write_bytes(signer.public_key.pem())
+    other.write_bytes(b"kept by the broker")
+    local.write_bytes(b"from here")
+    assert cli("secret", "put", "kbs:///default/files/kept", "--file", str(other)).returncode == 0
+    sealing = ("secret", "seal", "kbs:///default/files/kept", "--signing-key", str(key), "--kid", "own")
+    sealed = cli(*sealing).stdout.decode().strip()
+    files = {"/a/local": str(local), "/run/kept": "kbs:///default/files/kept", "/run/sealed": sealed}
+    options = [word for path, source in files.items() for word in ("--secret-file", f"{path}={source}")]
+    options += ["--sealing-key", f"own={tmp_path / 'sealing.pub'}", "--unseal", "kbs:///default/files/kept"]
+    command = ("sh", "-c", "cat /a/local /run/kept /run/sealed; echo $A")
+    done = cli(*QUIET, *options, "-e", f"A={sealed}", location(images.busybox_image()), *command)
+    assert (done.returncode, done.stdout) == (0, b"from here" + 3 * b"kept by the broker" + b"\n"), done.stderr
+    stored = json.loads(cli("secret", "list", "--output", "json").stdout)["resources"]
+    assert not [item["path"] for item in stored if item["path"].startswith("default/file/")]
+    refused = cli(*QUIET, "-e", f"A={sealed}", location(images.busybox_image()), "true")
+    assert refused.returncode == 125
+    assert b"podpolicy.unseal.key" in refused.stderr
 
 
 @pytest.mark.tool

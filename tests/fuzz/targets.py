@@ -88,13 +88,13 @@ from cloister.tee.sev_snp import endorsements as amd
 from cloister.tee.sev_snp.products import product_of_cpu, product_of_name, silicon_of_cpu
 from cloister.tee.tdx import abi as tdx
 from cloister.tee.tpm import abi as tpm_structures
-from cloister.tee.tpm import commands, credential, instanceinfo, measurements, protobuf, quote, tpm2tools
+from cloister.tee.tpm import commands, credential, instanceinfo, measurements, quote, tpm2tools
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm import eventlog as tpm_log
 from cloister.tee.tpm.endorsements import parse_tpm_roots, read_swtpm_roots
 from cloister.testing import nvidia
 from cloister.testing.swid import SignatureForm, sign_document
-from cloister.wire import limits
+from cloister.wire import limits, protobuf
 from cloister.wire.base64 import decode_b64, decode_b64url, encode_b64, encode_b64url
 from cloister.wire.cbor import decode_cbor, encode_cbor
 from cloister.wire.http1 import Answer as HTTPAnswer
@@ -1345,7 +1345,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         _protobuf,
         seeds(lambda: [b"\x08\x96\x01\x12\x03abc\x12\x00"]),
         limits.EVIDENCE_FILE_BYTES,
-        "tee.tpm.protobuf",
+        "wire.protobuf",
         "tee.tpm.gotpm",
     ),
     "tpm/parts": _target(

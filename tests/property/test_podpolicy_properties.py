@@ -30,6 +30,7 @@ WORD = VALUE.filter(bool)
 VARIABLE = st.from_regex(r"[A-Z_][A-Z0-9_]{0,6}", fullmatch=True)
 USER = st.sampled_from(["0", "root", "1000", "1000:1000", "www-data", "app:app"])
 DIRECTORY = VALUE.map(lambda text: "/" + text)
+PLACE = st.from_regex(r"/[a-c]{1,3}(/[a-c]{1,3})?", fullmatch=True)
 SEGMENT = st.text(string.ascii_lowercase, min_size=1, max_size=5)
 RESOURCE = st.builds(ResourcePath, SEGMENT, SEGMENT, SEGMENT)
 IMAGES = st.builds(
@@ -61,6 +62,13 @@ def containers(name: str = "app", kind: str = "app") -> st.SearchStrategy[Contai
         signals=st.frozensets(st.integers(1, 64), max_size=4),
         resources=st.lists(RESOURCE, max_size=2).map(tuple),
         env_resource=st.none() | RESOURCE,
+        files=st.dictionaries(
+            PLACE,
+            RESOURCE.map(lambda path: path.uri) | VALUE.map("sealed.".__add__),
+            max_size=2,
+        ),
+        sealing_keys=st.dictionaries(RESOURCE.map(lambda path: path.uri), VALUE, max_size=2),
+        unseal=st.lists(RESOURCE, max_size=2).map(tuple),
     )
 
 

@@ -16,7 +16,7 @@ from cloister.rats.claims import Level
 from cloister.rats.endorsement import Endorsements
 from cloister.rats.evidence import Evidence, ExpectedBinding
 from cloister.tee.insecure import abi as simulated
-from cloister.tee.tpm import abi, commands, eventlog, gotpm, instanceinfo, protobuf, quote, tpm2tools
+from cloister.tee.tpm import abi, commands, eventlog, gotpm, instanceinfo, quote, tpm2tools
 from cloister.tee.tpm import constants as c
 from cloister.tee.tpm.credential import ak_name
 from cloister.tee.tpm.endorsements import parse_tpm_roots
@@ -24,6 +24,7 @@ from cloister.tee.verification import verify_evidence
 from cloister.tee.verification import verify_evidence as verify_simulated
 from cloister.testing.eventlog import build_event_log, event
 from cloister.testing.tpm import INIT_DATA_DIGEST, NOW, REPORT_DATA, EndorsementCA, FakeTPM, run_session
+from cloister.wire import protobuf
 from cloister.wire.base64 import decode_b64
 
 short = st.binary(max_size=40)

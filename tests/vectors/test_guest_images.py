@@ -22,6 +22,7 @@ from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS, parse_layer_encryption
 from cloister.oci.encryption.authenticate import AuthenticatedLayer, accept_unencrypted_layer, authenticate_layer
+from cloister.oci.encryption.keyprovider import GRPCEndpoint, TTRPCEndpoint, parse_endpoint
 from cloister.oci.encryption.options import CIPHER, PrivateOptions, parse_private_options, parse_public_options
 from cloister.oci.encryption.packet import open_packet, parse_packet, unwrap_private_options
 from cloister.oci.layout import OCILayout
@@ -88,7 +89,7 @@ class Sealed:
         sign_image(self.layout, digest, self.signer, repository=REFERENCE.name)
         image = verify(self.layout, digest, self.signer)
         layer = image.manifest.layers[0]
-        packet = parse_layer_encryption(layer).packets[0]
+        packet = parse_layer_encryption(layer).packets()[0]
         private = parse_private_options(open_packet(packet, SAMPLE_KEK))
         return authenticate_layer(image, 0, spool(self.layout, layer), private)
 
@@ -175,7 +176,7 @@ def test_dropped_public_options(sealed: Sealed) -> None:
 
 def test_a_changed_digest_in_the_private_options(sealed: Sealed) -> None:
     layer = sealed.open()
-    packet = parse_layer_encryption(layer.image.manifest.layers[0]).packets[0]
+    packet = parse_layer_encryption(layer.image.manifest.layers[0]).packets()[0]
     private = parse_private_options(open_packet(packet, SAMPLE_KEK))
     other = PrivateOptions(key=private.key, digest=Digest.of(b"other"), nonce=private.nonce)
     blob = spool(sealed.layout, layer.image.manifest.layers[0])
@@ -184,8 +185,19 @@ def test_a_changed_digest_in_the_private_options(sealed: Sealed) -> None:
 
 
 def test_counter_mode_wrapping_is_refused(sealed: Sealed) -> None:
-    sealed.change_json(PROVIDER_KEYS, lambda packet: packet.update(wrap_type="A256CTR"))
-    assert refused(sealed.open) == "oci.encryption.packet.wrap_type"
+    iv = base64.b64encode(bytes(16)).decode()
+    sealed.change_json(PROVIDER_KEYS, lambda packet: packet.update(wrap_type="A256CTR", iv=iv))
+    packet = parse_packet(base64.b64decode(sealed.annotations[PROVIDER_KEYS]))
+    assert refused(lambda: unwrap_private_options(packet, bytes(32))) == "oci.encryption.packet.wrap_type"
+    assert refused(sealed.open) == "oci.encryption.unwrap_failed"
+
+
+def test_upstream_key_provider_configurations_are_read(ocicrypt: Path) -> None:
+    name, upstream = "attestation-agent", ocicrypt / "upstream"
+    grpc = parse_endpoint((upstream / "ocicrypt_keyprovider_grpc.conf").read_bytes(), name)
+    assert grpc == GRPCEndpoint(address="127.0.0.1:50000")
+    ttrpc = parse_endpoint((upstream / "ocicrypt_keyprovider_ttrpc.conf").read_bytes(), name)
+    assert ttrpc == TTRPCEndpoint(socket="/run/confidential-containers/cdh.sock")
 
 
 def test_the_sample_kek_is_refused_and_others_do_not_open(sealed: Sealed) -> None:
@@ -199,7 +211,7 @@ def test_other_schemes_are_named_in_the_refusal(ocicrypt: Path, name: str) -> No
     layout = OCILayout(ocicrypt / "skopeo-1.18" / name)
     manifest = parse_manifest(read_manifest(layout, "v1").raw)
     with pytest.raises(ImageRefused) as caught:
-        parse_layer_encryption(manifest.layers[0])
+        parse_layer_encryption(manifest.layers[0]).packets()
     assert caught.value.code == "oci.encryption.no_recipient"
     assert caught.value.actual == name.partition("-")[0]
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _PRIVATE_FILE: Final = 0o600
 _CONTEXT: Final = "context"
+_COLLATERAL: Final = "collateral"  # an option of a verb that is for whoever judges: the service that runs here
 _SHOWN_DIGEST: Final = 19
 _FILE_WIDTH: Final = 4000  # characters; wider than any row
 
@@ -99,6 +100,7 @@ def administered(verb: Callable[..., None], *, group: bool = False) -> Callable[
             ca_file=ca,
             tenant=tenant,
             state=state or trust_directory(),
+            collateral=own.pop(_COLLATERAL, None),
         )
         if not server and state is None:
             home_from_environment()  # made private; a command for a server needs no home, and may have none

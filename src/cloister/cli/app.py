@@ -1,5 +1,8 @@
 """The command tree and the one place where an error becomes words and an exit code.
 
+A noun is a module, loaded when it is named on the command line: `cloister image ..` does not pay for what boots pod
+VMs. All are loaded for help, for a word that is no noun, and by whoever imports `app`.
+
 Exit codes: 0 yes, 1 refused, 2 usage, 3 unavailable. `cloister run` passes the workload's own status and uses 125
 when Cloister itself refused or failed, as container tools do.
 """
@@ -8,47 +11,114 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
 from cloister import __version__
-from cloister.cli import (
-    access,
-    audit,
-    collateral,
-    demo,
-    doctor,
-    evidence,
-    explain,
-    identity,
-    image,
-    key,
-    log,
-    podvm,
-    policy,
-    reappraise,
-    refs,
-    refsregistered,
-    run,
-    secret,
-    serve,
-)
 from cloister.cli.output import exit_code, print_error, stdout
 from cloister.errors import CloisterError
 
-app = typer.Typer(
-    name="cloister",
-    help="Run an unchanged container image where the operator can neither read nor alter it, and prove it.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+class _Group(NamedTuple):
+    """A noun with verbs: a module of `cloister.cli` that has a `typer.Typer`."""
+
+    module: str
+    attribute: str = "app"
+    short_help: str | None = None
+    verbs: Mapping[str, tuple[str, str]] = {}  # kept in modules of their own: name to module and function
+    groups: Mapping[str, tuple[str, str]] = {}
+
+
+class _Verb(NamedTuple):
+    """A command of its own."""
+
+    module: str
+    function: str
+    short_help: str
+    options: Mapping[str, Any] = {}  # Any: of typer's `command`
+
 
 # As with docker: what follows the image belongs to the workload, dashes and all.
-_ARGUMENTS_END_OPTIONS = {"allow_interspersed_args": False}
+_ARGUMENTS_END_OPTIONS: Final = {"allow_interspersed_args": False}
+_COMMANDS: Final[Mapping[str, _Group | _Verb]] = {
+    "run": _Verb(
+        "run",
+        "run_command",
+        "Run an unchanged image in a measured pod VM.",
+        {"cls": "RunCommand", "context_settings": _ARGUMENTS_END_OPTIONS},
+    ),
+    "demo": _Verb("demo", "demo_command", "Play the whole flow on this machine, then attack it."),
+    "doctor": _Verb("doctor", "doctor_command", "List what this machine can do, each line with its fix."),
+    "explain": _Verb("explain", "explain_command", "Explain a refusal: number, code or denial id."),
+    "serve": _Verb("serve", "serve_command", "Run the trust service: verifier, reference values, key broker."),
+    "collateral": _Group("collateral"),
+    "identity": _Group("identity"),
+    "log": _Group("log"),
+    "image": _Group("image", verbs={"copy": ("imagecopy", "copy_command")}),
+    "keyprovider": _Group("keyprovider", short_help="Let skopeo and others use keys of the trust service."),
+    "registry": _Group("registry"),
+    "podvm": _Group("podvm"),
+    "evidence": _Group("evidence"),
+    "refs": _Group("refs", groups={"publisher": ("refsregistered", "publisher")}),
+    "secret": _Group("secret"),
+    "policy": _Group("policy"),
+    "token": _Group("access", "token"),
+    "tenant": _Group("access", "tenant"),
+    "key": _Group("key"),
+    "approve": _Verb("access", "approve_command", "Approve what several people must agree to."),
+    "audit": _Group(
+        "audit",
+        short_help="Show who got what, when, under which code.",
+        verbs={"reappraise": ("reappraise", "reappraise_command")},
+    ),
+}
+
+
+def build_app(*names: str) -> typer.Typer:
+    """Return the command tree with the named commands only, or with all."""
+    made = typer.Typer(
+        name="cloister",
+        help="Run an unchanged container image where the operator can neither read nor alter it, and prove it.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_root)
+    for name in names or _COMMANDS:
+        found = _COMMANDS[name]
+        if isinstance(found, _Verb):
+            _add_verb(made, name, found)
+        else:
+            _add_group(made, name, found)
+    return made
+
+
+def _add_verb(made: typer.Typer, name: str, verb: _Verb) -> None:
+    module = import_module(f"cloister.cli.{verb.module}")
+    options = dict(verb.options)
+    if "cls" in options:
+        options["cls"] = getattr(module, options["cls"])
+    made.command(name, short_help=verb.short_help, **options)(getattr(module, verb.function))
+
+
+def _add_group(made: typer.Typer, name: str, group: _Group) -> None:
+    app: typer.Typer = getattr(import_module(f"cloister.cli.{group.module}"), group.attribute)
+    known = {item.name for item in app.registered_commands} | {item.name for item in app.registered_groups}
+    for verb, (module, function) in group.verbs.items():
+        if verb not in known:
+            app.command(verb)(getattr(import_module(f"cloister.cli.{module}"), function))
+    for inner, (module, attribute) in group.groups.items():
+        if inner not in known:
+            app.add_typer(getattr(import_module(f"cloister.cli.{module}"), attribute), name=inner)
+    if group.short_help is None:
+        made.add_typer(app, name=name)
+    else:
+        made.add_typer(app, name=name, short_help=group.short_help)
 
 
 def _print_version(wanted: bool) -> None:
@@ -57,7 +127,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -66,32 +135,13 @@ def _root(
     pass
 
 
-app.command(
-    "run",
-    cls=run.RunCommand,
-    short_help="Run an unchanged image in a measured pod VM.",
-    context_settings=_ARGUMENTS_END_OPTIONS,
-)(run.run_command)
-app.command("demo", short_help="Play the whole flow on this machine, then attack it.")(demo.demo_command)
-app.command("doctor", short_help="List what this machine can do, each line with its fix.")(doctor.doctor_command)
-app.command("explain", short_help="Explain a refusal: number, code or denial id.")(explain.explain_command)
-app.command("serve", short_help="Run the trust service: verifier, reference values, key broker.")(serve.serve_command)
-app.add_typer(collateral.app, name="collateral")
-app.add_typer(identity.app, name="identity")
-app.add_typer(log.app, name="log")
-app.add_typer(image.app, name="image")
-app.add_typer(podvm.app, name="podvm")
-app.add_typer(evidence.app, name="evidence")
-refs.app.add_typer(refsregistered.publisher, name="publisher")
-app.add_typer(refs.app, name="refs")
-app.add_typer(secret.app, name="secret")
-app.add_typer(policy.app, name="policy")
-app.add_typer(access.token, name="token")
-app.add_typer(access.tenant, name="tenant")
-app.add_typer(key.app, name="key")
-app.command("approve", short_help="Approve what several people must agree to.")(access.approve_command)
-audit.app.command("reappraise")(reappraise.reappraise_command)
-app.add_typer(audit.app, name="audit", short_help="Show who got what, when, under which code.")
+def __getattr__(name: str) -> typer.Typer:
+    """Return the whole tree as `app`."""
+    if name != "app":
+        raise AttributeError(name)
+    made = build_app()
+    globals()["app"] = made
+    return made
 
 
 def _end(number: int, _: object) -> None:
@@ -104,8 +154,9 @@ def run_command_line() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` wants its signal ignored
             signal.signal(number, _end)
+    named = [word for word in sys.argv[1:2] if word in _COMMANDS]
     try:
-        app(prog_name="cloister")
+        build_app(*named)(prog_name="cloister")
     except CloisterError as error:
         print_error(error)
         sys.exit(exit_code(error))

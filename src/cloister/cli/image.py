@@ -1,143 +1,329 @@
-"""`cloister image encrypt|sign|inspect`: protect an image without changing it."""
+"""`cloister image encrypt|decrypt|rewrap|sign|verify|inspect`: protect an image without changing it."""
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli import imagesignature
+from cloister.cli.forms import Output, OutputOption
+from cloister.cli.imageverity import verity_command
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
-from cloister.sdk.home import home_from_environment
+from cloister.imagetool.compression import Compress
 
-app = typer.Typer(no_args_is_help=True, help="Encrypt, sign and look at container images.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from cloister.imagetool.platforms import RewrittenImage
+    from cloister.sdk.images import KeyEncryptionKeys
 
-_PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH"
+app = typer.Typer(
+    no_args_is_help=True, help="Encrypt, decrypt, sign, verify and look at container images.", rich_markup_mode=None
+)
+
+app.command("verity")(verity_command)
+
+_PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
+
+SourceArgument = Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")]
+SealedArgument = Annotated[
+    str, typer.Argument(help="Where the result goes: docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG or dir:PATH.")
+]
+PlatformOption = Annotated[
+    str, typer.Option(metavar="OS/ARCH", help="Take one image out of an index [default: all, and a new index].")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="32-byte key-encryption key of kbs [default: of the trust service, made there if there is none].",
+    ),
+]
 
 
 @app.command("encrypt")
 def encrypt_command(
-    source: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")],
-    destination: Annotated[str, typer.Argument(help="Where the sealed image goes: oci:PATH:TAG or docker://REF.")],
-    recipient: Annotated[str, typer.Option(help="Where the guest asks for the key: kbs:///repository/type/tag.")],
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="32-byte key-encryption key; without it one is made and stored in the trust service."),
-    ] = None,
+    source: SourceArgument,
+    destination: SealedArgument,
+    recipient: Annotated[
+        list[str],
+        typer.Option(
+            metavar="RECIPIENT",
+            help="Who can decrypt: kbs:///repository/type/tag, jwe:FILE, pkcs7:FILE, pgp:NAME, pkcs11:FILE or "
+            "provider:NAME[:PARAMS]; repeatable.",
+        ),
+    ],
+    key_file: KeyFileOption = None,
+    platform: PlatformOption = "",
+    compress: Annotated[
+        Compress,
+        typer.Option(
+            metavar="FORM",
+            help="none: layers stay as they are; gzip: plain and zstd ones become gzip; zstd: plain ones become zstd; "
+            "guest: only zstd ones become gzip.",
+        ),
+    ] = Compress.NONE,
+    leave_foreign: Annotated[
+        bool,
+        typer.Option("--leave-foreign", help="Leave layers that are fetched from elsewhere readable, as they are."),
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Seal an image: every layer under a fresh key, the keys wrapped for the key broker.
+    """Encrypt an image: every layer under a fresh key, the keys wrapped for each recipient.
 
-    The configuration keeps its digest and stays readable; only layers change. Sign afterwards.
+    The configuration keeps its digest and stays readable; only layers change. Of an index all platforms are encrypted.
+    Sign afterwards.
     """
-    from cloister.imagetool.encrypt import encrypt_image
-    from cloister.oci.location import open_sink, open_source, parse_location
-    from cloister.protocol.resourceuri import parse_resource_uri
-    from cloister.sdk.owner import PLATFORM, Owner, open_transport, registry_access
+    from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 
-    path = parse_resource_uri(recipient)
-    origin, target = parse_location(source), parse_location(destination)
-    if key_file is not None:
-        key = key_file.read_bytes()
-    else:
-        key = secrets.token_bytes(32)
-        with Owner(home_from_environment()).admin() as admin:
-            admin.put_resource(path, key)
-    with (
-        open_transport() as transport,
-        open_source(origin, registry_access(origin, transport)) as image,
-        BytesBar("encrypting") as bar,
-    ):
-        sealed = encrypt_image(
-            image,
-            origin.selector,
-            open_sink(target, registry_access(target, transport)),
-            tag=target.selector or "latest",
-            kek_id=path.uri,
-            kek=key,
-            platform=PLATFORM,
+    keks = KeyEncryptionKeys(key_file)
+    with BytesBar("encrypting") as bar:
+        sealed = encrypt_between(
+            parse_places(source, destination),
+            recipient,
+            keks=keks,
+            platform=platform,
+            compress=compress,
+            leave_foreign=leave_foreign,
             progress=bar,
         )
     if output is Output.JSON:
-        layers = [str(layer) for layer in sealed.layers]
-        print_json({"schema": 1, "digest": str(sealed.digest), "source": str(sealed.source_digest), "layers": layers})
+        print_json(
+            {
+                **_image_json(sealed.image),
+                "layers": [str(layer) for layer in sealed.layers],
+                "recipients": recipient,
+                "keys_made": keks.made,
+                "recompressed": sealed.recompressed,
+                "zstd_layers": sealed.zstd,
+                "readable_layers": sealed.foreign,
+            }
+        )
         return
     step = StepPrinter()
     step("ok", "image encrypted", f"{sealed.digest}")
-    step("ok", "key-encryption key", f"{path.uri}  {'from ' + str(key_file) if key_file else 'in the trust service'}")
+    _print_platforms(step, sealed.image)
+    for text in recipient:
+        step("ok", "for", f"{text}{_kek_words(text, keks, key_file)}")
+    if sealed.recompressed:
+        step("ok", "compression changed", f"{_count(sealed.recompressed, 'layer')}; the content is the same")
     step("--", "not hidden", "the configuration: entrypoint, environment, user stay readable to the registry")
-    naming = "" if target.reference else " --repository REGISTRY/NAME"
-    step.note(f"next: cloister image sign {destination}{naming}")
+    if sealed.zstd:
+        step(
+            "!!",
+            "guests cannot run this",
+            f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
+        )
+        step.note("if a guest shall run it, encrypt the original again with --compress gzip (content stays the same)")
+    if sealed.foreign:
+        step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")
+    step.note(f"next: cloister image sign {destination}{_naming(destination)}")
 
 
-@app.command("sign")
-def sign_command(
-    image: Annotated[str, typer.Argument(help="The sealed image: oci:PATH:TAG or docker://REF.")],
-    key: Annotated[Path | None, typer.Option(help="P-256 private key, PEM [default: the owner's key].")] = None,
-    repository: Annotated[
-        str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
-    ] = "",
+@app.command("decrypt")
+def decrypt_command(
+    source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
+    destination: Annotated[str, typer.Argument(help=f"Where the plain image goes: {_PLACES}.")],
+    key: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY",
+            help="A recipient's private key: FILE[:PASSWORD|:file=FILE|:fd=N], provider:NAME[:PARAMS], or kbs for "
+            "the keys in the trust service; repeatable.",
+        ),
+    ],
+    key_file: KeyFileOption = None,
+    platform: PlatformOption = "",
+    check_diff_ids: Annotated[
+        bool,
+        typer.Option(
+            "--check-diff-ids/--no-check-diff-ids",
+            help="Decompress layers to compare them with the configuration; they are authenticated either way.",
+        ),
+    ] = True,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Sign an image as cosign does in key mode; cosign verifies it."""
-    from cloister.crypto.signer import ECDSAP256Signer
-    from cloister.errors import Refused
-    from cloister.imagetool.sign import sign_image
-    from cloister.oci.location import open_sink, parse_location
-    from cloister.sdk.owner import Owner, open_transport, registry_access
+    """Decrypt an image with one of its recipients' keys; every layer is authenticated before any of it is decrypted.
 
-    place = parse_location(image)
-    name = repository or (place.reference.name if place.reference else "")
-    if not name:
-        raise Refused(
-            "cli.image.repository",
-            "a signature names a repository, and a path has none",
-            hint="add --repository registry.example/name",
+    Who made the image is not proved by this: verify its signature first.
+    """
+    from cloister.sdk.images import KeyEncryptionKeys, decrypt_between, parse_places
+
+    with BytesBar("decrypting") as bar:
+        found = decrypt_between(
+            parse_places(source, destination),
+            key,
+            keks=KeyEncryptionKeys(key_file),
+            platform=platform,
+            check_diff_ids=check_diff_ids,
+            progress=bar,
         )
-    signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    with open_transport() as transport:
-        store = open_sink(place, registry_access(place, transport))
-        digest = sign_image(store, place.selector, signer, repository=name)
-    public = signer.public_key
     if output is Output.JSON:
-        print_json({"schema": 1, "digest": str(digest), "repository": name, "key": public.fingerprint})
+        counts = {"decrypted": found.decrypted, "already_plain": found.plain, "diff_ids_checked": check_diff_ids}
+        print_json({**_image_json(found.image), **counts})
         return
     step = StepPrinter()
-    step("ok", "image signed", f"{digest}")
-    step("ok", f"as {name}", f"key {short_digest(public.fingerprint)}")
-    step("--", "not proved", "who holds the key: give its public half to whoever verifies")
-    step.note("next: cloister run " + image)
+    step("ok", "image decrypted", f"{found.digest}")
+    _print_platforms(step, found.image)
+    checked = "MAC, digest and diff_id hold" if check_diff_ids else "MAC and digest hold, diff_id NOT checked"
+    step("ok", _count(found.decrypted, "layer"), checked)
+    if found.plain:
+        step("--", "copied", f"{_count(found.plain, 'layer')} not encrypted")
+    step("!!", "readable now", f"to everybody who can read {destination}")
+
+
+@app.command("rewrap")
+def rewrap_command(
+    source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
+    destination: Annotated[
+        str, typer.Argument(help="Where the image with other recipients goes [default: where it is].")
+    ] = "",
+    add: Annotated[
+        list[str] | None, typer.Option("--add", metavar="RECIPIENT", help="As of encrypt; needs --key; repeatable.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option("--remove", metavar="SCHEME", help="jwe, pkcs7, pgp, pkcs11, provider.NAME or kbs; repeatable."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Remove everybody but those added.")] = False,
+    key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="A recipient's private key, as of decrypt; repeatable.")
+    ] = None,
+    key_file: KeyFileOption = None,
+    platform: PlatformOption = "",
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Add and remove recipients of an encrypted image without touching its layers.
+
+    Who could open the image before and kept its old manifest still can: to lock somebody out, encrypt it anew.
+    """
+    from cloister.oci.encryption.annotations import PACKET_SCHEME
+    from cloister.sdk.images import KeyEncryptionKeys, parse_places, rewrap_between
+
+    with BytesBar("copying") as bar:
+        found = rewrap_between(
+            parse_places(source, destination or source),
+            add=add or [],
+            remove=[PACKET_SCHEME if scheme == "kbs" else scheme for scheme in remove or []],
+            only_added=replace,
+            keys=key or [],
+            keks=KeyEncryptionKeys(key_file),
+            platform=platform,
+            progress=bar,
+        )
+    if output is Output.JSON:
+        print_json({**_image_json(found.image), "layers_rewrapped": found.layers})
+        return
+    step = StepPrinter()
+    step("ok", "recipients changed", f"{found.digest}")
+    _print_platforms(step, found.image)
+    step("ok", _count(found.layers, "layer"), "same bytes, same key, wrapped anew")
+    if remove or replace:
+        step("--", "not locked out", "whoever was removed and kept the old manifest can still open these layers")
+    step.note(f"next: cloister image sign {destination or source}{_naming(destination or source)}")
+
+
+app.command("sign")(imagesignature.sign_command)
+app.command("verify")(imagesignature.verify_command)
 
 
 @app.command("inspect")
-def inspect_command(
-    image: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")], output: OutputOption = Output.TEXT
-) -> None:
-    """Show what an image is, how each layer is protected, and who signed it (signatures are listed, not verified)."""
+def inspect_command(image: SourceArgument, platform: PlatformOption = "", output: OutputOption = Output.TEXT) -> None:
+    """Show what an image is, what is encrypted and for whom, what everybody can read, and who signed it.
+
+    Recipients and signatures are what the image says; nothing is verified but digests.
+    """
     from cloister.oci.location import open_source, parse_location
     from cloister.sdk.inspection import describe_image
-    from cloister.sdk.owner import open_transport, registry_access
+    from cloister.sdk.registryaccess import open_transport, registry_access
 
     place = parse_location(image)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
-        described = describe_image(source, place.selector)
+        described = describe_image(source, place.selector, platform=platform)
     if output is Output.JSON:
         print_json(described)
         return
     _print_image(described)
 
 
+def _image_json(image: RewrittenImage) -> dict[str, Any]:  # Any: JSON
+    return {
+        "schema": 1,
+        "digest": str(image.digest),
+        "source": str(image.source_digest),
+        "platforms": {item.platform: str(item.manifest.digest) for item in image.manifests if item.platform},
+        "left_out": [str(digest) for digest in image.left_out],
+    }
+
+
+def _print_platforms(step: StepPrinter, image: RewrittenImage) -> None:
+    """Say which of several platforms were worked on."""
+    if image.is_index:
+        for item in image.manifests:
+            step("ok", f"platform {item.platform or 'not named'}", f"{item.manifest.digest}")
+    elif image.manifests[0].platform:
+        step("--", "one platform", f"{image.manifests[0].platform}; the others are not in the result")
+    if image.left_out:
+        step(
+            "--",
+            "left out",
+            f"{_count(len(image.left_out), 'attestation')} of the build: they describe the plain image",
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _naming(place: str) -> str:
+    """Return the option that signing needs for a place that has no repository."""
+    return " --repository REGISTRY/NAME" if place.startswith(("oci:", "oci-archive:", "dir:")) else ""
+
+
+def _kek_words(recipient: str, keks: KeyEncryptionKeys, key_file: Path | None) -> str:
+    """Say where the key of a key broker's recipient is."""
+    if not recipient.startswith("kbs:"):
+        return ""
+    if key_file is not None:
+        return f"  key from {key_file}: store it in the key broker"
+    return "  new key, in the trust service" if recipient in keks.made else "  key as found in the trust service"
+
+
 def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
     print_line(f"{described['digest']}  {described['platform']}")
-    for name in ("entrypoint", "cmd", "user", "cwd"):
-        print_line(f"  {name:<11}{described[name]}")
+    if described["index"]:
+        print_line(f"  one of     {', '.join(described['platforms'])}  (index {described['index']})")
+    print_line(f"  encrypted  {described['encryption']}")
     for layer in described["layers"]:
-        protection = f"encrypted, key {layer['key']}" if layer["encrypted"] else "NOT encrypted"
-        print_line(f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {protection}")
+        compression = "plain" if layer["compression"] == "none" else layer["compression"]
+        protection = "encrypted" if layer["encrypted"] else "NOT encrypted"
+        if layer["foreign"]:
+            protection += ", fetched from elsewhere"
+        print_line(
+            f"  layer      {short_digest(layer['digest'])}  {layer['size']:>12,} bytes  {compression:<5}  {protection}"
+        )
+    for scheme, lines in _common_recipients(described["layers"]):
+        for line in lines:
+            print_line(f"  for        {scheme}: {line}")
+    if any(layer["encrypted"] and not layer["for_guests"] for layer in described["layers"]):
+        print_line("  guests     cannot run it: they need a kbs recipient, and layers that are not zstd")
+    print_line("  everybody can read")
+    for item in described["readable"]:
+        print_line(f"    {item['what']:<28} {item['value']}")
     for signature in described["signatures"]:
         print_line(f"  signature  names {signature['repository']}  (not verified here)")
     if not described["signatures"]:
         print_line("  signature  none")
+
+
+def _common_recipients(layers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:  # Any: JSON
+    """Return recipients by scheme; those that not all encrypted layers have are named with their layer."""
+    encrypted = [(number, layer["recipients"]) for number, layer in enumerate(layers) if layer["encrypted"]]
+    if all(recipients == encrypted[0][1] for _, recipients in encrypted):
+        return list(encrypted[0][1].items()) if encrypted else []
+    return [
+        (f"layers[{number}] {scheme}", lines)
+        for number, recipients in encrypted
+        for scheme, lines in recipients.items()
+    ]

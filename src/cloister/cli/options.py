@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import enum
-from typing import Annotated
+from pathlib import Path
 
-import typer
-
+from cloister.cli.forms import Output, OutputOption
 from cloister.errors import Refused
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward
 from cloister.podpolicy.generate import pod_label
+from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.rats.claims import Level
+from cloister.wire.limits import KIB, RESOURCE_BYTES
+
+__all__ = [
+    "Output",
+    "OutputOption",
+    "choose_accelerator",
+    "choose_backend",
+    "level_line",
+    "parse_environment",
+    "parse_level",
+    "parse_name",
+    "parse_publish",
+]
 
 _LEVEL_SHORT = {
     Level.MEASURED: "this machine's root is not kept out",
@@ -18,16 +30,6 @@ _LEVEL_SHORT = {
 }
 
 _HARDWARE_HINT = "no pod runs at level hardware in this release; `cloister doctor` lists what this machine has"
-
-
-class Output(enum.StrEnum):
-    """Forms of a result."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", metavar="FORM", help="text or json.")]
 
 
 def parse_level(text: str) -> Level:
@@ -71,6 +73,71 @@ def parse_environment(items: list[str]) -> dict[str, str]:
             )
         env[key] = value
     return env
+
+
+def parse_secret_files(items: list[str]) -> dict[str, bytes | str]:
+    """Return secret files by their path in the container: content of a local file, or an address.
+
+    Raises:
+        Refused: `cli.run.secret_file`.
+    """
+    files: dict[str, bytes | str] = {}
+    for item in items:
+        path, equals, source = item.partition("=")
+        if not equals or not path.startswith("/") or not source:
+            raise _not_a_secret_file(item)
+        if source.startswith(("kbs:///", "sealed.")):
+            files[path] = source
+            continue
+        try:
+            with Path(source).open("rb") as file:
+                content = file.read(RESOURCE_BYTES + 1)
+        except OSError as err:
+            raise _not_a_secret_file(item, str(err.strerror)) from err
+        if not 0 < len(content) <= RESOURCE_BYTES:
+            raise _not_a_secret_file(item, f"1 to {RESOURCE_BYTES} bytes are possible")
+        files[path] = content
+    return files
+
+
+def parse_sealing_keys(items: list[str]) -> dict[str, str]:
+    """Return sealing keys by `kid`: `kbs:///...`, where the key broker has it, or `KID=FILE` with a PEM or JWK.
+
+    Raises:
+        Refused: `cli.run.sealing_key`, `crypto.signer.*`.
+        FormatRefused: `protocol.resource.malformed`, `crypto.sealed.key`.
+    """
+    from cloister.crypto.sealedsecret import parse_sealing_key
+
+    keys = {}
+    for item in items:
+        kid, equals, file = item.partition("=")
+        if not equals:
+            keys[parse_resource_uri(kid).uri] = ""
+            continue
+        try:
+            with Path(file).open("rb") as stream:
+                content = stream.read(16 * KIB)
+        except OSError as err:
+            raise Refused(
+                "cli.run.sealing_key",
+                "cannot read the sealing key",
+                path=file,
+                expected="kbs:///repository/type/tag, or KID=FILE",
+                actual=str(err.strerror),
+            ) from err
+        keys[kid] = parse_sealing_key(content).pem().decode()
+    return keys
+
+
+def _not_a_secret_file(item: str, actual: str = "") -> Refused:
+    return Refused(
+        "cli.run.secret_file",
+        "not a secret file",
+        path="--secret-file",
+        expected="PATH=FILE, PATH=kbs:///repository/type/tag or PATH=sealed.TEXT; PATH is absolute",
+        actual=actual or item[:60],
+    )
 
 
 def parse_publish(text: str) -> PortForward:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
+from cloister.cli.administered import administered
 from cloister.cli.options import Output, OutputOption
 from cloister.cli.output import EXIT_REFUSED, print_json, print_line, short_digest
 from cloister.cli.progress import CountBar
 from cloister.cli.refusals import refusal_number
-from cloister.sdk.home import home_from_environment
 
 if TYPE_CHECKING:
-    from cloister.trust.admin import TrustAdmin
-    from cloister.trust.verifier.reappraisal import FindingChange
-    from cloister.trust.verifier.survey import Surveyed, Wanted
+    from cloister.client.admin import AdminClient
+    from cloister.protocol.admin.reappraisal import ChangedFinding, SurveyCase
 
 app = typer.Typer(no_args_is_help=True, help="Read what the trust service recorded.", rich_markup_mode=None)
 
@@ -27,7 +27,9 @@ _SHOWN_CHANGES = 5
 
 
 @app.command("reappraise")
+@administered
 def reappraise_command(
+    client: AdminClient,
     policy: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Appraisal policy to judge by [default: in force].")
     ] = None,
@@ -39,32 +41,48 @@ def reappraise_command(
         str,
         typer.Option(metavar="TIME", help="Moment to judge at: 2027-01-31, with time and zone, or +7d [default: now]."),
     ] = "",
-    collateral: Annotated[
-        Path | None, typer.Option(help="CLOISTER_CACHE with vendors' statements [default: the service's].")
+    collateral: Annotated[  # taken by `administered`
+        Path | None,
+        typer.Option(help="Without --server: CLOISTER_CACHE with vendors' statements [default: the service's]."),
     ] = None,
     every: Annotated[bool, typer.Option("--every", help="All kept results, not the newest of each pod.")] = False,
     appraisal_policy: Annotated[str, typer.Option(help="Id of the policy in force.")] = "default",
-    state: Annotated[Path | None, typer.Option(help="Trust service state [default: $CLOISTER_HOME/trust].")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Judge kept evidence again and list the pods that would fail. Exit code 1 when one would."""
-    from cloister.trust.admin import TrustAdmin
+    from cloister.protocol.admin.reappraisal import SurveyRequest
 
-    with TrustAdmin(state or home_from_environment().trust) as admin:
-        wanted = _wanted(admin, policy, refs, at, collateral)
-        survey = admin.survey(appraisal_policy)
-        found = []
-        with CountBar("judging again", survey.count()) as bar:
-            for item in survey.run(wanted, every=every):
+    now = datetime.now(UTC)
+    request = SurveyRequest(
+        policy=_read(policy),
+        policy_name=policy.stem if policy is not None else "candidate",
+        appraisal_policy=appraisal_policy,
+        references=_read(refs),
+        at=parse_moment(at, now=now),
+        every=every,
+    )
+    found: list[SurveyCase] = []
+    page = client.survey(request)
+    with CountBar("judging again", page.kept) as bar:
+        while True:
+            for item in page.results:
                 found.append(item)
-                bar.advance(item.result.attestation)
+                bar.advance(item.attestation)
+            if not page.next:
+                break
+            page = client.survey(replace(request, after=page.next))
     if output is Output.JSON:
         print_json(
-            {"schema": 1, "at": wanted.at.isoformat(), **_counts(found), "results": [_json(item) for item in found]}
+            {
+                "schema": 1,
+                "at": page.at.isoformat(),
+                **_counts(found),
+                "results": [msgspec.to_builtins(item) for item in found],
+            }
         )
     else:
-        _print(found, wanted.at)
-    if any(item.result.fails for item in found):
+        _print(found, page.at, now=now)
+    if any(item.fails for item in found):
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -86,56 +104,44 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def _wanted(admin: TrustAdmin, policy: Path | None, refs: Path | None, at: str, collateral: Path | None) -> Wanted:
-    from cloister.rats.reference import parse_reference_entries
-    from cloister.tee.regopolicy import parse_named_policy
-    from cloister.trust.verifier.survey import Wanted
-
-    return Wanted(
-        source=admin.collateral(collateral),
-        at=parse_moment(at, now=datetime.now(UTC)),
-        policy=parse_named_policy(policy.stem, _read(policy)) if policy is not None else None,
-        references=parse_reference_entries(_read(refs)) if refs is not None else None,
-    )
-
-
-def _read(file: Path) -> bytes:
+def _read(file: Path | None) -> str:
+    if file is None:
+        return ""
     with file.open("rb") as stream:
-        return stream.read(_FILE_BYTES)
+        return stream.read(_FILE_BYTES).decode("utf-8", "replace")
 
 
-def _counts(found: list[Surveyed]) -> dict[str, int]:
+def _counts(found: list[SurveyCase]) -> dict[str, int]:
     return {
         "judged": len(found),
-        "failing": sum(1 for item in found if item.result.fails),
-        "changed": sum(1 for item in found if item.result.before is not item.result.after),
+        "failing": sum(1 for item in found if item.fails),
+        "changed": sum(1 for item in found if item.before != item.after),
     }
 
 
-def _print(found: list[Surveyed], at: datetime) -> None:
+def _print(found: list[SurveyCase], at: datetime, *, now: datetime) -> None:
     counts = _counts(found)
     moment = at.isoformat(timespec="minutes")
     print_line(f"{counts['judged']} judged again for {moment}: {counts['failing']} would fail that were accepted")
     for item in found:
-        result = item.result
-        if result.before is result.after:
+        if item.before == item.after:
             continue
-        print_line(f"  {result.attestation}  {result.before} -> {result.after}")
-        machine = f"{result.tee} {short_digest(result.instance)}, {result.level}"
-        print_line(f"    pod        {short_digest(result.init_data)} on {machine}")
-        print_line(f"    attested   {result.at.isoformat(timespec='seconds')}")
-        for change in result.changes[:_SHOWN_CHANGES]:
+        print_line(f"  {item.attestation}  {item.before} -> {item.after}")
+        machine = f"{item.tee} {short_digest(item.instance)}, {item.level}"
+        print_line(f"    pod        {short_digest(item.init_data)} on {machine}")
+        print_line(f"    attested   {item.at.isoformat(timespec='seconds')}")
+        for change in item.changes[:_SHOWN_CHANGES]:
             print_line(f"    {_words(change)}")
-        if result.remedy:
-            print_line(f"    get        {result.remedy}")
+        if item.remedy:
+            print_line(f"    get        {item.remedy}")
         holds = ", ".join(row.resource for row in item.releases) or "nothing"
         print_line(f"    holds      {holds}")
         if item.lease_until is not None:
-            still = "runs until" if item.lease_until > datetime.now(UTC) else "ended"
+            still = "runs until" if item.lease_until > now else "ended"
             print_line(f"    lease      {still} {item.lease_until.isoformat(timespec='seconds')}")
 
 
-def _words(change: FindingChange) -> str:
+def _words(change: ChangedFinding) -> str:
     shown = change.after or change.before
     if shown is None:
         raise RuntimeError("a change of nothing")
@@ -143,31 +149,3 @@ def _words(change: FindingChange) -> str:
     values = f": expected {shown.expected}, got {shown.actual}" if shown.expected and mark == "no" else ""
     origin = f"  [{shown.origin}]" if shown.origin else ""
     return f"{mark}         {refusal_number(change.code)} {shown.message}{values}{origin}"
-
-
-def _json(item: Surveyed) -> dict[str, Any]:  # Any: JSON
-    result = item.result
-    return {
-        "attestation": result.attestation,
-        "at": result.at.isoformat(),
-        "tee": result.tee,
-        "level": result.level,
-        "instance": result.instance,
-        "init_data": result.init_data,
-        "before": result.before.value,
-        "after": result.after.value,
-        "fails": result.fails,
-        "remedy": result.remedy,
-        "changes": [
-            {
-                "code": change.code,
-                "before": msgspec.to_builtins(change.before),
-                "after": msgspec.to_builtins(change.after),
-            }
-            for change in result.changes
-        ],
-        "releases": [
-            {"resource": row.resource, "version": row.version, "at": row.at.isoformat()} for row in item.releases
-        ],
-        "lease_until": item.lease_until.isoformat() if item.lease_until is not None else None,
-    }

@@ -6,10 +6,8 @@ catalogue covers the codes below it (one per register, say).
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 _FILE = "refusals.toml"
 
@@ -28,6 +26,9 @@ class Refusal:
 @cache
 def catalogue() -> dict[str, Refusal]:
     """Return all entries by dotted code."""
+    import tomllib  # only a refusal needs these
+    from importlib import resources
+
     table = tomllib.loads(resources.files(__package__).joinpath(_FILE).read_text("utf-8"))
     return {
         code: Refusal(code=code, id=entry["id"], title=entry["title"], why=entry["why"], fix=entry["fix"])

@@ -27,6 +27,8 @@ from cloister.cli.options import (
     parse_environment,
     parse_name,
     parse_publish,
+    parse_sealing_keys,
+    parse_secret_files,
 )
 from cloister.cli.output import EXIT_USAGE, StepPrinter, print_error
 from cloister.cli.podvm import prepare_bundle
@@ -89,6 +91,16 @@ def run_command(
     resource: Annotated[
         list[str] | None, typer.Option(help="repository/type/tag the workload may fetch from the key broker.")
     ] = None,
+    secret_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATH=SOURCE, a file only the workload reads; SOURCE is a file here, kbs:///... or sealed...."
+        ),
+    ] = None,
+    sealing_key: Annotated[
+        list[str] | None, typer.Option(help="Accept sealed secrets of this key: kbs:///..., or KID=FILE (PEM or JWK).")
+    ] = None,
+    unseal: Annotated[list[str] | None, typer.Option(help="kbs:///... that sealed secrets may name.")] = None,
     lease: Annotated[int, typer.Option(min=0, help="Seconds the pod may run on one attestation; 0 is no lease.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the pod's approval in force after its end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what the workload prints.")] = False,
@@ -99,7 +111,7 @@ def run_command(
     and the measured policy. Exits with the workload's status; 125 when Cloister refused or failed.
     """
     from cloister.imagetool.podvm import Shape
-    from cloister.protocol.resourceuri import parse_resource_path
+    from cloister.protocol.resourceuri import parse_resource_path, parse_resource_uri
     from cloister.sdk.plan import WorkloadRequest
     from cloister.sdk.run import RunRequest
 
@@ -113,6 +125,9 @@ def run_command(
             stdin=interactive,
             terminal=tty_,
             resources=tuple(parse_resource_path(item) for item in resource or ()),
+            secret_files=parse_secret_files(secret_file or []),
+            sealing_keys=parse_sealing_keys(sealing_key or []),
+            unseal=tuple(parse_resource_uri(item) for item in unseal or ()),
         )
         request = RunRequest(
             image=image,

@@ -1,4 +1,5 @@
-"""`cloister secret put|get|list|rm`: the keys and files that a trust service releases."""
+"""`cloister secret put|get|list|rm|seal`: the keys and files that a trust service releases, and signed references to
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import typer
 
 from cloister.cli.administered import administered, moment, print_struct, print_table, write_private
 from cloister.cli.options import Output, OutputOption
-from cloister.cli.output import print_line
+from cloister.cli.output import print_json, print_line
+from cloister.crypto.aead import AES256_KEY_BYTES
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.wire.limits import RESOURCE_BYTES
@@ -104,6 +106,45 @@ def rm_command(client: AdminClient, uri: URIArgument, output: OutputOption = Out
         print_struct(done)
     else:
         print_line(f"deleted kbs:///{done.subject}")
+
+
+@app.command("seal")
+def seal_command(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="kbs:///... of the secret, or of the key with --file.")],
+    signing_key: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="P-256 private key, PEM.")],
+    kid: Annotated[str, typer.Option(help="Name of the key, as pods know it: kbs:///... of its public half.")],
+    file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Carry this secret itself, under the key at URI.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="With --file: the 32-byte key stored at URI.")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make a sealed secret, as CoCo's guests and ours read it: safe to put into a Kubernetes Secret.
+
+    It is a signed reference to a secret, or with --file the encrypted secret itself. The pod policy of the pod says
+    which keys may sign and what may be named.
+    """
+    from cloister.crypto.sealedsecret import SECRET_BYTES, seal_envelope_secret, seal_vault_secret
+    from cloister.crypto.signer import ECDSAP256Signer
+
+    path = _path(uri)
+    signer = ECDSAP256Signer.from_pem(signing_key.read_bytes())
+    if (file is None) != (key_file is None):
+        raise typer.BadParameter("--file and --key-file go together", param_hint="--file")
+    if file is None or key_file is None:
+        text = seal_vault_secret(path, signer, kid=kid)
+    else:
+        with file.open("rb") as stream:
+            content = stream.read(SECRET_BYTES + 1)
+        with key_file.open("rb") as stream:
+            kek = stream.read(AES256_KEY_BYTES + 1)
+        text = seal_envelope_secret(content, signer, kid=kid, key_id=path, kek=kek)
+    if output is Output.JSON:
+        print_json({"schema": 1, "kid": kid, "resource": path.uri, "sealed": text})
+    else:
+        print_line(text)
 
 
 def _path(uri: str) -> ResourcePath:

@@ -19,7 +19,7 @@ import httpx
 import msgspec
 
 from cloister.errors import CloisterError, FormatRefused, Refused, Unavailable
-from cloister.protocol.admin import access, policies, records, references
+from cloister.protocol.admin import access, identities, policies, reappraisal, records, references
 from cloister.protocol.admin.base import PREFIX, Done, Problem
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.wire.base64 import decode_b64, encode_b64
@@ -90,9 +90,9 @@ class AdminClient:
         """Return a page of resources, without content."""
         return self._get("/resources", policies.ResourcePage, after=after, limit=limit)
 
-    def put_resource(self, path: ResourcePath, content: bytes) -> policies.ResourceMeta:
+    def put_resource(self, path: ResourcePath, content: bytes, *, replaces: int | None = None) -> policies.ResourceMeta:
         """Store a resource."""
-        body = policies.ResourceContent(content=encode_b64(content))
+        body = policies.ResourceChange(content=encode_b64(content), replaces=replaces)
         return self._send("PUT", f"/resources/{path}", policies.ResourceMeta, body)
 
     def get_resource(self, path: ResourcePath) -> policies.ResourceMeta:
@@ -339,6 +339,34 @@ class AdminClient:
     def get_evidence(self, attestation: str) -> records.Evidence:
         """Return an Attestation Result and its evidence."""
         return self._get(f"/evidence/{quote(attestation, safe='')}", records.Evidence)
+
+    def survey(self, request: reappraisal.SurveyRequest) -> reappraisal.SurveyPage:
+        """Have a page of kept evidence judged again; nothing changes."""
+        return self._send("POST", "/surveys", reappraisal.SurveyPage, request)
+
+    # Identities
+
+    def get_identity_policy(self) -> policies.PolicyVersion:
+        """Return the identity policy in force."""
+        return self._get("/identity-policy", policies.PolicyVersion)
+
+    def put_identity_policy(self, text: str, *, replaces: int | None = None) -> policies.PolicyVersion:
+        """Store the next version of the identity policy."""
+        change = policies.PolicyChange(text=text, replaces=replaces)
+        return self._send("PUT", "/identity-policy", policies.PolicyVersion, change)
+
+    def list_identity_keys(self, trust_domain: str) -> identities.IdentityKeyList:
+        """Return the keys of a trust domain, oldest first."""
+        return self._get(f"/identity-keys/{quote(trust_domain, safe='')}", identities.IdentityKeyList)
+
+    def rotate_identity_keys(self, trust_domain: str) -> Done:
+        """Make new keys for a trust domain."""
+        return self._send("POST", f"/identity-keys/{quote(trust_domain, safe='')}/rotate", Done, None)
+
+    def withdraw_identity_key(self, trust_domain: str, key: str) -> Done:
+        """Take a key out of a trust domain's bundle at once."""
+        where = f"/identity-keys/{quote(trust_domain, safe='')}/{quote(key, safe='')}/withdraw"
+        return self._send("POST", where, Done, None)
 
     def status(self) -> access.Status:
         """Return what the service runs with."""

@@ -59,15 +59,6 @@ _OWN_RSA_BYTES: Final = 384  # of keys made here: 3072 bits, RFC 7518 asks for 2
 _KEY: Final = "crypto.jwe.key"
 
 
-def _length(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big")
-
-
-# RFC 7518 section 4.6.2: AlgorithmID, PartyUInfo, PartyVInfo, SuppPubInfo
-_ALGORITHM: Final = ECDH_ES_A256KW.encode("ascii")
-_KDF_INFO: Final = b"".join((_length(_ALGORITHM), _ALGORITHM, _length(b""), _length(b""), _KEY_BITS.to_bytes(4, "big")))
-
-
 class Recipient(msgspec.Struct, frozen=True, kw_only=True):
     """A checked public key to seal to, and the key-wrapping algorithm that goes with it."""
 
@@ -232,13 +223,13 @@ def _unwrap(private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, header: _Gu
     epk = header.epk
     if epk is None:
         raise RuntimeError("a header without a key was accepted for this kind")
-    return aes_key_unwrap(_agree(private, _ec_public(epk.crv, epk.x, epk.y)), wrapped)
+    return aes_key_unwrap(agree_wrapping_key(private, _ec_public(epk.crv, epk.x, epk.y)), wrapped)
 
 
 def _seal_ec(
     key: ec.EllipticCurvePublicKey, plaintext: bytes, ephemeral: ec.EllipticCurvePrivateKey, cek: bytes, iv: bytes
 ) -> SealedResource:
-    wrapped = aes_key_wrap(_agree(ephemeral, key), cek)
+    wrapped = aes_key_wrap(agree_wrapping_key(ephemeral, key), cek)
     epk = _public_members(ephemeral.public_key())
     return _encrypt({"alg": ECDH_ES_A256KW, "enc": A256GCM, "epk": epk}, wrapped, plaintext, cek, iv)
 
@@ -278,9 +269,27 @@ def _encrypt(header: dict[str, object], wrapped: bytes, plaintext: bytes, cek: b
     )
 
 
-def _agree(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:
-    """Return the key-wrapping key: RFC 7518 section 4.6.2, with empty PartyUInfo and PartyVInfo."""
-    return ConcatKDFHash(hashes.SHA256(), _KEY_BITS // 8, _KDF_INFO).derive(private.exchange(ec.ECDH(), public))
+def agree_wrapping_key(
+    private: ec.EllipticCurvePrivateKey,
+    public: ec.EllipticCurvePublicKey,
+    *,
+    algorithm: str = ECDH_ES_A256KW,
+    bits: int = _KEY_BITS,
+    party_u: bytes = b"",
+    party_v: bytes = b"",
+) -> bytes:
+    """Return the key-wrapping key of `bits` for `algorithm`: RFC 7518 section 4.6.2.
+
+    Raises:
+        ValueError: the keys are on different curves.
+    """
+    parts = (algorithm.encode("ascii"), party_u, party_v)
+    other = b"".join(_length(part) + part for part in parts) + bits.to_bytes(4, "big")
+    return ConcatKDFHash(hashes.SHA256(), bits // 8, other).derive(private.exchange(ec.ECDH(), public))
+
+
+def _length(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big")
 
 
 def _public_members(key: ec.EllipticCurvePublicKey) -> dict[str, str]:

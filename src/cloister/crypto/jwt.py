@@ -72,13 +72,9 @@ def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes
         chain: DER certificates of the key, leaf first, for relying parties that pin a CA.
         carry_key: whether the header shows the public key; a JWT-SVID's must not.
     """
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
     header = _header_text(signer.public_key, tuple(chain), carry_key)
     signed = f"{header}.{encode_b64url(msgspec.json.encode(dict(claims)))}"
-    r, s = decode_dss_signature(signer.sign(signed.encode("ascii")))
-    signature = r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")
-    return f"{signed}.{encode_b64url(signature)}"
+    return f"{signed}.{encode_b64url(sign_es256(signer, signed.encode('ascii')))}"
 
 
 @lru_cache(maxsize=16)
@@ -117,7 +113,10 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
     key = _select_key(_decode(_decode_part(parts[0], "header", _HEADER_BYTES), "header", _Header), keys)
     # 4
     signature = _decode_part(parts[2], "signature", 2 * _WIDTH)
-    _verify_signature(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
+    try:
+        verify_es256(key, f"{parts[0]}.{parts[1]}".encode("ascii"), signature)
+    except Refused as err:
+        raise Refused("crypto.jwt.bad_signature", "the token's signature does not hold") from err
     # 5
     payload = _decode_part(parts[1], "claims", TOKEN_BYTES)
     times = _decode(payload, "claims", _Times)
@@ -185,6 +184,30 @@ def _require_time(issued: int, expires: int, at: datetime) -> None:
         )
 
 
+def sign_es256(signer: Signer, signed: bytes) -> bytes:
+    """Return the 64 bytes of an ES256 signature: R and S (RFC 7518, section 3.4)."""
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+    r, s = decode_dss_signature(signer.sign(signed))
+    return r.to_bytes(_WIDTH, "big") + s.to_bytes(_WIDTH, "big")
+
+
+def verify_es256(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) -> None:
+    """Return if `signature` is an ES256 signature of `key` over `signed`.
+
+    Raises:
+        Refused: `crypto.signer.bad_signature`.
+    """
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    if len(signature) != 2 * _WIDTH:
+        raise Refused(
+            "crypto.signer.bad_signature", "signature length", expected=str(2 * _WIDTH), actual=str(len(signature))
+        )
+    r, s = (int.from_bytes(half, "big") for half in (signature[:_WIDTH], signature[_WIDTH:]))
+    key.verify(signed, encode_dss_signature(r, s))
+
+
 def read_key_header(token: str) -> tuple[str, Mapping[str, Any] | None]:  # Any: JSON, not believed yet
     """Return the `kid` and the `jwk` of a token's header, unverified: only to choose which keys to verify it with.
 
@@ -222,20 +245,6 @@ def _select_key(header: _Header, keys: Mapping[str, ECDSAP256PublicKey]) -> ECDS
         if found != expected:
             raise Refused("crypto.jwt.unknown_key", "the key in the header is not the one it names", path="header.jwk")
     return key
-
-
-def _verify_signature(key: ECDSAP256PublicKey, signed: bytes, signature: bytes) -> None:
-    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-
-    if len(signature) != 2 * _WIDTH:
-        raise Refused(
-            "crypto.jwt.bad_signature", "signature length", expected=str(2 * _WIDTH), actual=str(len(signature))
-        )
-    r, s = (int.from_bytes(half, "big") for half in (signature[:_WIDTH], signature[_WIDTH:]))
-    try:
-        key.verify(signed, encode_dss_signature(r, s))
-    except Refused as err:
-        raise Refused("crypto.jwt.bad_signature", "the token's signature does not hold") from err
 
 
 def _decode(data: bytes, name: str, kind: Any) -> Any:  # Any: msgspec's type argument and its instance

@@ -48,6 +48,15 @@ class ECDSAP256PublicKey:
         spki = _usual_spki(_bounded(pem))
         return cls(_load_pem_public(pem) if spki is None else _point_of(spki))
 
+    @classmethod
+    def from_point(cls, x: bytes, y: bytes) -> ECDSAP256PublicKey:
+        """Return the key with these coordinates, 32 bytes each, big-endian.
+
+        Raises:
+            Refused: `crypto.signer.malformed_key`.
+        """
+        return cls(_point_of(_SPKI_HEAD + x + y))
+
     @property
     def fingerprint(self) -> str:
         """Lower-case hexadecimal SHA-256 of the DER SubjectPublicKeyInfo."""

@@ -39,6 +39,7 @@ from cloister.podpolicy.enforce import (
     initial_state,
 )
 from cloister.podpolicy.model import (
+    SEALED_PREFIX,
     ContainerPolicy,
     ImageDefaults,
     PodPolicy,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from cloister.guest.platform import Platform
     from cloister.guest.runtime import Runtime
     from cloister.guest.users import Identity
+    from cloister.oci.rootfs import RootDirectory
     from cloister.oci.signing.verify import VerifiedImage
     from cloister.oci.store import ImageSource
     from cloister.protocol.initdata import InitData
@@ -380,9 +382,10 @@ class Pod:
             return images.open_registry(address, policy.repository, allow_loopback=not self._platform.in_vm)
 
         source = connect()
-        watch, pull = Stopwatch(), Stopwatch()
+        watch = Stopwatch()
         stored = images.read_named_manifest(source, policy)
-        fetch = images.LayerFetch(connect, stored, self._platform.spool)
+        pull: list[int] = []
+        fetch = images.LayerFetch(connect, stored, self._platform.spool, pull.append)
         try:
             self._wait_libraries()
             image = images.verify_image(source, policy, stored)
@@ -392,7 +395,6 @@ class Pod:
             fetch.abandon()
             raise
         pulled = fetch.finish(image)
-        self._reporter.phase("pull", pull.ms(), params.container)
         root = f"{self._platform.work}/root-{policy.name}"
         try:
             self._keys.wait_attested()
@@ -400,9 +402,12 @@ class Pod:
             watch = Stopwatch()
             took: list[int] = []
             images.unpack(pulled, self._keys, root, ownership=self._platform.in_vm, decrypted=took.append)
+            for milliseconds in pull:  # the layers arrived while they were unpacked
+                self._reporter.phase("pull", milliseconds, params.container)
             self._reporter.phase("decrypt", took[0], params.container)
             self._reporter.phase("unpack", watch.ms() - took[0], params.container)
-            return self._prepare(policy, _process_spec(self._with_secrets(policy), image), root)
+            spec = _process_spec(self._with_secrets(policy), image)
+            return self._prepare(policy, self._unsealed(policy, spec), root)
         except BaseException:
             import shutil
 
@@ -427,6 +432,22 @@ class Pod:
         with self._keys.resource(policy.env_resource) as secret:
             return with_secret_env(policy, secret)
 
+    def _unsealed(self, policy: ContainerPolicy, spec: ProcessSpec) -> ProcessSpec:
+        if not any(SEALED_PREFIX in item for item in spec.env):
+            return spec
+        from cloister.guest.sealed import unseal_environment
+
+        return unseal_environment(policy, spec, self._keys)
+
+    def _place_secrets(self, policy: ContainerPolicy, tree: RootDirectory, identity: Identity) -> None:
+        if not policy.files:
+            return
+        from cloister.guest.rootfiles import place_secrets
+        from cloister.guest.sealed import read_secret_files
+
+        owner = (identity.uid, identity.gid) if self._platform.in_vm else None
+        place_secrets(tree, read_secret_files(policy, self._keys), owner)
+
     def _prepare(self, policy: ContainerPolicy, spec: ProcessSpec, root: str) -> _Container:
         from cloister.guest.oci_spec import ContainerSetup
         from cloister.guest.rootfiles import make_working_directory, place_files
@@ -437,6 +458,7 @@ class Pod:
             identity = resolve_identity(tree, spec.user)
             place_files(tree, self._policy.pod, self._platform.resolv_conf())
             make_working_directory(tree, spec.cwd)
+            self._place_secrets(policy, tree, identity)
         container = _Container(policy, spec, identity, root)
         setup: ContainerSetup = ContainerSetup(
             identifier=policy.name, process=spec, identity=identity, hostname=self._policy.pod, root=root

@@ -1,4 +1,5 @@
-"""The few things the guest puts into an unpacked image before it runs: name files, and the working directory.
+"""The few things the guest puts into an unpacked image before it runs: name files, secret files, and the working
+directory.
 
 `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` are the guest's, whatever the image has there; a missing working
 directory is made, as docker does. Everything goes through `RootDirectory`, so that no link in the image leads out of
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping, Sequence
 
 from cloister.errors import ImageRefused
 from cloister.oci.rootfs import CREATE_FILE, RootDirectory, split_path
 
 _MODE = 0o644
+_SECRET_MODE = 0o400
 
 
 def place_files(root: RootDirectory, hostname: str, resolv_conf: bytes) -> None:
@@ -28,7 +31,22 @@ def place_files(root: RootDirectory, hostname: str, resolv_conf: bytes) -> None:
         (b"hostname", f"{hostname}\n".encode()),
         (b"resolv.conf", resolv_conf),
     ):
-        _place(root, name, content)
+        _write(root, [b"etc"], name, content, _MODE)
+
+
+def place_secrets(root: RootDirectory, files: Mapping[str, bytes], owner: tuple[int, int] | None) -> None:
+    """Write secret files, readable to `owner` (user and group) alone; None leaves them to whoever runs this.
+
+    Missing directories on the way are made. What the image has in a file's place is replaced; a link there as well,
+    never followed.
+
+    Raises:
+        ImageRefused: the image has a directory there (`guest.rootfiles.blocked`), or the path leads through a file
+            or out of the tree (`oci.layer.*`).
+    """
+    for path, content in files.items():
+        folder, _, name = path.rpartition("/")
+        _write(root, split_path(folder.encode()), name.encode(), content, _SECRET_MODE, owner)
 
 
 def make_working_directory(root: RootDirectory, path: str) -> None:
@@ -40,8 +58,15 @@ def make_working_directory(root: RootDirectory, path: str) -> None:
     root.find(split_path(posixpath.normpath(path).encode()), create=True)
 
 
-def _place(root: RootDirectory, name: bytes, content: bytes) -> None:
-    directory = root.find([b"etc"], create=True)
+def _write(
+    root: RootDirectory,
+    folder: Sequence[bytes],
+    name: bytes,
+    content: bytes,
+    mode: int,
+    owner: tuple[int, int] | None = None,
+) -> None:
+    directory = root.find(list(folder), create=True)
     if directory is None:
         raise RuntimeError("a directory that was to be made is missing")
     try:
@@ -49,10 +74,11 @@ def _place(root: RootDirectory, name: bytes, content: bytes) -> None:
     except FileNotFoundError:
         pass
     except OSError as err:
-        raise ImageRefused(
-            "guest.rootfiles.blocked", "the image has no plain file here", path=f"/etc/{name.decode()}"
-        ) from err
-    fd = os.open(name, CREATE_FILE, _MODE, dir_fd=directory.fd)
+        place = b"/".join((b"", *folder, name)).decode(errors="replace")
+        raise ImageRefused("guest.rootfiles.blocked", "the image has no plain file here", path=place) from err
+    fd = os.open(name, CREATE_FILE, mode, dir_fd=directory.fd)
     with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, _MODE)
+        if owner is not None:
+            os.fchown(fd, *owner)
+        os.fchmod(fd, mode)
         file.write(content)

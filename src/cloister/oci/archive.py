@@ -1,5 +1,5 @@
-"""Images in one file: `oci-archive` (a tar of a layout) and `docker-archive` (what `docker save` writes). Reading
-only.
+"""Images in one file, for reading: `oci-archive` (a tar of a layout) and `docker-archive` (what `docker save` writes).
+`cloister.oci.archivefile` writes them.
 
 The archive is never unpacked: its members are indexed once and read in place, by name, so nothing in it can name a
 file of this machine. Both are `ImageSource`s; `docker save` stores no OCI manifest, so one is made from its
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -18,15 +19,16 @@ from typing import Any, BinaryIO, Final
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import Members, encode_document, parse_document
-from cloister.oci.layout import check_layout_marker, select_entry
+from cloister.oci.layout import OCILayout, check_layout_marker, layout_referrers, select_entry
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerType, parse_config, parse_index
 from cloister.oci.reference import parse_reference
-from cloister.oci.store import StoredManifest
+from cloister.oci.store import StoredManifest, checked_blob
 from cloister.oci.tar import EntryKind, TarReader
 from cloister.wire.limits import IMAGE_CONFIG_BYTES, INDEX_ENTRIES, KIB, LAYERS, MANIFEST_BYTES, MIB
 
 _CODE: Final = "oci.archive"
 _MEMBERS: Final = 10_000
+_BLOB_NAME: Final = r"blobs/(sha256|sha512)/([0-9a-f]{64,128})"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
@@ -61,6 +63,10 @@ class ArchiveFile:
     def __contains__(self, name: str) -> bool:
         return self._resolve(name) in self._members
 
+    def names(self) -> list[str]:
+        """Return the names of all members, in order."""
+        return sorted(self._members)
+
     def size(self, name: str) -> int:
         """Return the size of a member in bytes."""
         return self._find(name)[1]
@@ -69,8 +75,7 @@ class ArchiveFile:
         """Yield a member's content."""
         offset, left = self._find(name)
         while left:
-            self._file.seek(offset)  # each time: another stream may be read in between
-            chunk = self._file.read(min(left, MIB))
+            chunk = os.pread(self._file.fileno(), min(left, MIB), offset)  # other threads read here, too
             if not chunk:
                 raise ImageRefused(f"{_CODE}.truncated", "archive ends inside a member", path=name)
             offset += len(chunk)
@@ -140,6 +145,23 @@ class OCIArchive:
         """Yield a blob's bytes, unchecked."""
         return self._archive.stream(_blob_name(descriptor.digest))
 
+    def referrers(self, digest: Digest) -> Iterator[Descriptor]:
+        """Return what the index lists; see `OCILayout.referrers`."""
+        return layout_referrers(self, self._index, digest)
+
+    def copy_into(self, layout: OCILayout) -> None:
+        """Copy every blob, checked, and the index into an empty layout.
+
+        Raises:
+            ImageRefused: `oci.archive.digest_mismatch`, `oci.archive.*`.
+        """
+        for name in self._archive.names():
+            match = re.fullmatch(_BLOB_NAME, name)
+            if match:
+                blob = Descriptor(media_type="", digest=Digest(match[1], match[2]), size=self._archive.size(name))
+                layout.write_blob(checked_blob(self, blob), algorithm=match[1])
+        layout.write_index(self._index.raw)
+
 
 class DockerArchive:
     """What `docker save` wrote, seen as a store of OCI images with plain or gzip layers."""
@@ -190,6 +212,10 @@ class DockerArchive:
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob of a manifest that `get_manifest` returned, unchecked."""
         return self._archive.stream(self._blobs.get(descriptor.digest, str(descriptor.digest)))
+
+    def referrers(self, _: Digest) -> tuple[Descriptor, ...]:
+        """Return nothing: `docker save` has no place for it."""
+        return ()
 
     def _read_images(self) -> list[Members]:
         # The file is an array; an object around it lets the one strict parser read it.

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from cloister.errors import ImageRefused
+from cloister.wire.base64 import decode_b64
 from cloister.wire.strictjson import JSONObject, parse_json_object
 
 _MAX_SIZE: Final = 2**63 - 1  # int64, as the specification types every size
@@ -73,6 +74,27 @@ class Members:
             self._refuse_type(name, f"an integer from 0 to {ceiling}", value)
         return value
 
+    def flag(self, name: str) -> bool:
+        """Return a member that is true or false, false when absent."""
+        value = self._get(name, False)
+        if not isinstance(value, bool):
+            self._refuse_type(name, "true or false", value)
+        return value
+
+    def octets(self, name: str, *, ceiling: int) -> bytes:
+        """Return bytes, written as base64 or as an array of integers. What is in them is in no error."""
+        value = self._get(name, None)
+        if isinstance(value, str):
+            return decode_b64(value, path=self.place(name), ceiling=ceiling)
+        values = self.array(name, ceiling=ceiling)
+        if not all(type(item) is int and 0 <= item <= 255 for item in values):
+            self._refuse_type(name, "base64 or an array of bytes", values)
+        return bytes(values)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all members."""
+        return tuple(self._value)
+
     def array(self, name: str, *, ceiling: int, required: bool = False) -> list[Any]:
         """Return an array member of at most `ceiling` items; an absent one is empty unless it is required."""
         value = self._get(name, None if required else [])
@@ -98,7 +120,7 @@ class Members:
 
     def text_map(self, name: str, *, ceiling: int, value_ceiling: int) -> dict[str, str]:
         """Return an object of texts, empty when absent, with at most `ceiling` members."""
-        values = self.members(name)._value if name in self else {}
+        values = self.raw_members(name)
         if len(values) > ceiling:
             raise ImageRefused(
                 f"{self._code}.too_many", "too many members", path=self.place(name), expected=f"at most {ceiling}"
@@ -119,6 +141,10 @@ class Members:
     def members(self, name: str) -> Members:
         """Return a member that is an object."""
         return Members(self._get(name, None), path=self.place(name), code=self._code)
+
+    def raw_members(self, name: str) -> JSONObject:
+        """Return a member that is an object as it was parsed, empty when absent."""
+        return self.members(name)._value if name in self else {}
 
     def only(self, *names: str) -> None:
         """Refuse members other than `names` (`<code>.unknown_member`), for closed formats."""

@@ -8,24 +8,36 @@ leaves no half-written image, only a `.incomplete-*` file that the next writer m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
-from cloister.oci.manifest import OCI_INDEX, Descriptor, ImageIndex, parse_index
-from cloister.oci.store import StoredManifest
+from cloister.oci.manifest import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    Descriptor,
+    ImageIndex,
+    describe_referrer,
+    parse_either,
+    parse_index,
+)
+from cloister.oci.store import ImageSource, StoredManifest, referrers_tag
 from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 LAYOUT_VERSION: Final = "1.0.0"
+_COMPANION_TAG: Final = r"sha(256|512)-[0-9a-f]{64,128}(\.[a-z]+)?"
 _CODE: Final = "oci.layout"
 _MARKER: Final = "oci-layout"
 _INDEX: Final = "index.json"
@@ -48,7 +60,7 @@ class OCILayout:
         self._path = Path(path)
         if create and not (self._path / _MARKER).exists():
             self._create()
-        marker = _read_file(self._path / _MARKER, 4 * KIB)
+        marker = read_plain(self._path / _MARKER, 4 * KIB)
         if marker is None:
             raise ImageRefused(f"{_CODE}.not_a_layout", "directory is not an image layout", path=str(path))
         check_layout_marker(marker)
@@ -57,16 +69,16 @@ class OCILayout:
         """Return what the layout holds under a digest or reference name; an empty name means the only image."""
         entry = select_entry(self._index(), selector)
         if entry is not None:
-            raw = _read_file(self._blob(entry.digest), MANIFEST_BYTES)
+            raw = read_plain(self._blob(entry.digest), MANIFEST_BYTES)
             return None if raw is None else StoredManifest(raw, entry.media_type)
         if ":" not in selector:
             return None
-        raw = _read_file(self._blob_by_text(selector), MANIFEST_BYTES)
+        raw = read_plain(self._blob_by_text(selector), MANIFEST_BYTES)
         return None if raw is None else StoredManifest(raw, "")
 
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob's bytes, unchecked."""
-        with _open_plain(self._blob(descriptor.digest)) as file:
+        with open_plain(self._blob(descriptor.digest)) as file:
             while chunk := file.read(MIB):
                 yield chunk
 
@@ -74,9 +86,9 @@ class OCILayout:
         """Whether a file of that name is there."""
         return self._blob(digest).is_file()
 
-    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+    def write_blob(self, chunks: Iterable[bytes], *, algorithm: str = "sha256") -> tuple[Digest, int]:
         """Store a blob; see `ImageSink.write_blob`."""
-        hasher = hashlib.sha256()
+        hasher = hashlib.new(algorithm)
         size = 0
         with _Incomplete(self._path) as (incomplete, file):
             for chunk in chunks:
@@ -84,24 +96,84 @@ class OCILayout:
                 size += len(chunk)
                 file.write(chunk)
             file.flush()
-            digest = Digest("sha256", hasher.hexdigest())
+            digest = Digest(algorithm, hasher.hexdigest())
             target = self._blob(digest)
             target.parent.mkdir(parents=True, exist_ok=True)
             incomplete.rename(target)
         return digest, size
 
     def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
-        """Store a manifest and list it in the index, replacing what had the same reference name."""
+        """Store a manifest and list it in the index, replacing what had the same reference name.
+
+        Nameless manifests that an index names are listed by that index alone, as other tools leave it.
+        """
         digest, size = self.write_blob([raw])
         entry: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": size}  # Any: JSON
         if tag:
             entry["annotations"] = {REF_NAME: tag}
-        document = parse_document(self._index().raw, ceiling=MANIFEST_BYTES, code=_CODE)
-        document["manifests"] = [item for item in document["manifests"] if not _is_replaced(item, str(digest), tag)] + [
-            entry
-        ]
-        self._replace(_INDEX, encode_document(document))
+        children: set[str] = set()
+        if media_type in INDEX_TYPES:
+            with contextlib.suppress(ImageRefused):  # whoever reads it is told that it is none
+                children = {str(child.digest) for child in parse_index(raw, media_type=media_type).manifests}
+        self._list_entry(entry, children)
         return digest
+
+    def referrers(self, digest: Digest) -> Iterator[Descriptor]:
+        """Return what the index lists by itself or under the fallback tag; see `ImageSource.referrers`."""
+        return layout_referrers(self, self._index(), digest)
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        """Store a manifest and list it in the index without a name, as oras does; see `ImageSink.write_referrer`."""
+        self.write_blob([raw])
+        self._list_entry(describe_referrer(parse_either(raw, media_type=media_type)))
+        return True
+
+    def images(self) -> tuple[Descriptor, ...]:
+        """Return the entries of the index that are images, each digest once, not what was stored beside one."""
+        found = {entry.digest: entry for entry in self._index().manifests if not _is_companion(entry)}
+        return tuple(found.values())
+
+    def has_companions(self) -> bool:
+        """Whether signatures or the like were stored beside the images."""
+        return any(_is_companion(entry) for entry in self._index().manifests)
+
+    def write_index(self, raw: bytes) -> None:
+        """Replace the index.
+
+        Raises:
+            ImageRefused: `oci.manifest.*`: it is none.
+        """
+        parse_index(raw)
+        self._replace(_INDEX, raw)
+
+    def link_blob(self, digest: Digest, target: Path) -> None:
+        """Give a blob's file another name in the same file system.
+
+        Raises:
+            ImageRefused: `oci.layout.blob_missing`.
+        """
+        if not self.has_blob(digest):
+            raise ImageRefused(f"{_CODE}.blob_missing", "store does not have a blob", path=str(digest))
+        os.link(self._blob(digest), target, follow_symlinks=False)
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """Yield name and place of every file of the layout, in the order of their names."""
+        for directory in sorted((self._path / "blobs").iterdir()):
+            for path in sorted(directory.iterdir()):
+                yield f"blobs/{directory.name}/{path.name}", path
+        for name in (_INDEX, _MARKER):
+            yield name, self._path / name
+
+    def _list_entry(self, entry: dict[str, Any], children: Set[str] = frozenset()) -> None:  # Any: JSON
+        document = parse_document(self._index().raw, ceiling=MANIFEST_BYTES, code=_CODE)
+        kept = [
+            item
+            for item in document["manifests"]
+            if not _is_replaced(item, entry["digest"], _name_of(entry))
+            and (_name_of(item) or item["digest"] not in children)
+        ]
+        document["manifests"] = [*kept, entry]
+        self._replace(_INDEX, encode_document(document))
 
     def _create(self) -> None:
         try:
@@ -118,7 +190,7 @@ class OCILayout:
             incomplete.rename(self._path / name)
 
     def _index(self) -> ImageIndex:
-        raw = _read_file(self._path / _INDEX, MANIFEST_BYTES)
+        raw = read_plain(self._path / _INDEX, MANIFEST_BYTES)
         if raw is None:
             raise ImageRefused(f"{_CODE}.not_a_layout", "layout has no index", path=str(self._path / _INDEX))
         return parse_index(raw)
@@ -141,16 +213,18 @@ def check_layout_marker(raw: bytes) -> None:
 
 
 def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
-    """Return the entry of a layout's index with a digest or reference name, or the only entry for an empty name.
+    """Return the entry of a layout's index with a digest or reference name, or the only image for an empty name.
+
+    What was stored beside an image, signatures above all, is no other image: it has a tag made of a digest, or a type
+    of artifact, and is found by name only.
 
     Raises:
         ImageRefused: `oci.layout.ambiguous`: none was named and there are several, or several have the name.
     """
-    found = [
-        entry
-        for entry in index.manifests
-        if not selector or selector in (entry.annotations.get(REF_NAME), str(entry.digest))
-    ]
+    if selector:
+        found = [entry for entry in index.manifests if selector in (entry.annotations.get(REF_NAME), str(entry.digest))]
+    else:
+        found = [entry for entry in index.manifests if not _is_companion(entry)] or list(index.manifests)
     if len({entry.digest for entry in found}) > 1:
         names = sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in found})
         raise ImageRefused(
@@ -159,9 +233,36 @@ def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
     return found[0] if found else None
 
 
+def layout_referrers(source: ImageSource, index: ImageIndex, digest: Digest) -> Iterator[Descriptor]:
+    """Yield what refers to `digest` in a layout with `index`: by its own word, or listed under the fallback tag.
+
+    Manifests that cannot be read refer to nothing; whoever asks for them by digest is told what is wrong with them.
+    """
+    for entry in index.manifests:
+        if entry.media_type not in (*MANIFEST_TYPES, *INDEX_TYPES):
+            continue
+        try:
+            stored = source.get_manifest(str(entry.digest))
+            document = parse_either(stored.raw, media_type=stored.media_type) if stored else None
+        except ImageRefused:
+            continue
+        if document is not None and document.subject is not None and document.subject.digest == digest:
+            yield entry
+    tagged = source.get_manifest(referrers_tag(digest))
+    if tagged is not None:
+        yield from parse_index(tagged.raw, media_type=tagged.media_type).manifests
+
+
+def _is_companion(entry: Descriptor) -> bool:
+    return bool(entry.artifact_type or re.fullmatch(_COMPANION_TAG, entry.annotations.get(REF_NAME, "")))
+
+
 def _is_replaced(item: dict[str, Any], digest: str, tag: str) -> bool:  # Any: JSON
-    name = (item.get("annotations") or {}).get(REF_NAME, "")
-    return bool(name == tag and (tag or item.get("digest") == digest))
+    return bool(_name_of(item) == tag and (tag or item.get("digest") == digest))
+
+
+def _name_of(item: dict[str, Any]) -> str:  # Any: JSON
+    return str((item.get("annotations") or {}).get(REF_NAME, ""))
 
 
 class _Incomplete:
@@ -184,28 +285,40 @@ class _Incomplete:
             raise Unavailable(f"{_CODE}.write_failed", "cannot write to the layout", actual=str(err.strerror)) from err
 
 
-def _open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path, *, code: str = _CODE) -> BinaryIO:
+    """Open a file without following a link, if it is a plain one.
+
+    Raises:
+        ImageRefused: `<code>.blob_missing`, `<code>.not_a_file`.
+        Unavailable: `<code>.read_failed`.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as err:
-        raise ImageRefused(f"{_CODE}.blob_missing", "layout does not have a blob", path=str(path)) from err
+        raise ImageRefused(f"{code}.blob_missing", "store does not have a blob", path=str(path)) from err
     except OSError as err:
         if err.errno == errno.ELOOP:
-            raise ImageRefused(f"{_CODE}.not_a_file", "blob is a symbolic link", path=str(path)) from err
+            raise ImageRefused(f"{code}.not_a_file", "blob is a symbolic link", path=str(path)) from err
         raise Unavailable(
-            f"{_CODE}.read_failed", "cannot read a file of the layout", path=str(path), actual=str(err.strerror)
+            f"{code}.read_failed", "cannot read a file of the store", path=str(path), actual=str(err.strerror)
         ) from err
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ImageRefused(f"{_CODE}.not_a_file", "blob is not a plain file", path=str(path))
+        raise ImageRefused(f"{code}.not_a_file", "blob is not a plain file", path=str(path))
     return os.fdopen(fd, "rb", buffering=0)
 
 
-def _read_file(path: Path, ceiling: int) -> bytes | None:
+def read_plain(path: Path, ceiling: int, *, code: str = _CODE) -> bytes | None:
+    """Return the content of a small plain file, or None when there is none.
+
+    Raises:
+        ImageRefused: `<code>.too_long`, `<code>.not_a_file`.
+        Unavailable: `<code>.read_failed`.
+    """
     if not path.exists():
         return None
-    with _open_plain(path) as file:
+    with open_plain(path, code=code) as file:
         raw = file.read(ceiling + 1)
     if len(raw) > ceiling:
-        raise ImageRefused(f"{_CODE}.too_long", "file is too long", path=str(path), expected=f"at most {ceiling} bytes")
+        raise ImageRefused(f"{code}.too_long", "file is too long", path=str(path), expected=f"at most {ceiling} bytes")
     return raw

@@ -1,25 +1,41 @@
-"""Where an image is, as people write it for skopeo: `docker://REF`, `oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`,
-`docker-archive:PATH[:REF]`; a text without such a prefix is a registry reference, as `docker run` reads it.
+"""Where an image is, as people write it for skopeo (containers-transports(5)): `docker://REF`, `oci:PATH[:TAG]`,
+`oci-archive:PATH[:TAG]`, `docker-archive:PATH[:REF]`, `dir:PATH`; a text without such a prefix is a registry
+reference, as `docker run` reads it.
 
-As in skopeo, a path ends at the first colon. Opening a location for writing works for layouts and registries only:
-an archive cannot be extended in place, and `docker-archive` has no place for what encryption needs to say.
+As in skopeo, a path ends at the first colon, except that `dir:` takes the whole rest. Beside tags, `oci:PATH@DIGEST`
+and `oci:PATH:DIGEST` name a manifest by its digest. What is one file or directory of one image is written beside its
+place and renamed at the end: on any error there is no file, and an older one is as it was.
 """
 
 from __future__ import annotations
 
 import enum
-from contextlib import AbstractContextManager, closing, nullcontext
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from cloister.errors import ImageRefused
+from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.archive import DockerArchive, OCIArchive
+from cloister.oci.directory import ImageDirectory
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.layout import OCILayout
+from cloister.oci.manifest import Descriptor
 from cloister.oci.reference import OCIReference, parse_reference
 from cloister.oci.session import Credentials
-from cloister.oci.store import ImageSource
+from cloister.oci.store import ImageSource, ImageStore
 from cloister.oci.transport import Transport
+
+_CODE: Final = "oci.location"
+# Places skopeo knows and Cloister does not; without this they would be read as names on Docker Hub.
+_UNSUPPORTED: Final = ("docker-daemon:", "containers-storage:", "ostree:", "sif:", "tarball:", "atomic:")
+_AT_DIGEST: Final = re.compile(r"(?P<path>.+?):?@(?P<digest>sha(?:256|512):[0-9a-f]{64,128})")
 
 
 class LocationKind(enum.Enum):
@@ -29,6 +45,7 @@ class LocationKind(enum.Enum):
     LAYOUT = "oci:"
     ARCHIVE = "oci-archive:"
     DOCKER_ARCHIVE = "docker-archive:"
+    DIRECTORY = "dir:"
 
 
 class ImageLocation(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,39 +62,86 @@ class ImageLocation(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.kind.value}{self.path}" + (f":{self.selector}" if self.selector else "")
 
 
+class RegistryPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository and how to reach it; see `RegistryClient` for the fields."""
+
+    reference: OCIReference
+    plain_http: bool
+    other_origins: bool
+    credentials: Credentials | None = None
+    token_services: tuple[str, ...] = ()
+
+    def client(self, transport: Transport) -> RegistryClient:
+        """Return a client for the repository."""
+        return RegistryClient(
+            transport,
+            self.reference,
+            plain_http=self.plain_http,
+            other_origins=self.other_origins,
+            credentials=self.credentials,
+            token_services=self.token_services,
+        )
+
+
 class RegistryAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach registries; see `RegistryClient` for the fields."""
+    """How to reach registries: any one like this, or the repository of a location at `places`, the last of which is its
+    own and the others mirrors of it."""
 
     transport: Transport
     plain_http: bool
     other_origins: bool
-    credentials: Credentials | None = None
+    places: tuple[RegistryPlace, ...] = ()
 
     def client(self, reference: OCIReference) -> RegistryClient:
         """Return a client for the repository of `reference`."""
-        return RegistryClient(
-            self.transport,
-            reference,
-            plain_http=self.plain_http,
-            other_origins=self.other_origins,
-            credentials=self.credentials,
-        )
+        return self._places(reference)[-1].client(self.transport)
+
+    def source(self, reference: OCIReference) -> ImageSource:
+        """Return what reads the repository of `reference`, from mirrors first."""
+        clients = [place.client(self.transport) for place in self._places(reference)]
+        if len(clients) == 1:
+            return clients[0]
+        from cloister.oci.mirrors import MirroredSource
+
+        return MirroredSource(clients)
+
+    def _places(self, reference: OCIReference) -> tuple[RegistryPlace, ...]:
+        own = RegistryPlace(reference=reference, plain_http=self.plain_http, other_origins=self.other_origins)
+        return self.places or (own,)
 
 
 def parse_location(text: str) -> ImageLocation:
     """Parse a location.
 
     Raises:
-        ImageRefused: `oci.location.no_path`, `oci.reference.malformed`.
+        ImageRefused: `oci.location.no_path`, `oci.location.unsupported`, `oci.reference.malformed`.
     """
-    for kind in (LocationKind.LAYOUT, LocationKind.ARCHIVE, LocationKind.DOCKER_ARCHIVE):
-        if text.startswith(kind.value):
-            path, _, selector = text[len(kind.value) :].partition(":")
+    for kind in LocationKind:
+        if kind is not LocationKind.REGISTRY and text.startswith(kind.value):
+            path, selector = _split_path(text[len(kind.value) :], kind)
             if not path:
-                raise ImageRefused("oci.location.no_path", "location has no path", actual=text)
+                raise ImageRefused(f"{_CODE}.no_path", "location has no path", actual=text)
             return ImageLocation(kind=kind, path=path, selector=selector)
+    if text.startswith(_UNSUPPORTED):
+        raise ImageRefused(
+            f"{_CODE}.unsupported",
+            "this kind of place is not supported",
+            expected=", ".join(kind.value for kind in LocationKind),
+            actual=text[:80],
+            hint="copy it to oci:PATH:TAG with skopeo first",
+        )
     reference = parse_reference(text.removeprefix(LocationKind.REGISTRY.value))
     return ImageLocation(kind=LocationKind.REGISTRY, reference=reference, selector=reference.selector)
+
+
+def _split_path(rest: str, kind: LocationKind) -> tuple[str, str]:
+    if kind is LocationKind.DIRECTORY:
+        return rest, ""
+    match = _AT_DIGEST.fullmatch(rest) if kind is not LocationKind.DOCKER_ARCHIVE else None
+    if match:
+        return match["path"], match["digest"]
+    path, _, selector = rest.partition(":")
+    return path, selector
 
 
 def open_source(location: ImageLocation, access: RegistryAccess) -> AbstractContextManager[ImageSource]:
@@ -87,33 +151,153 @@ def open_source(location: ImageLocation, access: RegistryAccess) -> AbstractCont
         ImageRefused, Unavailable: what the place itself refuses.
     """
     if location.reference is not None:
-        return nullcontext(access.client(location.reference))
+        return nullcontext(access.source(location.reference))
     if location.kind is LocationKind.LAYOUT:
         return nullcontext(OCILayout(location.path))
     if location.kind is LocationKind.ARCHIVE:
         return closing(OCIArchive(location.path))
+    if location.kind is LocationKind.DIRECTORY:
+        return nullcontext(ImageDirectory(location.path))
     return closing(DockerArchive(location.path))
 
 
-def open_sink(location: ImageLocation, access: RegistryAccess) -> OCILayout | RegistryClient:
-    """Open a location for writing, which both can also read.
+def open_sink(
+    location: ImageLocation, access: RegistryAccess, *, sealed: bool = False, extend: bool = False
+) -> AbstractContextManager[ImageStore]:
+    """Open a location for writing; use the result in a `with` statement, whose normal end makes files appear.
+
+    What is written there can also be read there. A file or directory of one image is replaced as a whole.
+
+    Args:
+        location: the place.
+        access: reaches registries.
+        sealed: what comes is encrypted, so that a place without room for it is refused before the work.
+        extend: something is stored beside what is there (a signature), which stays.
 
     Raises:
-        ImageRefused: `oci.location.not_writable`, and nothing was written.
+        ImageRefused: `oci.location.not_writable`, `oci.location.several`, `oci.archive.encrypted`, `oci.directory.*`;
+            nothing was written.
+        Unavailable: `oci.location.write_failed`, or what the place itself says.
     """
     if location.reference is not None:
-        if location.reference.digest is not None:
-            raise ImageRefused(
-                "oci.location.not_writable",
-                "cannot write to a digest, it follows from the content",
-                actual=str(location),
-            )
-        return access.client(location.reference)
+        if location.reference.digest is not None and not extend:
+            raise _not_writable(location, "cannot write to a digest, it follows from the content")
+        return nullcontext(access.client(location.reference))
+    if location.selector.startswith(("sha256:", "sha512:")) and not extend:
+        raise _not_writable(location, "cannot write to a digest, it follows from the content")
     if location.kind is LocationKind.LAYOUT:
-        return OCILayout(location.path, create=True)
-    raise ImageRefused(
-        "oci.location.not_writable",
-        "this kind of place cannot hold an encrypted or signed image",
-        expected="docker://REFERENCE or oci:PATH:TAG",
+        return nullcontext(OCILayout(location.path, create=not extend))
+    if location.kind is LocationKind.ARCHIVE:
+        return _open_archive(location, extend=extend)
+    if extend:
+        raise _not_writable(location, "this kind of place has no room for anything beside the image")
+    if location.kind is LocationKind.DIRECTORY:
+        return _open_directory(location)
+    if sealed:
+        raise _not_writable(location, "a docker archive cannot hold an encrypted image")
+    return _open_docker_archive(location)
+
+
+# -- places of one file or directory --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_archive(location: ImageLocation, *, extend: bool) -> Iterator[ImageStore]:
+    from cloister.oci.archivefile import write_oci_archive
+
+    target = Path(location.path)
+    with _staged(target) as (layout, draft):
+        if extend:
+            with closing(OCIArchive(target)) as held:
+                held.copy_into(layout)
+        yield layout
+        with draft.open("xb") as file:
+            write_oci_archive(layout, file)
+            os.fsync(file.fileno())
+        draft.replace(target)
+
+
+@contextmanager
+def _open_docker_archive(location: ImageLocation) -> Iterator[ImageStore]:
+    from cloister.oci.archivefile import write_docker_archive
+
+    name = str(parse_reference(location.selector)) if location.selector else ""
+    target = Path(location.path)
+    with _staged(target) as (layout, draft):
+        yield layout
+        with draft.open("xb") as file:
+            write_docker_archive(layout, _only_image(layout, location), file, name=name)
+            os.fsync(file.fileno())
+        draft.replace(target)
+
+
+@contextmanager
+def _open_directory(location: ImageLocation) -> Iterator[ImageStore]:
+    from cloister.oci.directory import require_replaceable, write_directory
+
+    target = Path(location.path)
+    if target.exists():
+        require_replaceable(target)
+    with _staged(target) as (layout, draft):
+        yield layout
+        write_directory(layout, _only_image(layout, location), draft)
+        if not target.exists():
+            draft.rename(target)
+            return
+        older = draft.with_suffix(".older")
+        target.rename(older)
+        draft.rename(target)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[tuple[OCILayout, Path]]:
+    """Give a layout beside `target` to write into, and a name for the draft; both are gone in the end.
+
+    Raises:
+        Unavailable: `oci.location.write_failed`.
+    """
+    if not target.parent.is_dir():
+        raise Unavailable(f"{_CODE}.write_failed", "directory to write to is not there", path=str(target.parent))
+    token = secrets.token_hex(8)
+    staging = target.with_name(f".{target.name}.{token}.layout")
+    draft = target.with_name(f".{target.name}.{token}.incomplete")
+    try:
+        yield OCILayout(staging, create=True), draft
+    except OSError as err:
+        raise Unavailable(
+            f"{_CODE}.write_failed", "cannot write the image", path=str(target), actual=str(err.strerror or err)[:120]
+        ) from err
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        _remove(draft)
+
+
+def _only_image(layout: OCILayout, location: ImageLocation) -> Descriptor:
+    images = layout.images()
+    if len(images) != 1 or layout.has_companions():
+        raise ImageRefused(
+            f"{_CODE}.several",
+            "this kind of place holds one image and nothing beside it",
+            expected="one image",
+            actual=f"{len(images)} images" + (" and signatures" if layout.has_companions() else ""),
+            path=str(location),
+            hint="write to oci:PATH:TAG or oci-archive:PATH:TAG",
+        )
+    return images[0]
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
+
+
+def _not_writable(location: ImageLocation, reason: str) -> ImageRefused:
+    return ImageRefused(
+        f"{_CODE}.not_writable",
+        reason,
+        expected="docker://REFERENCE, oci:PATH:TAG or oci-archive:PATH:TAG",
         actual=str(location),
     )

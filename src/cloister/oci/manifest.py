@@ -11,7 +11,7 @@ nobody.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -41,21 +41,38 @@ ENCRYPTED_SUFFIX: Final = "+encrypted"
 
 _CODE: Final = "oci.manifest"
 _OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_OCI_FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 _DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
-_DOCKER_COMPRESSION: Final = {"": "", ".gzip": "gzip", ".zstd": "zstd"}
+_DOCKER_FOREIGN: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+_DOCKER: Final = "application/vnd.docker."
 
 
 class LayerType(msgspec.Struct, frozen=True):
-    """What a layer's media type says: compression (``""``, ``gzip``, ``zstd``) and whether it is encrypted."""
+    """What a layer's media type says: compression (``""``, ``gzip``, ``zstd``), whether it is encrypted, and whether it
+    is foreign: fetched from elsewhere, not from the registry."""
 
     compression: str
     encrypted: bool
+    foreign: bool = False
 
     @property
     def media_type(self) -> str:
         """The OCI name of this type; Docker's names are read, never written."""
         compressed = f"+{self.compression}" if self.compression else ""
-        return f"{_OCI_LAYER}{compressed}{ENCRYPTED_SUFFIX if self.encrypted else ''}"
+        name = _OCI_FOREIGN if self.foreign else _OCI_LAYER
+        return f"{name}{compressed}{ENCRYPTED_SUFFIX if self.encrypted else ''}"
+
+
+_LAYER_TYPES: Final = {
+    f"{name}{mark}{compression}": LayerType(compression, False, foreign)
+    for name, separator, foreign in (
+        (_OCI_LAYER, "+", False),
+        (_OCI_FOREIGN, "+", True),
+        (_DOCKER_LAYER, ".", False),
+        (_DOCKER_FOREIGN, ".", True),
+    )
+    for mark, compression in (("", ""), (separator, "gzip"), (separator, "zstd"))
+}
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +106,9 @@ class ImageIndex(msgspec.Struct, frozen=True, kw_only=True):
     digest: Digest
     media_type: str
     manifests: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
+    subject: Descriptor | None = None
+    artifact_type: str = ""
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,33 +127,33 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
 
 
-def parse_layer_type(media_type: str, *, path: str = "") -> LayerType:
+def parse_layer_type(media_type: str, *, path: str = "", foreign: bool = False) -> LayerType:
     """Return what `media_type` says about a layer.
 
+    Args:
+        media_type: of its descriptor.
+        path: names the layer in errors.
+        foreign: accept a foreign layer. Guests do not: it may not be distributed, and so cannot be protected.
+
     Raises:
-        ImageRefused: `oci.manifest.foreign_layer` for content that may not be distributed and so cannot be protected;
-            `oci.manifest.unknown_layer_type` for everything not listed in layer.md.
+        ImageRefused: `oci.manifest.foreign_layer`; `oci.manifest.unknown_layer_type` for everything not listed in
+            layer.md.
     """
     plain = media_type.removesuffix(ENCRYPTED_SUFFIX)
     encrypted = plain != media_type
-    if "nondistributable" in plain or ".foreign." in plain:
+    found = _LAYER_TYPES.get(plain)
+    if found is None or (encrypted and plain.startswith(_DOCKER)):
+        raise ImageRefused(
+            f"{_CODE}.unknown_layer_type", "layer media type is not known", path=path, actual=media_type[:120]
+        )
+    if found.foreign and not foreign:
         raise ImageRefused(
             f"{_CODE}.foreign_layer",
             "layer is fetched from elsewhere, not from the registry",
             path=path,
             actual=media_type,
         )
-    if plain.startswith(_OCI_LAYER):
-        rest = plain[len(_OCI_LAYER) :]
-        if rest in ("", "+gzip", "+zstd"):
-            return LayerType(rest.removeprefix("+"), encrypted)
-    if plain.startswith(_DOCKER_LAYER) and not encrypted:
-        compression = _DOCKER_COMPRESSION.get(plain[len(_DOCKER_LAYER) :])
-        if compression is not None:
-            return LayerType(compression, False)
-    raise ImageRefused(
-        f"{_CODE}.unknown_layer_type", "layer media type is not known", path=path, actual=media_type[:120]
-    )
+    return LayerType(found.compression, encrypted, found.foreign)
 
 
 def parse_manifest(raw: bytes, *, media_type: str = "") -> ImageManifest:
@@ -146,7 +166,7 @@ def parse_manifest(raw: bytes, *, media_type: str = "") -> ImageManifest:
     Raises:
         ImageRefused: `oci.manifest.*`; `oci.manifest.is_index` where an index stands instead.
     """
-    members, said = _parse_either(raw, media_type)
+    members, said = _settle_kind(raw, media_type)
     if said in INDEX_TYPES:
         raise ImageRefused(
             f"{_CODE}.is_index",
@@ -164,14 +184,14 @@ def parse_manifest(raw: bytes, *, media_type: str = "") -> ImageManifest:
             for number, layer in enumerate(layers)
         ),
         annotations=_annotations(members),
-        subject=_parse_descriptor(members.members("subject"), ceiling=MANIFEST_BYTES) if "subject" in members else None,
+        subject=_subject(members),
         artifact_type=members.text("artifactType", ""),
     )
 
 
 def parse_index(raw: bytes, *, media_type: str = "") -> ImageIndex:
     """Parse an image index or Docker manifest list; arguments and errors as `parse_manifest`."""
-    members, said = _parse_either(raw, media_type)
+    members, said = _settle_kind(raw, media_type)
     if said in MANIFEST_TYPES:
         raise ImageRefused(f"{_CODE}.is_manifest", "a single image stands where an index is needed")
     entries = members.array("manifests", ceiling=INDEX_ENTRIES, required=True)
@@ -183,12 +203,41 @@ def parse_index(raw: bytes, *, media_type: str = "") -> ImageIndex:
             _parse_descriptor(Members(entry, path=f"manifests[{number}]", code=_CODE), ceiling=MANIFEST_BYTES)
             for number, entry in enumerate(entries)
         ),
+        annotations=_annotations(members),
+        subject=_subject(members),
+        artifact_type=members.text("artifactType", ""),
     )
 
 
 def is_index(raw: bytes, *, media_type: str = "") -> bool:
     """Whether the document is an index rather than a manifest; refuses one that is neither or both."""
-    return _parse_either(raw, media_type)[1] in INDEX_TYPES
+    return _settle_kind(raw, media_type)[1] in INDEX_TYPES
+
+
+def parse_either(raw: bytes, *, media_type: str = "") -> ImageManifest | ImageIndex:
+    """Parse a manifest or index, whichever it is; arguments and errors as `parse_manifest`."""
+    if is_index(raw, media_type=media_type):
+        return parse_index(raw, media_type=media_type)
+    return parse_manifest(raw, media_type=media_type)
+
+
+def describe_referrer(document: ImageManifest | ImageIndex) -> dict[str, Any]:  # Any: JSON
+    """Return the entry that lists `document` among the referrers of its subject (specification, same section)."""
+    entry: dict[str, Any] = {  # Any: JSON
+        "mediaType": document.media_type,
+        "digest": str(document.digest),
+        "size": len(document.raw),
+    }
+    if artifact_type_of(document):
+        entry["artifactType"] = artifact_type_of(document)
+    if document.annotations:
+        entry["annotations"] = dict(document.annotations)
+    return entry
+
+
+def artifact_type_of(document: ImageManifest | ImageIndex) -> str:
+    """Return what kind of artifact a manifest says it is, empty for an index that does not say."""
+    return document.artifact_type or (document.config.media_type if isinstance(document, ImageManifest) else "")
 
 
 def parse_config(raw: bytes) -> ImageConfig:
@@ -234,7 +283,7 @@ def _check_run_values(config: ImageConfig, code: str) -> None:
         raise ImageRefused(f"{code}.nul_byte", "a value to run with holds a NUL byte", path="config")
 
 
-def _parse_either(raw: bytes, transport_type: str) -> tuple[Members, str]:
+def _settle_kind(raw: bytes, transport_type: str) -> tuple[Members, str]:
     """Parse a manifest or index and settle which of the two it is."""
     members = Members(parse_document(raw, ceiling=MANIFEST_BYTES, code=_CODE), path="", code=_CODE)
     version = members.unsigned("schemaVersion")
@@ -276,6 +325,10 @@ def _parse_descriptor(members: Members, *, ceiling: int) -> Descriptor:
         platform=_platform(members.members("platform")) if "platform" in members else "",
         artifact_type=members.text("artifactType", ""),
     )
+
+
+def _subject(members: Members) -> Descriptor | None:
+    return _parse_descriptor(members.members("subject"), ceiling=MANIFEST_BYTES) if "subject" in members else None
 
 
 def _platform(members: Members) -> str:

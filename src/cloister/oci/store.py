@@ -8,8 +8,8 @@ whatever the store says it is; only a verified signature or a digest from policy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -17,6 +17,9 @@ from cloister.errors import ImageRefused
 from cloister.oci.digest import Digest, DigestVerifier, parse_digest
 from cloister.oci.manifest import Descriptor, parse_index
 from cloister.oci.manifest import is_index as document_is_index
+from cloister.wire.limits import REFERRERS
+
+_REFERRERS_TAG_HEX: Final = 64
 
 
 class StoredManifest(msgspec.Struct, frozen=True):
@@ -44,6 +47,13 @@ class ImageSource(Protocol):
         """Yield the bytes the store holds for a blob, whatever they are."""
         ...
 
+    def referrers(self, digest: Digest) -> Iterable[Descriptor] | None:
+        """Return what the store itself lists as referring to `digest`, or None where only a tag can say so.
+
+        For `cloister.oci.referrers`, which has the ceiling on their number.
+        """
+        ...
+
 
 class ImageSink(Protocol):
     """Writes to a store."""
@@ -59,6 +69,23 @@ class ImageSink(Protocol):
     def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
         """Store a manifest whose blobs are stored, under its digest and, unless empty, `tag`."""
         ...
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        """Store a manifest that has a subject; false where the store does not list it there by itself."""
+        ...
+
+
+@runtime_checkable
+class _Mounting(Protocol):
+    """A sink that may take a blob over from a source without its bytes coming by."""
+
+    def mount_blob(self, source: ImageSource, digest: Digest) -> bool:
+        """Take a blob over; false where it has to be written."""
+        ...
+
+
+class ImageStore(ImageSource, ImageSink, Protocol):
+    """A store that can be read and written: a layout or a registry."""
 
 
 def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest:
@@ -77,6 +104,22 @@ def read_manifest(source: ImageSource, selector: str | Digest) -> StoredManifest
         verifier.update(stored.raw)
         verifier.finish()
     return stored
+
+
+def referrers_tag(digest: Digest) -> str:
+    """Return the tag that lists what refers to `digest` where nothing else does (distribution specification 1.1,
+    "Referrers Tag Schema")."""
+    return f"{digest.algorithm}-{digest.hex[:_REFERRERS_TAG_HEX]}"
+
+
+def too_many_referrers(digest: Digest) -> ImageRefused:
+    """Return the refusal of a list that no honest store has."""
+    return ImageRefused(
+        "oci.referrers.too_many",
+        "more refers to the image than can be",
+        path=str(digest),
+        expected=f"at most {REFERRERS}",
+    )
 
 
 def _digest_in(selector: str | Digest) -> Digest | None:
@@ -99,16 +142,44 @@ def resolve_platform(source: ImageSource, selector: str | Digest, platform: str)
     if not stored.is_index:
         return stored
     entries = parse_index(stored.raw, media_type=stored.media_type).manifests
-    exact = [entry for entry in entries if entry.platform == platform]
-    chosen = exact or [entry for entry in entries if entry.platform.startswith(f"{platform}/")]
-    if not chosen:
+    chosen = choose_platform(entries, platform)
+    if chosen is None:
         raise ImageRefused(
             "oci.manifest.no_platform",
             "image has no variant for this platform",
             expected=platform,
             actual=", ".join(sorted({entry.platform for entry in entries}))[:200],
         )
-    return read_manifest(source, chosen[0].digest)
+    return read_manifest(source, chosen.digest)
+
+
+def choose_platform(entries: Sequence[Descriptor], platform: str) -> Descriptor | None:
+    """Return the entry of an index that runs on `platform`, as containerd chooses.
+
+    With a variant (`linux/arm/v7`): the same, or else the highest lower one, or else one without. Without: one without
+    a variant, or else the lowest one, which runs everywhere. Of equal ones the first.
+    """
+    wanted = platform.split("/")
+    base, variant = "/".join(wanted[:2]), "/".join(wanted[2:])
+    fitting = []
+    for entry in entries:
+        parts = entry.platform.split("/")
+        os_and_architecture, its = "/".join(parts[:2]), "/".join(parts[2:])
+        if os_and_architecture == base and (not variant or not its or _level(its) <= _level(variant)):
+            fitting.append((entry, _level(its)))
+    if not fitting:
+        return None
+    if variant:
+        return max(fitting, key=lambda pair: pair[1])[0]
+    return min(fitting, key=lambda pair: pair[1])[0]
+
+
+def _level(variant: str) -> int:
+    """Return the number of a variant (`v7`), 0 for none, and for others one that nothing asks for."""
+    number = variant.removeprefix("v")
+    if not variant:
+        return 0
+    return int(number) if number.isdigit() and len(number) < 4 else 1000
 
 
 def checked_blob(source: ImageSource, descriptor: Descriptor) -> Iterator[bytes]:
@@ -118,7 +189,13 @@ def checked_blob(source: ImageSource, descriptor: Descriptor) -> Iterator[bytes]
         ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
     """
     verifier = DigestVerifier(descriptor.digest, descriptor.size, code=source.code, path=f"blob {descriptor.digest}")
-    return verifier.checked(source.stream_blob(descriptor))
+    stream = source.stream_blob(descriptor)
+    try:
+        yield from verifier.checked(stream)
+    finally:
+        close = getattr(stream, "close", None)  # a generator may hold a connection, which a refusal gives back at once
+        if close is not None:
+            close()
 
 
 def read_blob(source: ImageSource, descriptor: Descriptor, *, ceiling: int) -> bytes:
@@ -141,8 +218,13 @@ def read_blob(source: ImageSource, descriptor: Descriptor, *, ceiling: int) -> b
 def copy_blob(
     source: ImageSource, sink: ImageSink, descriptor: Descriptor, *, advance: Callable[[int], None] | None = None
 ) -> None:
-    """Copy a blob, unless the sink has it; other bytes than described are never stored."""
+    """Copy a blob, unless the sink has it; other bytes than described are never stored.
+
+    A registry takes it over from another of its repositories by itself where it can.
+    """
     if sink.has_blob(descriptor.digest):
+        return
+    if isinstance(sink, _Mounting) and sink.mount_blob(source, descriptor.digest):
         return
     sink.write_blob(_observed(checked_blob(source, descriptor), advance))
 

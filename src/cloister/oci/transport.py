@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from cloister.errors import FormatRefused, Unavailable
 from cloister.wire.http1 import Answer, encode_request
-from cloister.wire.limits import REGISTRY_SECONDS
+from cloister.wire.limits import REGISTRY_IDLE_CONNECTIONS, REGISTRY_SECONDS
 
 if TYPE_CHECKING:
     import socket
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _LAST_PORT: Final = 65535
+_IPV4_BYTES: Final = 4
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # an IPv4 address written as an IPv6 one
+_IPV6_METADATA: Final = b"\xfd\x00\x0e\xc2" + bytes(10) + b"\x02\x54"  # fd00:ec2::254
 
 
 class Response(Protocol):
@@ -57,7 +60,7 @@ class Transport(Protocol):
 
 
 class HTTPTransport:
-    """A `Transport` with one kept connection per server. Not for several threads at once.
+    """A `Transport` that keeps connections. Threads may share one.
 
     Args:
         tls: makes what authenticates servers, once the first is asked by https; by default the machine's own CA
@@ -77,14 +80,14 @@ class HTTPTransport:
         self._tls: ssl.SSLContext | None = None
         self._timeout = timeout_seconds
         self._forbid_self = forbid_self
-        self._idle: dict[str, socket.socket] = {}
+        self._idle: dict[str, list[socket.socket]] = {}
 
     def open(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """Send a request, see `Transport.open`."""
         origin, path = split_origin(url)
         try:
-            request = encode_request(method, path, origin.partition("://")[2], headers, body)
-            kept = self._idle.pop(origin, None)
+            request = encode_request(method, self._target(origin, path), origin.partition("://")[2], headers, body)
+            kept = self._take_idle(origin)
             if kept is not None:
                 try:
                     return self._exchange(kept, origin, method, request)
@@ -107,35 +110,55 @@ class HTTPTransport:
 
     def close(self) -> None:
         """Close kept connections."""
-        for connection in self._idle.values():
-            connection.close()
-        self._idle.clear()
+        for origin in list(self._idle):
+            while (connection := self._take_idle(origin)) is not None:
+                connection.close()
 
     def keep(self, origin: str, connection: socket.socket) -> None:
         """Take back a connection whose answer was read to its end."""
-        previous = self._idle.pop(origin, None)
-        if previous is not None:
-            previous.close()
-        self._idle[origin] = connection
+        idle = self._idle.setdefault(origin, [])
+        if len(idle) < REGISTRY_IDLE_CONNECTIONS:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def _take_idle(self, origin: str) -> socket.socket | None:
+        try:
+            return self._idle.get(origin, []).pop()  # one step, so that two threads never get the same
+        except IndexError:
+            return None
 
     def _connect(self, origin: str) -> socket.socket:
-        import socket
-
         scheme, _, authority = origin.partition("://")
-        host, port = _split_authority(authority, _DEFAULT_PORTS[scheme])
-        plain = socket.create_connection((host, port), self._timeout)
+        host, port = split_authority(authority, _DEFAULT_PORTS[scheme])
+        plain = self._dial(scheme, host, port)
         try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if scheme == "http":
-                return plain
-            import ssl
-
-            if self._tls is None:
-                self._tls = (self._make_tls or ssl.create_default_context)()
-            return self._tls.wrap_socket(plain, server_hostname=host)
+            return plain if scheme == "http" else self._secure(plain, host, port)
         except BaseException:
             plain.close()
             raise
+
+    # What an owner's transport does otherwise: `cloister.oci.network`.
+
+    def _target(self, _: str, path: str) -> str:
+        """Return what is asked for, in the first line of a request to the server at an origin."""
+        return path
+
+    def _dial(self, _: str, host: str, port: int) -> socket.socket:
+        """Return a connection to `host`, without TLS."""
+        import socket
+
+        plain = socket.create_connection((host, port), self._timeout)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return plain
+
+    def _secure(self, plain: socket.socket, host: str, _: int) -> ssl.SSLSocket:
+        """Return the same connection with TLS."""
+        import ssl
+
+        if self._tls is None:
+            self._tls = (self._make_tls or ssl.create_default_context)()
+        return self._tls.wrap_socket(plain, server_hostname=host)
 
 
 class _HTTPResponse:
@@ -191,7 +214,7 @@ def split_origin(url: str) -> tuple[str, str]:
     return f"{scheme}://{authority.removesuffix(f':{_DEFAULT_PORTS[scheme]}')}", f"{slash or '/'}{path}"
 
 
-def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
+def split_authority(authority: str, default_port: int) -> tuple[str, int]:
     """Return host and port of `host`, `host:port`, `[v6]` or `[v6]:port`; ValueError where it is none of them."""
     host, bracket, rest = authority.removeprefix("[").partition("]")
     if not authority.startswith("["):
@@ -205,6 +228,48 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
     if rest == port or not (port.isascii() and port.isdigit() and int(port) <= _LAST_PORT):
         raise ValueError("not a port")
     return host, int(port)
+
+
+def host_of(origin: str) -> str:
+    """Return the host of an origin, an IPv6 address without its brackets, empty where there is none."""
+    scheme, _, authority = origin.partition("://")
+    try:
+        return split_authority(authority, _DEFAULT_PORTS.get(scheme, 0))[0]
+    except ValueError:
+        return ""
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address, in any form that resolvers take for one (`127.1`, `2130706433`)."""
+    return _packed(host) is not None
+
+
+def is_inside_address(host: str) -> bool:
+    """Whether `host` is written as an address of this machine itself, or of the metadata service of its cloud.
+
+    A name may lead there as well; what is fetched from it is checked by its digest, and gets no credentials.
+    """
+    name = host.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    packed = _packed(host)
+    if packed is None:
+        return False
+    if len(packed) == _IPV4_BYTES:
+        return packed[0] in (0, 127) or packed[:2] == b"\xa9\xfe"
+    link_local = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+    return link_local or packed in (bytes(16), bytes(15) + b"\x01") or packed == _IPV6_METADATA
+
+
+def _packed(host: str) -> bytes | None:
+    import socket
+
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
+    except (OSError, ValueError):  # ValueError: a NUL, or letters that no address has
+        return None
+    mapped = len(packed) > _IPV4_BYTES and packed.startswith(_MAPPED)
+    return packed[-_IPV4_BYTES:] if mapped else packed
 
 
 def _require_elsewhere(connection: socket.socket, origin: str) -> None:

@@ -216,6 +216,45 @@ def decide_claim(container: ContainerPolicy, resolved: ProcessSpec, claim: Proce
     return Decision(checks=tuple(checks), state=PodState(life=MappingProxyType({})))
 
 
+def decide_unseal(container: ContainerPolicy, place: str, kid: str, resource: ResourcePath | None) -> Decision:
+    """Judge a sealed secret found at `place` of a container: the key it names, and once that is known, by its
+    verified payload, the resource it needs.
+
+    Args:
+        container: whose secret it is.
+        place: `env.NAME` or `files.PATH`.
+        kid: the sealing key it claims, or was verified with.
+        resource: what it names, verified; None before that.
+    """
+    path = f"containers.{container.name}"
+    checks = [
+        Check(
+            code="podpolicy.unseal.key",
+            ok=kid in container.sealing_keys,
+            path=f"{path}.sealing_keys",
+            message=f"{place} is sealed under a key the pod policy accepts for this container",
+            otherwise=f"{place} is sealed under a key the pod policy does not accept for this container",
+            expected=_words(sorted(container.sealing_keys))[:_SHOWN] or "no sealed secret at all",
+            actual=kid[:_SHOWN],
+            hint="add the key to `sealing_keys` of the container in the pod policy",
+        )
+    ]
+    if resource is not None:
+        checks.append(
+            Check(
+                code="podpolicy.unseal.resource",
+                ok=resource in container.unseal,
+                path=f"{path}.unseal",
+                message=f"{place} names a resource that sealed secrets of this container may have",
+                otherwise=f"{place} names a resource that no sealed secret of this container may have",
+                expected=" ".join(item.uri for item in container.unseal)[:_SHOWN] or "no resource",
+                actual=resource.uri,
+                hint="add the resource to `unseal` of the container in the pod policy",
+            )
+        )
+    return Decision(checks=tuple(checks), state=PodState(life=MappingProxyType({})))
+
+
 def _decide_create(policy: PodPolicy, state: PodState, request: Create) -> Decision:
     index = next((i for i, item in enumerate(policy.containers) if item.name == request.name), -1)
     declared = ", ".join(item.name for item in policy.containers)

@@ -37,6 +37,9 @@ def generate_pod_policy(
     terminal: bool = False,
     stdin: bool = False,
     resources: Sequence[ResourcePath] = (),
+    files: Mapping[str, str] | None = None,
+    sealing_keys: Mapping[str, str] | None = None,
+    unseal: Sequence[ResourcePath] = (),
     stream_key: ResourcePath | None = None,
     lease_seconds: int = 0,
 ) -> PodPolicy:
@@ -57,6 +60,9 @@ def generate_pod_policy(
         terminal: whether the process has a terminal.
         stdin: whether the process has standard input.
         resources: what the container may fetch.
+        files: secret files, as `ContainerPolicy.files`.
+        sealing_keys: keys of sealed secrets, as `ContainerPolicy.sealing_keys`.
+        unseal: what sealed secrets may name.
         stream_key: seals the streams when given, else streams are dropped.
         lease_seconds: how long the pod may run on one attestation; 0 is no lease.
 
@@ -78,6 +84,9 @@ def generate_pod_policy(
         terminal=terminal,
         stdin=stdin,
         resources=tuple(resources),
+        files=dict(files or {}),
+        sealing_keys=dict(sealing_keys or {}),
+        unseal=tuple(unseal),
     )
     resolve_process(container, image)
     streams = StreamsPolicy(mode="sealed", key=stream_key) if stream_key else StreamsPolicy(mode="none")

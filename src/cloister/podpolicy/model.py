@@ -9,6 +9,7 @@ value is exact, so there is nothing to widen.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Final, Literal
@@ -28,6 +29,8 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63})?")
 _LAST_SIGNAL: Final = 64
+_KERNEL_TREES: Final = frozenset({"proc", "sys", "dev"})  # hidden by mounts, or not the container's own
+SEALED_PREFIX: Final = "sealed."  # how a sealed secret begins, `spec/sealed-secret.md`
 _SHORTEST_LEASE: Final = 2  # a renewal takes a tenth of a second where the guest is emulated
 
 ContainerKind = Literal["init", "app"]
@@ -51,6 +54,9 @@ class _ContainerWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     exec: list[list[str]] = msgspec.field(default_factory=list)
     signals: list[int] = msgspec.field(default_factory=lambda: sorted(DEFAULT_SIGNALS))
     resources: list[str] = msgspec.field(default_factory=list)
+    files: dict[str, str] = msgspec.field(default_factory=dict)
+    sealing_keys: dict[str, str] = msgspec.field(default_factory=dict)
+    unseal: list[str] = msgspec.field(default_factory=list)
 
 
 class _StreamsWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -86,6 +92,11 @@ class ContainerPolicy(msgspec.Struct, frozen=True, kw_only=True):
         exec: argument lists that may be run additionally.
         signals: signal numbers the host may deliver.
         resources: what the container may fetch from the key broker through the guest.
+        files: secret files by absolute path: `kbs:///...` of the key broker, or a sealed secret. They are written
+            before the container starts, in its own memory, readable to its user alone.
+        sealing_keys: public keys of sealed secrets by `kid`: PEM, or empty when `kid` is the `kbs:///...` where the
+            key broker has the key. Without any, a sealed secret is refused.
+        unseal: what sealed secrets of this container may name: resources, and key-encryption keys of envelopes.
     """
 
     name: str
@@ -104,6 +115,16 @@ class ContainerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     exec: tuple[tuple[str, ...], ...] = ()
     signals: frozenset[int] = DEFAULT_SIGNALS
     resources: tuple[ResourcePath, ...] = ()
+    files: Mapping[str, str] = msgspec.field(default_factory=dict)
+    sealing_keys: Mapping[str, str] = msgspec.field(default_factory=dict)
+    unseal: tuple[ResourcePath, ...] = ()
+
+    @property
+    def prepared(self) -> tuple[ResourcePath, ...]:
+        """What the guest itself needs of the key broker for secret files and sealed secrets."""
+        files = [parse_resource_uri(text) for text in self.files.values() if not text.startswith(SEALED_PREFIX)]
+        keys = [parse_resource_uri(kid) for kid, key in self.sealing_keys.items() if not key]
+        return (*files, *keys, *self.unseal)
 
 
 class StreamsPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +288,9 @@ def encode_pod_policy(policy: PodPolicy) -> bytes:
             "exec": [list(argv) for argv in item.exec],
             "signals": sorted(item.signals),
             "resources": [path.uri for path in item.resources],
+            "files": dict(item.files),
+            "sealing_keys": dict(item.sealing_keys),
+            "unseal": [path.uri for path in item.unseal],
         }
         for item in policy.containers
     ]
@@ -329,6 +353,7 @@ def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:
         raise _malformed("working directory is not absolute", path=f"{path}.cwd", actual=wire.cwd[:40])
     if wire.user is not None and not _USER.fullmatch(wire.user):
         raise _malformed("not a user", path=f"{path}.user", expected="user or user:group", actual=wire.user[:40])
+    _check_secrets(wire, path)
     if any(not 0 < number <= _LAST_SIGNAL for number in wire.signals):
         raise _malformed("not a signal number", path=f"{path}.signals", expected=f"1..{_LAST_SIGNAL}")
     return ContainerPolicy(
@@ -348,7 +373,32 @@ def _container(wire: _ContainerWire, path: str) -> ContainerPolicy:
         exec=tuple(tuple(argv) for argv in wire.exec),
         signals=frozenset(wire.signals),
         resources=tuple(parse_resource_uri(item) for item in wire.resources),
+        files=dict(wire.files),
+        sealing_keys=dict(wire.sealing_keys),
+        unseal=tuple(parse_resource_uri(item) for item in wire.unseal),
     )
+
+
+def _check_secrets(wire: _ContainerWire, path: str) -> None:
+    """Check what says where sealed secrets and secret files come from."""
+    if max(len(wire.unseal), len(wire.sealing_keys), len(wire.files)) > POLICY_LIST_ITEMS:
+        raise _malformed("list too long", path=path, expected=f"at most {POLICY_LIST_ITEMS}")
+    for kid, key in wire.sealing_keys.items():
+        _check_values([kid, key], f"{path}.sealing_keys")
+        if not kid:
+            raise _malformed("sealing key has no name", path=f"{path}.sealing_keys")
+        if not key:
+            parse_resource_uri(kid)
+    for place, source in wire.files.items():
+        _check_values([place, source], f"{path}.files")
+        if posixpath.normpath(place) != place or not place.startswith("/") or place.startswith("//") or place == "/":
+            raise _malformed("not the absolute path of a file", path=f"{path}.files", actual=place[:80])
+        if place.split("/")[1] in _KERNEL_TREES:
+            raise _malformed(
+                "no secret file can lie in a file system of the kernel", path=f"{path}.files", actual=place[:80]
+            )
+        if not source.startswith(SEALED_PREFIX):
+            parse_resource_uri(source)
 
 
 def _streams(wire: _StreamsWire) -> StreamsPolicy:

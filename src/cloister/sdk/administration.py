@@ -32,6 +32,7 @@ class AdministrationTarget:
         ca_file: CA certificate to pin; None for the CAs of the system.
         tenant: whose things; empty for the token's own.
         state: state directory, where there is no server.
+        collateral: directory with vendors' statements, where there is no server; None for the service's own.
     """
 
     server: str
@@ -39,6 +40,7 @@ class AdministrationTarget:
     ca_file: Path | None
     tenant: str
     state: Path
+    collateral: Path | None = None
 
 
 @contextmanager
@@ -46,7 +48,8 @@ def open_administration(target: AdministrationTarget) -> Iterator[AdminClient]:
     """Give a client of a trust service, or of a state directory, for as long as the block runs.
 
     Raises:
-        Refused: no token (`sdk.administration.token`), or the state directory is not private.
+        Refused: no token (`sdk.administration.token`), collateral for a server (`sdk.administration.collateral`), or
+            the state directory is not private.
         Unavailable: a file cannot be read (`sdk.administration.file`), or the state cannot be used.
     """
     if target.server:
@@ -57,27 +60,34 @@ def open_administration(target: AdministrationTarget) -> Iterator[AdminClient]:
                 path="--token-file",
                 hint="the first start of the service wrote one to admin-token in its state directory",
             )
+        if target.collateral is not None:
+            raise Refused(
+                "sdk.administration.collateral",
+                "a service on the network judges with the vendors' statements it has",
+                path="--collateral",
+                hint="bring them to the service with `cloister collateral import`, or name a state directory",
+            )
         token = _text(target.token_file, "--token-file").strip()
         ca_pem = "" if target.ca_file is None else _text(target.ca_file, "--ca")
         with AdminClient(target.server, token, ca_pem=ca_pem, tenant=target.tenant) as client:
             yield client
         return
-    with _local(target.state, target.tenant) as client:
+    with _local(target) as client:
         yield client
 
 
 @contextmanager
-def _local(state: Path, tenant: str) -> Iterator[AdminClient]:
+def _local(target: AdministrationTarget) -> Iterator[AdminClient]:
     # Only here: with a server, none of the service's libraries are needed.
     from cloister.trust.access import LocalAccess
     from cloister.trust.admin import TrustAdmin
     from cloister.trust.web.admin.application import admin_application
 
-    with TrustAdmin(state) as admin:
+    with TrustAdmin(target.state, collateral=target.collateral) as admin:
         access = LocalAccess(admin.administration.access)
         application = admin_application(replace(admin.administration, access=access))
         transport = _InProcess(application)
-        with AdminClient(_HERE, access.token, tenant=tenant, transport=transport) as client:
+        with AdminClient(_HERE, access.token, tenant=target.tenant, transport=transport) as client:
             yield client
 
 

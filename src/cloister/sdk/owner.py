@@ -23,16 +23,20 @@ import msgspec
 
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Refused
-from cloister.imagetool.encrypt import Progress, encrypt_image, is_sealed
+from cloister.imagetool.compression import Compress
+from cloister.imagetool.encrypt import encrypt_image, is_sealed
+from cloister.imagetool.layers import Progress
 from cloister.imagetool.podvm import PodVMBundle, Shape
 from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.encryption.annotations import parse_layer_encryption
-from cloister.oci.location import ImageLocation, LocationKind, RegistryAccess, open_source, parse_location
+from cloister.oci.encryption.wrapping import PacketWrapper
+from cloister.oci.location import ImageLocation, LocationKind, open_source, parse_location
 from cloister.oci.manifest import ImageConfig, parse_config, parse_manifest
 from cloister.oci.reference import OCIReference
-from cloister.oci.store import ImageSource, copy_blob, read_blob, resolve_platform
+from cloister.oci.store import ImageSource, read_blob, resolve_platform
+from cloister.oci.transfer import copy_blobs
 from cloister.oci.transport import HTTPTransport
 from cloister.podpolicy.generate import pod_label
 from cloister.podpolicy.model import ImageDefaults
@@ -42,6 +46,8 @@ from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.sdk.home import Home
 from cloister.sdk.references import tpm_references
+from cloister.sdk.registryaccess import open_transport as open_transport
+from cloister.sdk.registryaccess import registry_access as registry_access
 from cloister.wire.limits import IMAGE_CONFIG_BYTES
 
 if TYPE_CHECKING:
@@ -182,7 +188,13 @@ class Owner:
             key = secrets.token_bytes(_KEY_BYTES)
             admin.put_resource(kek, key)
             sealed = encrypt_image(
-                source, source_digest, store, tag=tag, kek_id=kek.uri, kek=key, platform=PLATFORM, progress=progress
+                source,
+                source_digest,
+                store,
+                tag=tag,
+                recipients=[PacketWrapper(kek.uri, key)],
+                compress=Compress.GUEST,
+                progress=progress,
             )
         return sealed.digest, True
 
@@ -224,6 +236,16 @@ class Owner:
             admin.put_resource(path, msgspec.json.encode(dict(env)))
         return path
 
+    def new_files(self, run_id: str, files: Mapping[str, bytes | str]) -> dict[str, ResourcePath]:
+        """Keep the contents among one pod's secret files in the key broker; return where, by the file's path."""
+        contents = [(place, source) for place, source in files.items() if isinstance(source, bytes)]
+        kept = {place: ResourcePath("default", "file", f"{run_id}-{n}") for n, (place, _) in enumerate(contents)}
+        if contents:
+            with self.admin() as admin:
+                for place, content in contents:
+                    admin.put_resource(kept[place], content)
+        return kept
+
 
 def appraisal_policy(tees: Iterable[str], levels: Iterable[Level]) -> bytes:
     """Return an appraisal policy that accepts `tees`, and besides `hardware` the given levels, by name."""
@@ -260,7 +282,7 @@ def packet_keys(manifest: bytes) -> tuple[ResourcePath, ...]:
     paths = {
         packet.kek_path
         for number, layer in enumerate(layers)
-        for packet in parse_layer_encryption(layer, path=f"layers[{number}]").packets
+        for packet in parse_layer_encryption(layer, path=f"layers[{number}]").packets()
     }
     return tuple(sorted(paths))
 
@@ -279,21 +301,8 @@ def require_private(path: Path) -> None:
 
 def _copy(source: ImageSource, store: RegistryClient, raw: bytes, media_type: str, tag: str) -> Digest:
     manifest = parse_manifest(raw, media_type=media_type)
-    for descriptor in (manifest.config, *manifest.layers):
-        copy_blob(source, store, descriptor)
+    copy_blobs(source, store, (manifest.config, *manifest.layers))
     return store.write_manifest(raw, media_type, tag)
-
-
-def open_transport() -> AbstractContextManager[HTTPTransport]:
-    """Return a transport to registries: TLS with the system's roots; its connections close with the block."""
-    return closing(HTTPTransport())
-
-
-def registry_access(location: ImageLocation, transport: HTTPTransport) -> RegistryAccess:
-    """Plain HTTP to this machine only, as container tools do; TLS elsewhere."""
-    host = location.reference.registry.partition(":")[0] if location.reference else ""
-    local = host == "localhost" or host.startswith("127.")
-    return RegistryAccess(transport=transport, plain_http=local, other_origins=not local)
 
 
 def _holds_layers(store: RegistryClient, manifest: bytes) -> bool:

@@ -33,6 +33,10 @@ class WorkloadRequest:
         stdin: keep standard input open.
         terminal: give the process a terminal.
         resources: what the workload may fetch from the key broker.
+        secret_files: secret files by absolute path: content the key broker is to keep (bytes), or `kbs:///...` of what
+            it has, or a sealed secret (text).
+        sealing_keys: keys of sealed secrets in environment or files, as `ContainerPolicy.sealing_keys`.
+        unseal: what those sealed secrets may name.
     """
 
     args: tuple[str, ...] = ()
@@ -43,6 +47,9 @@ class WorkloadRequest:
     stdin: bool = False
     terminal: bool = False
     resources: tuple[ResourcePath, ...] = ()
+    secret_files: Mapping[str, bytes | str] = field(default_factory=dict)
+    sealing_keys: Mapping[str, str] = field(default_factory=dict)
+    unseal: tuple[ResourcePath, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +60,13 @@ class PodPlan:
         policy: the pod policy.
         init_data: what will be measured; names the broker and holds the policy.
         released: the resources this init data may have.
+        own_files: those among them that hold secret files of this pod alone.
     """
 
     policy: PodPolicy
     init_data: InitData
     released: tuple[ResourcePath, ...]
+    own_files: tuple[ResourcePath, ...] = ()
 
 
 def plan_pod(
@@ -69,13 +78,15 @@ def plan_pod(
     broker: BrokerAddress,
     stream_key: ResourcePath,
     env_resource: ResourcePath | None = None,
+    files: Mapping[str, ResourcePath] | None = None,
     lease_seconds: int = 0,
 ) -> PodPlan:
-    """Derive the plan of a pod with the one container `app`.
+    """Derive the plan of a pod with the one container `app`; `files` says where the broker keeps its secret files.
 
     Raises:
         FormatRefused: a value the pod policy refuses, or nothing to run.
     """
+    files = files or {}
     policy = generate_pod_policy(
         pod=name,
         image_digest=str(image.digest),
@@ -90,11 +101,21 @@ def plan_pod(
         terminal=workload.terminal,
         stdin=workload.stdin,
         resources=workload.resources,
+        files={
+            path: files[path].uri if isinstance(source, bytes) else source
+            for path, source in workload.secret_files.items()
+        },
+        sealing_keys=workload.sealing_keys,
+        unseal=workload.unseal,
         stream_key=stream_key,
         lease_seconds=lease_seconds,
     )
     init_data = build_initdata({AGENT_ENTRY: broker_entry(broker), POLICY_ENTRY: encode_pod_policy(policy).decode()})
     secret_env = (env_resource,) if env_resource else ()
+    secrets = (*secret_env, *workload.resources, *policy.containers[0].prepared)
     return PodPlan(
-        policy=policy, init_data=init_data, released=(*image.kek, stream_key, *secret_env, *workload.resources)
+        policy=policy,
+        init_data=init_data,
+        released=(*image.kek, stream_key, *secrets),
+        own_files=tuple(files.values()),
     )

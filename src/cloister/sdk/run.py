@@ -308,6 +308,7 @@ class Pod:
             broker=environment.broker,
             stream_key=path,
             env_resource=owner.new_environment(own, workload.env),
+            files=owner.new_files(own, workload.secret_files),
             lease_seconds=lease_seconds,
         )
         return cls(environment, plan, stream_key, name)
@@ -344,7 +345,7 @@ class Pod:
 
     def _own_keys(self) -> tuple[ResourcePath, ...]:
         policy = self.plan.policy
-        own = [policy.streams.key, *(container.env_resource for container in policy.containers)]
+        own = [policy.streams.key, *(container.env_resource for container in policy.containers), *self.plan.own_files]
         return tuple(path for path in own if path)
 
     @contextlib.contextmanager

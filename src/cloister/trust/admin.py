@@ -16,15 +16,13 @@ from typing import Any
 
 from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.resourceuri import ResourcePath
-from cloister.protocol.spiffe import parse_trust_domain
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.claims import Level
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.tlog.receipt import Receipt
-from cloister.trust.access import LOCAL_OWNER, AccessControl, Permission
+from cloister.trust.access import LOCAL_OWNER, AccessControl
 from cloister.trust.administration import Administration, AdministrationParts
-from cloister.trust.identity import IDENTITY_POLICY, StoredAuthorities, parse_identity_policy
 from cloister.trust.keybroker.denials import event_fields
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules, encode_release_rule
 from cloister.trust.keys import KeyAdministration, ServiceKeys
@@ -34,8 +32,7 @@ from cloister.trust.releaselog import EventsOnceOpen, make_release_log, parse_wi
 from cloister.trust.service import utc_now
 from cloister.trust.statedir import StateDirectory
 from cloister.trust.statestore import open_store
-from cloister.trust.store.leases import LeaseStore
-from cloister.trust.store.policies import IDENTITY, PolicyStore, StoredPolicy
+from cloister.trust.store.policies import PolicyStore, StoredPolicy
 from cloister.trust.store.records import LISTED, AppraisalRecord, AuditRow, DenialRecord, RecordStore
 from cloister.trust.store.resources import ResourceEntry
 from cloister.trust.verifier import CollateralSource
@@ -67,6 +64,7 @@ class TrustAdmin:
         database: str = "",
         password_file: Path | None = None,
         key_store: str = "",
+        collateral: Path | None = None,
     ) -> None:
         self._state = StateDirectory(state_dir)
         self._announced = read_announced(state_dir)
@@ -85,14 +83,21 @@ class TrustAdmin:
             self._store.close()
             self._log.close()
             raise
+        self._rego = RegoEngine()
         self.keys = KeyAdministration(self._store, self._keys)
         self.administration = Administration(
-            parts=AdministrationParts(store=self._store, keys=self._keys.ring, clock=clock, events=self._log),
+            parts=AdministrationParts(
+                store=self._store,
+                keys=self._keys.ring,
+                clock=clock,
+                events=self._log,
+                collateral=CollateralSource(collateral or self._state.path),
+                ask_rego=self._rego.appraise,
+            ),
             access=AccessControl(self._store, clock),
             keys=self.keys,
         )
         self._office = self.administration.office(LOCAL_OWNER, DEFAULT_TENANT, None, record_reading=False)
-        self._rego = RegoEngine()
         self._policies = PolicyStore(self._store)
         self._records = RecordStore(self._store)
 
@@ -172,17 +177,15 @@ class TrustAdmin:
             FormatRefused: not a policy (`trust.identity.policy`, `trust.identity.template`).
             Unavailable: the store failed.
         """
-        parse_identity_policy(text)
-        at = self._office.desk.now()
-        return self._office.desk.change(
-            Permission.POLICY_WRITE,
-            "identity",
-            lambda stores: stores.policies.put(IDENTITY, IDENTITY_POLICY, text, at=at),
-        )
+        return self._office.identities.put_policy(text)
 
-    def identity_policy(self) -> StoredPolicy | None:
-        """Return the identity policy in force, None when there is none."""
-        return self._policies.current(IDENTITY, IDENTITY_POLICY)
+    def identity_policy(self) -> StoredPolicy:
+        """Return the identity policy in force.
+
+        Raises:
+            Refused: there is none (`trust.policy.missing`).
+        """
+        return self._office.identities.policy()
 
     def release_rules(self) -> ReleaseRules:
         """Return the release rules and revocations in force."""
@@ -302,51 +305,13 @@ class TrustAdmin:
 
     # What others pin
 
-    def identity_keys(self, trust_domain: str) -> tuple[dict[str, str], ...]:
-        """Return the keys of a trust domain, oldest first, without their private halves; times in ISO 8601.
-
-        Raises:
-            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
-        """
-        rows = self._identity(trust_domain).history()
-        return tuple(
-            {
-                "id": row.id,
-                "use": row.use,
-                "active_at": row.active_at.isoformat(timespec="seconds"),
-                "expires_at": row.expires_at.isoformat(timespec="seconds"),
-                "withdrawn_at": row.withdrawn_at.isoformat(timespec="seconds") if row.withdrawn_at else "",
-            }
-            for row in rows
-        )
-
-    def rotate_identity_keys(self, trust_domain: str) -> None:
-        """Make new keys for a trust domain; the old ones sign on until relying parties know the new.
-
-        Raises:
-            FormatRefused: not a trust domain (`protocol.spiffe.trust_domain`).
-        """
-        self._identity(trust_domain).rotate(at=self._office.desk.now())
-
-    def withdraw_identity_key(self, trust_domain: str, key: str) -> None:
-        """Take a key out of a trust domain's bundle at once.
-
-        Raises:
-            Refused: there is no such key (`trust.identity.key`).
-        """
-        self._identity(trust_domain).withdraw(key, at=self._office.desk.now())
-
-    def _identity(self, trust_domain: str) -> StoredAuthorities:
-        return StoredAuthorities(self._store, self._keys.ring, parse_trust_domain(trust_domain))
-
     def survey(self, policy_id: str = "default") -> Survey:
         """Return what judges kept evidence again: by another policy, reference values, collateral or date."""
-        leases = LeaseStore(self._store).ends
-        return Survey(self._store, self._keys.ring, policy_id=policy_id, leases=leases, ask_rego=self._rego.appraise)
+        return self._office.desk.survey(policy_id)
 
-    def collateral(self, directory: Path | None = None) -> CollateralSource:
-        """Return what vendors publish as the service has it, or as another cache has it."""
-        return CollateralSource(directory or self._state.path)
+    def collateral(self) -> CollateralSource:
+        """Return what vendors publish, as the service has it."""
+        return self._office.desk.collateral
 
     def ca_pem(self) -> str:
         """Return the CA certificate that guests pin, PEM."""

@@ -110,7 +110,7 @@ class TrustService:
         self.rego = RegoEngine()
         self.appraisal_rego = RegoEngine()  # of its own: appraisals must not wait for releases, nor they for these
         self.public_log = PublicLog(self.log, self.store)
-        self._collateral = CollateralSource(settings.collateral or settings.state)
+        self.collateral = CollateralSource(settings.collateral or settings.state)
         self._authorities = (
             StoredAuthorities(self.store, self.keys.ring, settings.trust_domain) if settings.trust_domain else None
         )
@@ -174,9 +174,9 @@ class TrustService:
             self.store,
             self.keys.token_issuer,
             policy_id=self.settings.appraisal_policy,
-            collateral=self._collateral,
+            collateral=self.collateral,
             tenant=tenant,
-            ask_rego=self._ask_rego,
+            ask_rego=self.ask_rego,
         )
         identity = self.identity if tenant == DEFAULT_TENANT else self.identity_of(tenant)
         return KeyBroker(
@@ -202,12 +202,13 @@ class TrustService:
             )
         )
 
-    def _ask_rego(
+    def ask_rego(
         self,
         text: str,
         values: Mapping[str, Any],  # Any: JSON
         seen: Mapping[str, Any],  # Any: JSON
     ) -> RegoVector:
+        """Ask an appraisal policy in Rego; see `cloister.trust.rego.engine.RegoEngine.appraise`."""
         deadline = time.monotonic() + self.settings.request_seconds
         return self.appraisal_rego.appraise(text, values, seen, deadline=deadline)
 

@@ -35,7 +35,7 @@ def encode_request(method: str, target: str, host: str, headers: Mapping[str, st
 
     Args:
         method: of RFC 9110, section 9.
-        target: path and query, in ASCII, beginning with a slash.
+        target: path and query, in ASCII, beginning with a slash; to a proxy the whole address (RFC 9112, 3.2.2).
         host: value of the `Host` header.
         headers: further headers; those this function writes itself may not be among them.
         body: content, or None for none.
@@ -51,7 +51,7 @@ def encode_request(method: str, target: str, host: str, headers: Mapping[str, st
         named = [(name.encode("ascii"), value.encode("latin-1")) for name, value in lines]
     except UnicodeEncodeError as err:
         raise _bad_request() from err
-    if start.count(b" ") != 2 or not target.startswith("/") or not _CONTROLS.isdisjoint(start):
+    if start.count(b" ") != 2 or not target.startswith(("/", "http://")) or not _CONTROLS.isdisjoint(start):
         raise _bad_request()
     if any(not name or not _TOKEN.issuperset(name) or not _CONTROLS.isdisjoint(value) for name, value in named):
         raise _bad_request()

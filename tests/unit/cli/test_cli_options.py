@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from cloister.cli.options import (
@@ -10,9 +13,13 @@ from cloister.cli.options import (
     parse_environment,
     parse_name,
     parse_publish,
+    parse_sealing_keys,
+    parse_secret_files,
 )
 from cloister.cli.output import exit_code, print_error, visible
-from cloister.errors import Refused, Unavailable
+from cloister.crypto.jwt import public_jwk
+from cloister.crypto.signer import ECDSAP256Signer
+from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.host.vmm.spec import Backend, PortForward
 
 
@@ -43,6 +50,30 @@ def test_environment_refuses(text: str) -> None:
     with pytest.raises(Refused, match=r"cli\.run\.env") as caught:
         parse_environment([text])
     assert caught.value.path == "--env" and caught.value.hint
+
+
+def test_secret_files(tmp_path: Path) -> None:
+    (tmp_path / "here").write_bytes(b"content")
+    words = [f"/a={tmp_path / 'here'}", "/b=kbs:///x/y/z", "/c=sealed.x.y.z"]
+    assert parse_secret_files(words) == {"/a": b"content", "/b": "kbs:///x/y/z", "/c": "sealed.x.y.z"}
+    (tmp_path / "empty").touch()
+    for text in ("", "/a", "/a=", "a=kbs:///x/y/z", "/a=/does/not/exist", f"/a={tmp_path / 'empty'}"):
+        with pytest.raises(Refused, match=r"cli\.run\.secret_file") as caught:
+            parse_secret_files([text])
+        assert caught.value.expected
+
+
+def test_sealing_keys(tmp_path: Path) -> None:
+    key = ECDSAP256Signer.generate().public_key
+    (tmp_path / "pem").write_bytes(key.pem())
+    (tmp_path / "jwk").write_text(json.dumps(public_jwk(key)))
+    words = ["kbs:///x/y/z", f"a={tmp_path / 'pem'}", f"b={tmp_path / 'jwk'}"]
+    pem = key.pem().decode()
+    assert parse_sealing_keys(words) == {"kbs:///x/y/z": "", "a": pem, "b": pem}
+    for text, code in (("a=/does/not/exist", "cli.run.sealing_key"), ("a", "protocol.resource.malformed")):
+        with pytest.raises(CloisterError) as caught:
+            parse_sealing_keys([text])
+        assert caught.value.code == code
 
 
 def test_name() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cloister.cli.app import app
-from cloister.errors import CloisterError, Refused
+from cloister.errors import CloisterError, FormatRefused, Refused
+from cloister.protocol.admin.reappraisal import SurveyRequest
+from cloister.sdk.administration import AdministrationTarget, open_administration
 from evidence_world import Site, snp_machine
 from identity_world import DOMAIN, grant, policy
 from trust_world import quick_directory
@@ -78,6 +80,33 @@ def test_reference_values_of_a_file_and_another_date(site: Site, tmp_path: Path)
     assert code == 1 and "accepted -> refused" in text
 
 
+def test_a_survey_comes_in_pages(site: Site) -> None:
+    """Over the network as here: each kept result once, the oldest first, whatever the length of a page."""
+    assert site.guest().attest().status == 200
+    target = AdministrationTarget(server="", token_file=None, ca_file=None, tenant="", state=site.state)
+    with open_administration(target) as client:
+        whole = client.survey(SurveyRequest(every=True))
+        first = client.survey(SurveyRequest(every=True, limit=1))
+        second = client.survey(SurveyRequest(every=True, limit=1, after=first.next))
+        assert [*first.results, *second.results] == whole.results and len(whole.results) == whole.kept == 2
+        assert client.survey(SurveyRequest(every=True, limit=1, after=second.next)).results == []
+        assert whole.next == 0 and first.next and second.next
+        for wrong in (
+            SurveyRequest(policy="no policy"),
+            SurveyRequest(references="[]["),
+            SurveyRequest(at=datetime.now()),
+        ):
+            with pytest.raises(FormatRefused):
+                client.survey(wrong)
+
+
+def test_collateral_is_not_given_to_a_server(site: Site, tmp_path: Path) -> None:
+    words = ["audit", "reappraise", "--server", "https://127.0.0.1:1", "--token-file", str(tmp_path / "t")]
+    done = CliRunner().invoke(app, [*words, "--collateral", str(tmp_path)])
+    assert isinstance(done.exception, Refused)
+    assert done.exception.code == "sdk.administration.collateral"
+
+
 @pytest.mark.parametrize("text", ["tomorrow", "+7", "+xd", "7d", "+99999999999d"])
 def test_a_moment_that_is_none_is_a_usage_error(site: Site, text: str) -> None:
     assert run(site, "audit", "reappraise", "--at", text)[0] == 2
@@ -86,7 +115,7 @@ def test_a_moment_that_is_none_is_a_usage_error(site: Site, text: str) -> None:
 def test_identity_policies_and_keys(site: Site, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refusal:
         run(site, "identity", "show")
-    assert refusal.value.code == "trust.identity.no_grant"
+    assert refusal.value.code == "trust.policy.missing"
     file = tmp_path / "identity.json"
     file.write_bytes(policy(grant(site.data)))
     assert run(site, "identity", "set", str(file))[1].startswith("identity policy version 1  sha256:")

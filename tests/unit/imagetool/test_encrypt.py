@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, ImageRefused
 from cloister.imagetool.encrypt import SealedImage, encrypt_image, is_sealed
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
@@ -16,22 +16,24 @@ from cloister.oci.encryption.packet import unwrap_private_options
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import (
     DOCKER_CONFIG,
+    DOCKER_INDEX,
     DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
     ImageManifest,
+    parse_index,
     parse_manifest,
 )
 from cloister.oci.store import read_manifest
-from unit.oci.builders import KEK, KEK_ID, Built, archive, build_layout, file, registry_client
+from unit.oci.builders import KEK, RECIPIENTS, Built, archive, build_layout, file, registry_client
 
 CANARY = b"canary-3f9a77"
 LAYERS = (archive(file(b"secret", CANARY * 1000)), archive(file(b"other", CANARY)))
 
 
 def seal(built: Built, sink: Any, **options: Any) -> SealedImage:
-    options = {"tag": "v1", "kek_id": KEK_ID, "kek": KEK, **options}
+    options = {"tag": "v1", "recipients": RECIPIENTS, **options}
     return encrypt_image(built.layout, built.digest, sink, **options)
 
 
@@ -83,7 +85,7 @@ def test_every_layer_of_every_run_has_its_own_key_and_nonce(built: Built, tmp_pa
         sink = OCILayout(tmp_path / f"run{number}", create=True)
         seal(built, sink)
         for layer in sealed_manifest(sink).layers:
-            options = unwrap_private_options(parse_layer_encryption(layer).packets[0], KEK)
+            options = unwrap_private_options(parse_layer_encryption(layer).packets()[0], KEK)
             seen.append((bytes(options.key), options.nonce))
     assert len({key for key, _ in seen}) == len({nonce for _, nonce in seen}) == 4
 
@@ -123,12 +125,54 @@ def test_other_members_and_annotations_stay(built: Built, sink: OCILayout) -> No
     assert parse_layer_encryption(sealed_manifest(sink).layers[0])
 
 
-def test_the_image_of_the_platform_is_sealed(built: Built, sink: OCILayout) -> None:
-    entry = {"mediaType": OCI_MANIFEST, "digest": str(built.digest), "size": 1}
-    entry["platform"] = {"os": "linux", "architecture": "amd64"}  # type: ignore[assignment]  # JSON
-    index = encode_document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
-    digest = built.layout.write_manifest(index, OCI_INDEX, "multi")
-    assert seal(built._replace(digest=digest), sink).source_digest == built.digest
+def index_of(built: Built, *entries: dict[str, Any]) -> Built:
+    index = encode_document({"schemaVersion": 2, "mediaType": DOCKER_INDEX, "manifests": list(entries), "x.kept": 1})
+    return built._replace(digest=built.layout.write_manifest(index, DOCKER_INDEX, "multi"))
+
+
+def entry_of(digest: Digest, architecture: str, **members: Any) -> dict[str, Any]:
+    platform = {"os": "linux", "architecture": architecture}
+    return {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": 1, "platform": platform, **members}
+
+
+@pytest.fixture
+def multi(built: Built, tmp_path: Path) -> Built:
+    """An index of two platforms and an attestation."""
+    other = build_layout(tmp_path / "plain", archive(file(b"arm", CANARY)), tag="arm")
+    note = build_layout(tmp_path / "plain", archive(file(b"sbom", CANARY)), tag="sbom")
+    note_entry = entry_of(note.digest, "unknown", annotations={"vnd.docker.reference.type": "attestation-manifest"})
+    note_entry["platform"] = {"os": "unknown", "architecture": "unknown"}
+    return index_of(built, entry_of(built.digest, "amd64"), entry_of(other.digest, "arm64"), note_entry)
+
+
+def test_all_platforms_are_encrypted_and_indexed(multi: Built, built: Built, sink: OCILayout, tmp_path: Path) -> None:
+    result = seal(multi, sink)
+    stored = read_manifest(sink, "v1")
+    index = parse_index(stored.raw, media_type=stored.media_type)
+    assert (index.media_type, index.digest) == (OCI_INDEX, result.digest)
+    assert [entry.platform for entry in index.manifests] == ["linux/amd64", "linux/arm64"]
+    assert parse_document(stored.raw, ceiling=1 << 20, code="test")["x.kept"] == 1
+    for entry in index.manifests:
+        found = read_manifest(sink, entry.digest)
+        assert len(found.raw) == entry.size
+        assert is_sealed(parse_manifest(found.raw))
+    assert len(result.image.left_out) == 1
+    assert result.image.manifests[0].source.digest == built.digest
+    assert not any(CANARY in path.read_bytes() for path in (tmp_path / "sealed").rglob("*") if path.is_file())
+
+
+def test_one_platform_is_taken_out_of_an_index(multi: Built, built: Built, sink: OCILayout) -> None:
+    result = seal(multi, sink, platform="linux/amd64")
+    assert result.source_digest == built.digest
+    assert not result.image.is_index
+    assert is_sealed(sealed_manifest(sink))
+    assert refused(lambda: seal(multi, sink, platform="linux/s390x")) == "oci.manifest.no_platform"
+
+
+def test_indexes_that_name_no_image_are_refused(multi: Built, built: Built, sink: OCILayout) -> None:
+    assert refused(lambda: seal(index_of(built), sink)) == "imagetool.platforms.empty_index"
+    nested = index_of(multi, entry_of(multi.digest, "amd64", mediaType=DOCKER_INDEX))
+    assert refused(lambda: seal(nested, sink)) == "imagetool.platforms.nested_index"
 
 
 class Watch:
@@ -171,7 +215,6 @@ def test_a_partly_encrypted_image_is_neither(built: Built, sink: OCILayout) -> N
 @pytest.mark.parametrize(
     ("media_type", "code"),
     [
-        ("application/vnd.oci.image.layer.v1.tar+zstd", "oci.encryption.zstd_layer"),
         ("application/vnd.oci.image.layer.nondistributable.v1.tar", "oci.manifest.foreign_layer"),
         ("application/wasm", "oci.manifest.unknown_layer_type"),
     ],
@@ -185,21 +228,18 @@ def test_an_image_without_layers_is_refused(tmp_path: Path, sink: OCILayout) -> 
     assert refused(lambda: seal(build_layout(tmp_path / "none"), sink)) == "oci.encryption.no_layers"
 
 
-@pytest.mark.parametrize(
-    ("options", "code"),
-    [
-        (
-            {"kek": bytes.fromhex("d99b7705b0ba7a168295b3a3367270b0dd9b371bf514ca8b9ba7f0a33711daea")},
-            "oci.encryption.sample_kek",
-        ),
-        ({"kek": b"short"}, "oci.encryption.kek_length"),
-        ({"kek_id": "https://broker/key"}, "protocol.resource.malformed"),
-    ],
-)
-def test_bad_keks_are_refused_before_anything_is_written(
-    built: Built, sink: OCILayout, options: dict[str, Any], code: str, tmp_path: Path
-) -> None:
-    assert refused(lambda: seal(built, sink, **options)) == code
+class Refusing:
+    """A recipient that cannot be used."""
+
+    scheme = "provider.broken"
+
+    def wrap(self, options: bytes) -> bytes:
+        raise ImageRefused("test.refused", "no")
+
+
+def test_a_recipient_that_cannot_be_used_leaves_nothing(built: Built, sink: OCILayout, tmp_path: Path) -> None:
+    assert refused(lambda: seal(built, sink, recipients=[*RECIPIENTS, Refusing()])) == "test.refused"
+    assert refused(lambda: seal(built, sink, recipients=[])) == "oci.encryption.no_recipient"
     assert list((tmp_path / "sealed" / "blobs" / "sha256").iterdir()) == []
 
 
@@ -208,5 +248,28 @@ def test_a_changed_source_layer_is_refused_and_not_stored(built: Built, sink: OC
     blob = tmp_path / "plain" / "blobs" / "sha256" / layer.digest.hex
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     assert refused(lambda: seal(built, sink)) == "oci.layout.digest_mismatch"
-    assert list((tmp_path / "sealed" / "blobs" / "sha256").iterdir()) == []
+    assert len(list((tmp_path / "sealed" / "blobs" / "sha256").iterdir())) < len(LAYERS)
     assert refused(lambda: read_manifest(sink, "v1")) == "oci.layout.manifest_missing"
+
+
+def test_foreign_layers_are_left_only_where_the_caller_says_so(built: Built, sink: OCILayout, tmp_path: Path) -> None:
+    foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    layer = parse_manifest(read_manifest(built.layout, "v1").raw).layers[0]
+    blob = tmp_path / "plain" / "blobs" / "sha256" / layer.digest.hex
+    blob.unlink()  # it is elsewhere
+    image = rewrite(built, {}, {"mediaType": foreign, "urls": ["https://elsewhere.test/layer"]})
+    assert refused(lambda: seal(image, sink)) == "oci.manifest.foreign_layer"
+    result = seal(image, sink, leave_foreign=True)
+    document = parse_document(read_manifest(sink, "v1").raw, ceiling=1 << 20, code="test")
+    assert (result.foreign, result.plain_bytes) == (1, len(built.layers[1]))
+    assert document["layers"][0]["mediaType"] == foreign
+    assert document["layers"][0]["urls"] == ["https://elsewhere.test/layer"]
+    assert document["layers"][1]["mediaType"].endswith("+encrypted")
+
+
+def test_a_plain_layer_that_is_not_the_configurations_is_refused(built: Built, sink: OCILayout) -> None:
+    document = parse_document(read_manifest(built.layout, "v1").raw, ceiling=1 << 20, code="test")
+    swapped = rewrite(built, {"layers": document["layers"][::-1]}, {})
+    assert refused(lambda: seal(swapped, sink)) == "oci.layer.diff_id_mismatch"
+    fewer = rewrite(built, {"layers": document["layers"][:1]}, {})
+    assert refused(lambda: seal(fewer, sink)) == "imagetool.layers.diff_ids"

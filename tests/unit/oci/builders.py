@@ -21,6 +21,7 @@ from cloister.oci.document import encode_document
 from cloister.oci.encryption.annotations import parse_layer_encryption
 from cloister.oci.encryption.authenticate import AuthenticatedLayer, SpooledBlob, authenticate_layer, spool_blob
 from cloister.oci.encryption.packet import unwrap_private_options
+from cloister.oci.encryption.wrapping import PacketWrapper
 from cloister.oci.layer import DeviceNodes, UnpackOptions
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerType
@@ -34,6 +35,7 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 KEK = bytes(range(32))
 KEK_ID = "kbs:///default/image-kek/1"
+RECIPIENTS = [PacketWrapper(KEK_ID, KEK)]
 REFERENCE = parse_reference("images.test/team/app:v1")
 OPTIONS = UnpackOptions(ownership=False, devices=DeviceNodes.REFUSE)
 
@@ -158,7 +160,7 @@ def build_layout(
 def seal_and_sign(built: Built, path: Path, signer: ECDSAP256Signer) -> tuple[OCILayout, Digest]:
     """Seal an image into another layout and sign it there."""
     sink = OCILayout(path, create=True)
-    sealed = encrypt_image(built.layout, built.digest, sink, tag="v1", kek_id=KEK_ID, kek=KEK)
+    sealed = encrypt_image(built.layout, built.digest, sink, tag="v1", recipients=RECIPIENTS)
     sign_image(sink, sealed.digest, signer, repository=REFERENCE.name)
     return sink, sealed.digest
 
@@ -183,7 +185,7 @@ def spool(source: ImageSource, layer: Descriptor) -> SpooledBlob:
 def authenticate(source: ImageSource, image: VerifiedImage, index: int) -> AuthenticatedLayer:
     """Do what the guest does with one encrypted layer once it has the KEK."""
     layer = image.manifest.layers[index]
-    private = unwrap_private_options(parse_layer_encryption(layer).packets[0], KEK)
+    private = unwrap_private_options(parse_layer_encryption(layer).packets()[0], KEK)
     return authenticate_layer(image, index, spool(source, layer), private)
 
 

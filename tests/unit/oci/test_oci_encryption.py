@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from cloister.crypto.aead import ctr_stream
 from cloister.errors import CloisterError, FormatRefused, ImageRefused
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.annotations import (
+    PACKET_SCHEME,
     PROVIDER_KEYS,
     PUBLIC_OPTIONS,
     encryption_annotations,
@@ -28,6 +30,7 @@ from cloister.oci.encryption.options import (
 from cloister.oci.encryption.packet import (
     AnnotationPacket,
     encode_packet,
+    open_packet,
     parse_packet,
     unwrap_private_options,
     wrap_private_options,
@@ -158,17 +161,46 @@ def test_wrapping_twice_gives_other_nonces() -> None:
 def test_version_2_packets_are_read() -> None:
     raw = packet_json(version="0.1.0", provider="kbs", provider_settings={}, annotations={})
     assert parse_packet(raw) == parse_packet(packet_json())
+    raw = packet_json(version="0.1.0", provider="kbs", provider_settings={"region": "x"}, annotations={"a": "b"})
+    assert parse_packet(raw) == parse_packet(packet_json())
+
+
+def test_another_provider_is_refused_in_plain_words() -> None:
+    with pytest.raises(ImageRefused) as caught:
+        parse_packet(packet_json(version="0.1.0", provider="aliyun", iv=..., wrap_type=...))
+    assert caught.value.code == "oci.encryption.packet.provider" and "key management" in caught.value.message
+
+
+def ctr_packet(kek: bytes = KEK) -> AnnotationPacket:
+    wrapped = b"".join(ctr_stream(kek, NONCE, [private_json()]))
+    raw = packet_json(wrap_type="A256CTR", iv=encode_b64(NONCE), wrapped_data=encode_b64(wrapped))
+    assert json.loads(encode_packet(parse_packet(raw))) == json.loads(raw)
+    return parse_packet(raw)
+
+
+def test_a_packet_that_nobody_authenticated_is_opened_for_an_owner_and_not_in_a_guest() -> None:
+    packet = ctr_packet()
+    assert open_packet(packet, KEK) == private_json()
+    for work, code in (
+        (lambda: unwrap_private_options(packet, KEK), "oci.encryption.packet.wrap_type"),
+        (lambda: open_packet(packet, bytes(32)), "oci.encryption.unwrap_failed"),
+    ):
+        with pytest.raises(ImageRefused) as caught:
+            work()
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
     ("raw", "code"),
     [
-        (packet_json(wrap_type="A256CTR"), "oci.encryption.packet.wrap_type"),
+        (packet_json(wrap_type="A128GCM"), "oci.encryption.packet.wrap_type"),
+        (packet_json(wrap_type="A256CTR"), "oci.encryption.packet.field_length"),
         (packet_json(wrap_type=...), "oci.encryption.packet.wrap_type"),
         (packet_json(version="0.2.0"), "oci.encryption.packet.version"),
         (packet_json(provider="aliyun"), "oci.encryption.packet.provider"),
-        (packet_json(provider_settings={"region": "x"}), "oci.encryption.packet.unknown_member"),
-        (packet_json(annotations={"a": "b"}), "oci.encryption.packet.unknown_member"),
+        (packet_json(provider=""), "oci.encryption.packet.provider"),
+        (packet_json(provider_settings=[]), "oci.encryption.packet.wrong_type"),
+        (packet_json(annotations="a"), "oci.encryption.packet.wrong_type"),
         (packet_json(more=1), "oci.encryption.packet.unknown_member"),
         (packet_json(iv=encode_b64(b"i" * 16)), "oci.encryption.packet.field_length"),
         (packet_json(iv=...), "oci.encryption.packet.missing_member"),
@@ -220,21 +252,31 @@ def layer(annotations: dict[str, str]) -> Descriptor:
 
 
 def annotations() -> dict[str, str]:
-    return encryption_annotations(PublicOptions(HMAC), wrap_private_options(private(), kek_id=KEK_ID, kek=KEK))
+    packet = encode_packet(wrap_private_options(private(), kek_id=KEK_ID, kek=KEK))
+    return encryption_annotations(PublicOptions(HMAC), {PACKET_SCHEME: [packet]})
 
 
 def test_annotations_round_trip_and_come_off() -> None:
     found = parse_layer_encryption(layer({"other": "x", **annotations()}))
     assert found.public == PublicOptions(HMAC)
-    assert unwrap_private_options(found.packets[0], KEK).nonce == NONCE
+    assert unwrap_private_options(found.packets()[0], KEK).nonce == NONCE
     assert without_encryption({"other": "x", **annotations()}) == {"other": "x"}
 
 
 def test_several_recipients_are_alternatives() -> None:
     both = annotations()
     both[PROVIDER_KEYS] += "," + annotations()[PROVIDER_KEYS]
-    both["org.opencontainers.image.enc.keys.jwe"] = "not looked at"
-    assert len(parse_layer_encryption(layer(both)).packets) == 2
+    both["org.opencontainers.image.enc.keys.jwe"] = "bm90IGxvb2tlZCBhdA=="
+    found = parse_layer_encryption(layer(both))
+    assert len(found.packets()) == len(found.wrapped[PACKET_SCHEME]) == 2
+    assert found.wrapped["jwe"] == (b"not looked at",)
+    assert encryption_annotations(found.public, found.wrapped) == both
+
+
+def test_a_nonce_in_the_public_options_stays_there() -> None:
+    public = PublicOptions(HMAC, NONCE)
+    found = parse_layer_encryption(layer(encryption_annotations(public, {"jwe": [b"x"]})))
+    assert found.public == public
 
 
 @pytest.mark.parametrize(
@@ -245,7 +287,10 @@ def test_several_recipients_are_alternatives() -> None:
         ({PUBLIC_OPTIONS: "%%%"}, "wire.base64.malformed"),
         ({PROVIDER_KEYS: ...}, "oci.encryption.no_recipient"),
         ({PROVIDER_KEYS: ""}, "oci.encryption.no_recipient"),
-        ({PROVIDER_KEYS: ..., "org.opencontainers.image.enc.keys.jwe": "x"}, "oci.encryption.no_recipient"),
+        ({PROVIDER_KEYS: ..., "org.opencontainers.image.enc.keys.jwe": "eA=="}, "oci.encryption.no_recipient"),
+        ({"org.opencontainers.image.enc.keys.jwe": "x"}, "wire.base64.malformed"),
+        ({"org.opencontainers.image.enc.keys.jwe": "AAAA" * 11000}, "wire.base64.too_long"),
+        ({f"org.opencontainers.image.enc.keys.{n}": "eA==" for n in range(16)}, "oci.encryption.too_many_recipients"),
         ({PROVIDER_KEYS: ",".join(["e30="] * 17)}, "oci.encryption.too_many_recipients"),
         ({PROVIDER_KEYS: "e30=,"}, "oci.encryption.packet.wrap_type"),
     ],
@@ -253,11 +298,12 @@ def test_several_recipients_are_alternatives() -> None:
 def test_other_annotations_are_refused(change: dict[str, Any], code: str) -> None:
     changed = {key: value for key, value in {**annotations(), **change}.items() if value is not ...}
     with pytest.raises(CloisterError) as caught:
-        parse_layer_encryption(layer(changed), path="layers[0]")
+        parse_layer_encryption(layer(changed), path="layers[0]").packets()
     assert caught.value.code == code
 
 
 def test_the_refusal_names_the_schemes_that_were_there() -> None:
+    pubopts = {PUBLIC_OPTIONS: annotations()[PUBLIC_OPTIONS]}
     with pytest.raises(ImageRefused) as caught:
-        parse_layer_encryption(layer({PUBLIC_OPTIONS: "x", "org.opencontainers.image.enc.keys.pkcs7": "y"}))
+        parse_layer_encryption(layer({**pubopts, "org.opencontainers.image.enc.keys.pkcs7": "eQ=="})).packets()
     assert caught.value.actual == "pkcs7"

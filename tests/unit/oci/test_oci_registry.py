@@ -83,6 +83,13 @@ def test_chunks_out_of_order_are_refused(registry: Registry) -> None:
         assert (answer.status, answer.header("range")) == (416, "0-3")
 
 
+def test_chunks_of_another_length_than_their_range_are_refused(registry: Registry) -> None:
+    where = registry("POST", "/v2/a/blobs/uploads/").header("location")
+    answer = registry("PATCH", where, CONTENT, content_range="0-3", content_length="10")
+    assert (answer.status, body_of(answer)["errors"][0]["code"]) == (400, "SIZE_INVALID")
+    assert registry("PATCH", where, CONTENT, content_range="0-9", content_length="10").status == 202
+
+
 def test_other_digest_is_refused_and_the_upload_gone(registry: Registry) -> None:
     where = registry("POST", "/v2/a/blobs/uploads/").header("location")
     answer = registry("PUT", f"{where}?digest={Digest.of(b'other')}", CONTENT)
@@ -194,7 +201,7 @@ def test_manifests(registry: Registry) -> None:
 )
 def test_other_manifests_are_refused(registry: Registry, path: str, raw: bytes, media_type: str) -> None:
     answer = registry("PUT", f"/v2/a/manifests/{path}", raw, content_type=media_type)
-    assert answer.status == 400
+    assert answer.status == (413 if len(raw) > 4 << 20 else 400)
     assert body_of(answer)["errors"][0]["code"] in ("MANIFEST_INVALID", "DIGEST_INVALID", "SIZE_INVALID")
     assert not (registry.root / "repositories").exists()
 
@@ -233,10 +240,32 @@ def test_referrers(registry: Registry) -> None:
     assert entry["annotations"] == {"k": "v"}
 
 
+def test_referrers_are_listed_in_pages(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.host.registry.app._REFERRERS_PER_PAGE", 2)
+    subject = Digest.of(manifest())
+    described = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": 1}
+    for number in range(5):
+        raw = manifest(subject=described, artifactType="application/x-sig", annotations={"n": str(number)})
+        registry("PUT", f"/v2/a/manifests/{Digest.of(raw)}", raw, content_type=OCI_MANIFEST)
+    path, seen = f"/v2/a/referrers/{subject}?artifactType=application/x-sig", []
+    while path:
+        page = registry("GET", path)
+        seen.append([entry["annotations"]["n"] for entry in body_of(page)["manifests"]])
+        path = page.header("link").removeprefix("<").partition(">")[0]
+    assert [len(names) for names in seen] == [2, 2, 1]
+    assert sorted(name for names in seen for name in names) == list("01234")
+
+
+def test_a_manifest_pushed_without_a_type_has_its_own(registry: Registry) -> None:
+    assert registry("PUT", "/v2/a/manifests/v1", manifest()).status == 201
+    assert registry("GET", "/v2/a/manifests/v1").header("content-type") == OCI_MANIFEST
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
+        ("GET", "/token", 404),
         ("GET", "/v2/a/unknown/x", 404),
         ("GET", "/v2/../../etc/passwd", 404),
         ("GET", "/v2/../x/blobs/" + str(DIGEST), 400),

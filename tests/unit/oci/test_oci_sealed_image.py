@@ -324,7 +324,7 @@ def replace_ciphertext(sealed: Sealed) -> Sealed:
         ("oci.encryption.no_recipient", lambda s: change_layer(s, lambda ls: ls[0]["annotations"].pop(PROVIDER_KEYS))),
         ("oci.encryption.not_encrypted", lambda s: change_layer(s, retype("+encrypted", ""))),
         ("oci.layer.diff_id_mismatch", lambda s: change_layer(s, retype("+gzip", ""))),
-        ("oci.layer.unsupported_compression", lambda s: change_layer(s, retype("gzip", "zstd"))),
+        ("oci.layer.bad_compression", lambda s: change_layer(s, retype("gzip", "zstd"))),
     ],
 )
 def test_changed_layers_are_refused_and_leave_no_files(
@@ -347,7 +347,7 @@ def test_no_unauthenticated_byte_is_opened(sealed: Sealed, monkeypatch: pytest.M
 
 
 def private_options(sealed: Sealed, image: VerifiedImage, index: int) -> PrivateOptions:
-    return unwrap_private_options(parse_layer_encryption(image.manifest.layers[index]).packets[0], KEK)
+    return unwrap_private_options(parse_layer_encryption(image.manifest.layers[index]).packets()[0], KEK)
 
 
 def test_a_wrong_plain_digest_is_refused(sealed: Sealed, tmp_path: Path) -> None:
@@ -433,4 +433,4 @@ def test_memory_does_not_grow_with_the_layer(tmp_path: Path, signer: ECDSAP256Si
 
 
 def private_options_of(image: VerifiedImage) -> PrivateOptions:
-    return unwrap_private_options(parse_layer_encryption(image.manifest.layers[0]).packets[0], KEK)
+    return unwrap_private_options(parse_layer_encryption(image.manifest.layers[0]).packets()[0], KEK)

@@ -93,6 +93,9 @@ def test_digest_is_of_the_meaning_not_of_the_spelling(wire: dict[str, Any]) -> N
         ("streams", {"mode": "none"}),
         ("streams.key", "kbs:///default/streams/other"),
         ("lease_seconds", 60),
+        ("containers.1.files", {"/run/secrets/db": "kbs:///default/file/db", "/etc/key": "sealed.a.b.c"}),
+        ("containers.1.sealing_keys", {"kbs:///default/sealing-key/1": "", "own": "PEM"}),
+        ("containers.1.unseal", ["kbs:///default/password/1"]),
         ("containers.1.env_resource", "kbs:///default/env/web"),
     ],
 )
@@ -103,6 +106,7 @@ def test_every_member_is_part_of_the_digest(wire: dict[str, Any], path: str, val
 
 def test_defaults_grant_nothing(wire: dict[str, Any]) -> None:
     plain = parse(wire).containers[0]
+    assert (plain.files, plain.sealing_keys, plain.unseal, plain.prepared) == ({}, {}, (), ())
     assert (plain.exec, plain.resources, plain.terminal, plain.stdin) == ((), (), False, False)
     assert (plain.command, plain.args, plain.cwd, plain.user, plain.env) == (None, None, None, None, {})
     assert plain.signals == DEFAULT_SIGNALS
@@ -181,6 +185,22 @@ def test_defaults_grant_nothing(wire: dict[str, Any]) -> None:
         ("streams", {"mode": "file"}),
         ("streams", {"mode": "none", "unknown": 1}),
         ("streams.key", "kbs:///a/b"),
+        ("containers.0.files", {"run/db": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/": "kbs:///default/file/db"}),
+        ("containers.0.files", {"//run/db": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/run/../db": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/run/db/": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/proc/db": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/sys": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/dev/shm/db": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/run/d\0b": "kbs:///default/file/db"}),
+        ("containers.0.files", {"/run/db": "plain"}),
+        ("containers.0.files", {"/run/db": ""}),
+        ("containers.0.files", {f"/run/{number}": "sealed." for number in range(POLICY_LIST_ITEMS + 1)}),
+        ("containers.0.sealing_keys", {"": "PEM"}),
+        ("containers.0.sealing_keys", {"own": ""}),
+        ("containers.0.sealing_keys", {"own": "P\0M"}),
+        ("containers.0.unseal", ["default/password/1"]),
         ("containers.0.env_resource", "default/env/web"),
         ("containers.0.env_resource", "kbs://host/default/env/web"),
         ("containers.0.env_resource", None),

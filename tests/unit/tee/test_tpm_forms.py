@@ -19,11 +19,11 @@ from cloister.tee.tpm.abi import PCRSelection
 from cloister.tee.tpm.evidence import read_evidence
 from cloister.tee.tpm.gotpm import encode_attestation, parse_attestation
 from cloister.tee.tpm.instanceinfo import InstanceInfo, parse_instance_info
-from cloister.tee.tpm.protobuf import Field, encode_field, encode_varint, parse_message
 from cloister.tee.tpm.tpm2tools import join_parts, parse_pcr_file
 from cloister.tee.tpm.verifier import authenticate
 from cloister.testing.eventlog import build_event_log, seabios_events
 from cloister.testing.tpm import AK_PROFILE, NOW, EndorsementCA, FakeTPM, QuoteFaults
+from cloister.wire.protobuf import Field, encode_field, encode_varint, parse_message
 
 NONCE = b"\x90\x09"
 REGISTERS = (4, 7, 8)

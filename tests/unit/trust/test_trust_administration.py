@@ -131,6 +131,15 @@ def test_what_is_no_content_is_refused(served: AdminWorld, body: Any, code: str)
     refused(served.call("PUT", "/resources/a/b/c", body=body), 400, code)
 
 
+def test_a_resource_replaces_the_version_that_was_read_and_no_other(served: AdminWorld) -> None:
+    place, body = "/resources/a/b/once", {"content": b64(SECRET), "replaces": 0}
+    assert served.call("PUT", place, body=body).json()["version"] == 1
+    refused(served.call("PUT", place, body=body), 409, "trust.resource.conflict")
+    assert served.call("PUT", place, body={**body, "replaces": 1}).json()["version"] == 2
+    refused(served.call("PUT", place, body={**body, "replaces": 1}), 409, "trust.resource.conflict")
+    assert served.call("PUT", place, body={"content": b64(SECRET)}).json()["version"] == 3
+
+
 def test_bodies_are_bounded(served: AdminWorld) -> None:
     answer = served.call("PUT", "/resources/a/b/c", body={"content": "A" * (17 * 1024 * 1024)})
     assert answer.status_code == 413 and answer.json()["code"] == "trust.request.too_long"

@@ -1,9 +1,8 @@
-"""Runs the embedded registry: `python -m cloister.host.registry --root DIRECTORY [--port N] [--ready-fd N] [--parent
-PID]`.
+"""Runs the embedded registry: `python -m cloister.host.registry --root DIRECTORY [--port N] ..`, see `--help`.
 
-Plain HTTP on 127.0.0.1. With port 0 the kernel chooses; the port is written to `--ready-fd` as a line once requests
-are answered, and to standard output otherwise. Ends cleanly on SIGTERM and SIGINT, and with its parent: `--parent`
-asks the kernel for a SIGTERM when the thread that started it is gone (prctl(2), PR_SET_PDEATHSIG).
+Plain HTTP, on 127.0.0.1 unless told otherwise. With port 0 the kernel chooses; the port is written to `--ready-fd` as
+a line once requests are answered, and to standard output otherwise. Ends cleanly on SIGTERM and SIGINT, and with its
+parent: `--parent` asks the kernel for a SIGTERM when the thread that started it is gone (prctl(2), PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from granian.server.embed import Server
 
 from cloister.errors import CloisterError, Unavailable
 from cloister.host.registry.app import RegistryApp
+from cloister.host.registry.auth import TOKEN_SECONDS, AccessControl, parse_accounts
 from cloister.host.registry.store import RegistryStore
 
 ADDRESS: Final = "127.0.0.1"
@@ -36,14 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cloister.host.registry", description="embedded image registry")
     parser.add_argument("--root", type=Path, required=True, help="directory for blobs and manifests")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 lets the kernel choose")
+    parser.add_argument("--address", default=ADDRESS, help=f"IP address to listen on [{ADDRESS}]")
+    parser.add_argument("--port", type=int, default=0, help="port; 0 lets the kernel choose")
+    parser.add_argument("--users", type=Path, help="file of name:password lines; without it nobody is asked")
+    parser.add_argument("--tokens", action="store_true", help="ask for tokens of this registry's own /token, not Basic")
+    parser.add_argument("--anonymous-pull", action="store_true", help="let everybody read")
+    parser.add_argument("--token-seconds", type=float, default=TOKEN_SECONDS, help="how long a token is good")
     parser.add_argument("--ready-fd", type=int, default=1, help="file descriptor that gets the port when ready")
     parser.add_argument("--parent", type=int, default=0, help="process id of the parent to end with")
     options = parser.parse_args(arguments)
     try:
         if options.parent:
             end_with_parent(options.parent)
-        asyncio.run(serve(options.root, options.port, options.ready_fd))
+        access = None
+        if options.users:
+            accounts = read_accounts(options.users)
+            access = AccessControl(
+                accounts,
+                tokens=options.tokens,
+                anonymous_pull=options.anonymous_pull,
+                token_seconds=options.token_seconds,
+            )
+
+        def tell(port: int) -> None:
+            os.write(options.ready_fd, f"{port}\n".encode("ascii"))
+            if options.ready_fd > 2:
+                os.close(options.ready_fd)
+
+        asyncio.run(serve(options.root, options.port, tell, address=options.address, access=access))
     except CloisterError as err:
         sys.stderr.write(f"cloister: error: {err}\n")
         return 3
@@ -63,13 +83,31 @@ def end_with_parent(parent: int) -> None:
         raise Unavailable("host.registry.parent_gone", "parent is gone", expected=str(parent), actual=str(os.getppid()))
 
 
-async def serve(root: Path, port: int, ready_fd: int) -> None:
-    """Serve the registry in `root` until SIGTERM or SIGINT."""
-    with _reserve(port) as reserved:
+async def serve(
+    root: Path,
+    port: int,
+    ready: Callable[[int], None],
+    *,
+    address: str = ADDRESS,
+    access: AccessControl | None = None,
+) -> None:
+    """Serve the registry in `root` until SIGTERM or SIGINT.
+
+    Args:
+        root: its files.
+        port: 0 lets the kernel choose.
+        ready: told the port once requests are answered.
+        address: an IP address of this machine.
+        access: who may do what; without it everybody may do everything.
+
+    Raises:
+        Unavailable: `host.registry.port_taken`, `host.registry.not_up`.
+    """
+    with _reserve(address, port) as reserved:
         port = reserved.getsockname()[1]
         server = Server(
-            RegistryApp(RegistryStore(root)),
-            address=ADDRESS,
+            RegistryApp(RegistryStore(root), access),
+            address=address,
             port=port,
             interface=Interfaces.ASGINL,
             websockets=False,
@@ -79,37 +117,52 @@ async def serve(root: Path, port: int, ready_fd: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
         serving = asyncio.create_task(server.serve())
-        await _wait_until_up(port, serving)
-        os.write(ready_fd, f"{port}\n".encode("ascii"))
-        if ready_fd > 2:
-            os.close(ready_fd)
+        await _wait_until_up(address, port, serving)
+        ready(port)
         await serving
 
 
-def _reserve(port: int) -> socket.socket:
+def read_accounts(path: Path) -> dict[str, str]:
+    """Read a file of accounts; see `parse_accounts`.
+
+    Raises:
+        Unavailable: `host.registry.users_unreadable`.
+        RequestRefused: `host.registry.accounts`.
+    """
+    try:
+        return parse_accounts(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as err:
+        raise Unavailable(
+            "host.registry.users_unreadable", "cannot read the file of accounts", path=str(path), actual=str(err)[:120]
+        ) from err
+
+
+def _reserve(address: str, port: int) -> socket.socket:
     """Bind, without listening, next to the server's own socket, so that nobody takes the port before it listens."""
-    reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    reserved = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        reserved.bind((ADDRESS, port))
-    except OSError as err:
+        reserved.bind((address, port))
+    except (OSError, OverflowError) as err:
         reserved.close()
-        raise Unavailable("host.registry.port_taken", "port is in use", actual=f"{ADDRESS}:{port}") from err
+        raise Unavailable(
+            "host.registry.port_taken", "address cannot be listened on", actual=f"{address}:{port}: {err}"
+        ) from err
     return reserved
 
 
-async def _wait_until_up(port: int, serving: asyncio.Task[None]) -> None:
+async def _wait_until_up(address: str, port: int, serving: asyncio.Task[None]) -> None:
     deadline = asyncio.get_running_loop().time() + _START_SECONDS
     while asyncio.get_running_loop().time() < deadline and not serving.done():
         try:
-            _, writer = await asyncio.open_connection(ADDRESS, port)
+            _, writer = await asyncio.open_connection(address, port)
         except OSError:
             await asyncio.sleep(_POLL_SECONDS)
             continue
         writer.close()
         await writer.wait_closed()
         return
-    raise Unavailable("host.registry.not_up", "registry did not start", actual=f"{ADDRESS}:{port}")
+    raise Unavailable("host.registry.not_up", "registry did not start", actual=f"{address}:{port}")
 
 
 if __name__ == "__main__":

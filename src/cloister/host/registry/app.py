@@ -2,8 +2,9 @@
 "Endpoints").
 
 Ping, blobs (HEAD, GET with one range, DELETE), uploads (POST, monolithic and chunked PATCH, PUT, GET, DELETE,
-mount), manifests (HEAD, GET, PUT, DELETE by tag and digest), tag list, referrers. No authentication: it listens on
-the loopback address and holds ciphertext. Bodies are bounded, streamed and never held whole, but for manifests.
+mount), manifests (HEAD, GET, PUT, DELETE by tag and digest), tag list, referrers; the last two in pages. Without
+accounts everybody may do everything: it listens on the loopback address and holds ciphertext. Bodies are bounded,
+streamed and never held whole, but for manifests.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from cloister.errors import CloisterError, ImageRefused, RequestRefused, Unavailable
+from cloister.host.registry.auth import AccessControl, action_of
 from cloister.host.registry.store import RegistryStore, Upload
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import encode_document
-from cloister.oci.manifest import OCI_INDEX, Descriptor
+from cloister.oci.manifest import OCI_INDEX, artifact_type_of, describe_referrer
 from cloister.oci.reference import require_repository
 from cloister.wire.limits import KIB, MANIFEST_BYTES
 
@@ -30,10 +32,13 @@ _ROUTE: Final = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs/uploads|blobs|manif
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _CONTENT_RANGE: Final = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/.*)?")
 _TAGS_PER_PAGE: Final = 1000
+_REFERRERS_PER_PAGE: Final = 500
+_FORM_BYTES: Final = 16 * KIB
 # Codes of the specification, section "Error Codes".
 _ERROR_CODES: Final = {
     "host.registry.digest_mismatch": "DIGEST_INVALID",
     "host.registry.too_long": "SIZE_INVALID",
+    "host.registry.wrong_length": "SIZE_INVALID",
     "host.registry.out_of_order": "BLOB_UPLOAD_INVALID",
 }
 
@@ -50,7 +55,7 @@ class _Request:
     def __init__(self, scope: Mapping[str, Any], receive: Receive) -> None:  # Any: ASGI scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self._query: dict[str, list[str]] = parse_qs(
+        self.queries: dict[str, list[str]] = parse_qs(
             scope.get("query_string", b"").decode("ascii", "replace"), max_num_fields=16
         )
         self._headers: dict[str, str] = {
@@ -59,7 +64,7 @@ class _Request:
         self._receive = receive
 
     def query(self, name: str) -> str:
-        return self._query.get(name, [""])[0]
+        return self.queries.get(name, [""])[0]
 
     def header(self, name: str) -> str:
         return self._headers.get(name, "")
@@ -88,10 +93,11 @@ class _Request:
 
 
 class RegistryApp:
-    """The ASGI application over a store."""
+    """The ASGI application over a store; with `access` not everybody may do everything."""
 
-    def __init__(self, store: RegistryStore) -> None:
+    def __init__(self, store: RegistryStore, access: AccessControl | None = None) -> None:
         self._store = store
+        self._access = access
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:  # Any: ASGI scope
         if scope["type"] != "http":
@@ -100,19 +106,25 @@ class RegistryApp:
         try:
             answer = await self._route(request, send)
         except (RequestRefused, ImageRefused) as err:
-            answer = _error(400, _ERROR_CODES.get(err.code, "MANIFEST_INVALID"), err)
+            status = 413 if err.code == "host.registry.too_long" else 400
+            answer = _error(status, _ERROR_CODES.get(err.code, "MANIFEST_INVALID"), err)
         except Unavailable as err:
             answer = _error(503, "TOOMANYREQUESTS", err)
         if answer is not None:
             await _send_answer(send, answer, head=request.method == "HEAD")
 
     async def _route(self, request: _Request, send: Send) -> _Answer | None:
+        if request.path == "/token" and self._access is not None:
+            return await self._token(request, self._access)
         if request.path in ("/v2", "/v2/"):
-            return _Answer(200, {"Content-Type": "application/json"}, b"{}")
+            return self._denial(request, "") or _Answer(200, {"Content-Type": "application/json"}, b"{}")
         match = _ROUTE.fullmatch(request.path)
         if match is None:
             return _Answer(404)
         name, kind, rest = require_repository(match["name"]), match["kind"], match["rest"]
+        denial = self._denial(request, name)
+        if denial is not None:
+            return denial
         if kind == "blobs":
             return await self._blob(request, send, parse_digest(rest))
         if kind == "blobs/uploads":
@@ -124,6 +136,29 @@ class RegistryApp:
         if kind == "tags":
             return self._tags(request, name) if rest == "list" else _Answer(404)
         return self._list_referrers(request, name, parse_digest(rest))
+
+    # -- access ----------------------------------------------------------------------------------------------
+
+    def _denial(self, request: _Request, name: str) -> _Answer | None:
+        """Return the answer to who may not do this, if so."""
+        action = action_of(request.method)
+        if self._access is None or self._access.may(request.header("authorization"), name, action):
+            return None
+        challenge = self._access.challenge(request.header("host"), name, action)
+        headers = {"Content-Type": "application/json", "WWW-Authenticate": challenge}
+        return _Answer(401, headers, encode_document({"errors": [{"code": "UNAUTHORIZED"}]}))
+
+    async def _token(self, request: _Request, access: AccessControl) -> _Answer:
+        if request.method not in ("GET", "POST"):
+            return _Answer(405)
+        form = request.queries
+        if request.method == "POST":
+            text = (await request.body(_FORM_BYTES)).decode("utf-8", "replace")
+            form = parse_qs(text, max_num_fields=16)
+        issued = access.issue(request.header("authorization"), form, oauth=request.method == "POST")
+        if issued is None:
+            return _Answer(401, {"Content-Type": "application/json"}, b'{"errors":[{"code":"UNAUTHORIZED"}]}')
+        return _Answer(200, {"Content-Type": "application/json"}, encode_document(issued))
 
     # -- blobs -----------------------------------------------------------------------------------------------
 
@@ -181,6 +216,7 @@ class RegistryApp:
             match = _CONTENT_RANGE.fullmatch(claimed)
             if match is None or int(match[1]) != upload.size:
                 return _upload_state(416, name, upload_id, upload)
+            _require_length(request.header("content-length"), int(match[2]) + 1 - int(match[1]))
         digest = parse_digest(request.query("digest")) if request.method == "PUT" else None
         await request.body_into(upload)
         if digest is None:
@@ -189,7 +225,7 @@ class RegistryApp:
 
     async def _begin_upload(self, request: _Request, name: str) -> _Answer:
         mounted = request.query("mount")
-        if mounted and self._store.blob(parse_digest(mounted)) is not None:
+        if mounted and self._may_mount(request) and self._store.blob(parse_digest(mounted)) is not None:
             return _created(f"/v2/{name}/blobs/{mounted}", parse_digest(mounted))
         at_once = parse_digest(request.query("digest")) if request.query("digest") else None
         upload_id = self._store.begin_upload()
@@ -200,6 +236,13 @@ class RegistryApp:
             await request.body_into(upload)
             return self._finish_upload(name, upload_id, at_once)
         return _upload_state(202, name, upload_id, upload)
+
+    def _may_mount(self, request: _Request) -> bool:
+        """Whether the blob may be read where it comes from; if not, it is uploaded like any other."""
+        origin = request.query("from")
+        if self._access is None:
+            return True
+        return bool(origin) and self._access.may(request.header("authorization"), origin, "pull")
 
     def _finish_upload(self, name: str, upload_id: str, digest: Digest) -> _Answer:
         self._store.finish_upload(upload_id, digest)
@@ -239,23 +282,23 @@ class RegistryApp:
         return _Answer(200, headers, encode_document({"name": name, "tags": page}))
 
     def _list_referrers(self, request: _Request, name: str, subject: Digest) -> _Answer:
-        wanted = request.query("artifactType")
-        found = [item for item in self._store.referrers(name, subject) if wanted in ("", item.artifact_type)]
-        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_encode_referrer(item) for item in found]}
+        wanted, after = request.query("artifactType"), request.query("last")
+        found = [item for item in self._store.referrers(name, subject) if wanted in ("", artifact_type_of(item))]
+        rest = [item for item in found if str(item.digest) > after]
+        page = rest[:_REFERRERS_PER_PAGE]
+        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [describe_referrer(item) for item in page]}
         headers = {"Content-Type": OCI_INDEX} | ({"OCI-Filters-Applied": "artifactType"} if wanted else {})
+        if len(rest) > len(page):
+            query = urlencode({"last": str(page[-1].digest)} | ({"artifactType": wanted} if wanted else {}))
+            headers["Link"] = f'</v2/{name}/referrers/{subject}?{query}>; rel="next"'
         return _Answer(200, headers, encode_document(body))
 
 
-def _encode_referrer(item: Descriptor) -> dict[str, Any]:  # Any: JSON
-    entry: dict[str, Any] = {
-        "mediaType": item.media_type,
-        "digest": str(item.digest),
-        "size": item.size,
-        "artifactType": item.artifact_type,
-    }
-    if item.annotations:
-        entry["annotations"] = dict(item.annotations)
-    return entry
+def _require_length(header: str, length: int) -> None:
+    if header and header != str(length):
+        raise RequestRefused(
+            "host.registry.wrong_length", "body has not the length its range says", expected=str(length), actual=header
+        )
 
 
 def _parse_range(header: str, size: int) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from typing import Final
 
 from cloister.errors import RequestRefused, Unavailable
 from cloister.oci.digest import Digest, parse_digest
-from cloister.oci.manifest import Descriptor, is_index, parse_index, parse_manifest
+from cloister.oci.manifest import ImageIndex, ImageManifest, parse_either
 from cloister.oci.reference import require_repository, require_tag
 from cloister.wire.limits import LAYER_BYTES, MIB
 
@@ -171,14 +171,10 @@ class RegistryStore:
         if by_digest not in (None, digest):
             raise RequestRefused(f"{_CODE}.digest_mismatch", "manifest has another digest", actual=str(digest))
         tag = "" if by_digest else require_tag(selector)
-        subject = None
-        if is_index(raw, media_type=media_type):
-            parse_index(raw, media_type=media_type)
-        else:
-            described = parse_manifest(raw, media_type=media_type).subject
-            subject = described.digest if described else None
+        document = parse_either(raw, media_type=media_type)
+        subject = document.subject.digest if document.subject else None
         _write(self._blob_path(digest), raw)
-        _write(self._manifest_path(name, digest), media_type.encode("ascii"))
+        _write(self._manifest_path(name, digest), document.media_type.encode("ascii"))
         if tag:
             _write(self._repository(name) / "_tags" / tag, str(digest).encode("ascii"))
         if subject is not None:
@@ -206,24 +202,15 @@ class RegistryStore:
             return None
         return sorted(path.name for path in (self._repository(name) / "_tags").glob("*"))
 
-    def referrers(self, name: str, subject: Digest) -> list[Descriptor]:
-        """Return descriptors of the manifests whose subject is `subject`."""
+    def referrers(self, name: str, subject: Digest) -> list[ImageManifest | ImageIndex]:
+        """Return the manifests whose subject is `subject`, in the order of their digests."""
         found = []
         for path in sorted(self._referrers(name, subject).glob("*")):
             algorithm, _, value = path.name.partition("-")
             digest = Digest(algorithm, value)
             if self._manifest_path(name, digest).is_file():
                 raw, media_type = self.manifest(name, digest)
-                manifest = parse_manifest(raw, media_type=media_type)
-                found.append(
-                    Descriptor(
-                        media_type=media_type,
-                        digest=digest,
-                        size=len(raw),
-                        annotations=manifest.annotations,
-                        artifact_type=manifest.artifact_type or manifest.config.media_type,
-                    )
-                )
+                found.append(parse_either(raw, media_type=media_type))
         return found
 
     def _blob_path(self, digest: Digest) -> Path:

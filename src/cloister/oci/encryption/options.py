@@ -57,8 +57,9 @@ class PrivateOptions:
 
 
 def encode_public_options(options: PublicOptions) -> bytes:
-    """Return the JSON that ocicrypt writes; the nonce goes into the private options."""
-    return encode_document({"cipher": CIPHER, "hmac": encode_b64(options.hmac), "cipheroptions": {}})
+    """Return the JSON that ocicrypt writes; a fresh nonce goes into the private options."""
+    kept = {} if options.nonce is None else {"nonce": encode_b64(options.nonce)}
+    return encode_document({"cipher": CIPHER, "hmac": encode_b64(options.hmac), "cipheroptions": kept})
 
 
 def encode_private_options(options: PrivateOptions) -> bytes:
@@ -107,6 +108,16 @@ def parse_private_options(data: bytes) -> PrivateOptions:
         key=decode_b64(members.text("symkey"), path="privopts.symkey", ceiling=AES256_KEY_BYTES),
         digest=parse_digest(members.text("digest")),
         nonce=_parse_nonce(members, "privopts"),
+    )
+
+
+def unwrap_failed(scheme: str) -> ImageRefused:
+    """Return the refusal of a key that does not open an element: another key, or a changed element; who knows."""
+    return ImageRefused(
+        f"{_CODE}.unwrap_failed",
+        "layer key does not open with this key",
+        path=scheme,
+        hint="the image was encrypted for other keys, or its annotation was changed",
     )
 
 

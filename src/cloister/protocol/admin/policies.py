@@ -28,6 +28,21 @@ class ResourceContent(Body, frozen=True):
         return "ResourceContent()"
 
 
+class ResourceChange(Body, frozen=True):
+    """The next version of a resource, 1 byte to 1 MiB.
+
+    Attributes:
+        content: what to store.
+        replaces: the version that was read, 0 for none; the change is refused when another is there by now.
+    """
+
+    content: Base64Text
+    replaces: Version | None = None
+
+    def __repr__(self) -> str:
+        return "ResourceChange()"
+
+
 class ResourceMeta(Answer, frozen=True):
     """A resource without its content."""
 

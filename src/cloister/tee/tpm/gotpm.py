@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from cloister.errors import FormatRefused
 from cloister.tee.tpm import constants as c
-from cloister.tee.tpm.protobuf import BYTES, VARINT, Field, Message, encode_field, parse_message
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import (
     CERTIFICATE_BYTES,
@@ -26,6 +25,7 @@ from cloister.wire.limits import (
     EVIDENCE_FILE_BYTES,
     TPM_RESPONSE_BYTES,
 )
+from cloister.wire.protobuf import BYTES, VARINT, Field, Message, encode_field, parse_message
 
 _CODE: Final = "tee.tpm.attestation"
 _BANKS: Final = 8

@@ -14,6 +14,7 @@ from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.access import AccessControl, Permission, Principal
 from cloister.trust.administration.approvals import Approvals
 from cloister.trust.administration.desk import AdministrationParts, Desk, TenantStores
+from cloister.trust.administration.identities import Identities
 from cloister.trust.administration.keys import Keys
 from cloister.trust.administration.policies import AppraisalPolicies
 from cloister.trust.administration.records import Records
@@ -22,6 +23,7 @@ from cloister.trust.administration.rehearsal import Rehearsals
 from cloister.trust.administration.resources import Resources
 from cloister.trust.administration.roots import Roots
 from cloister.trust.administration.rules import ReleaseRules
+from cloister.trust.administration.surveys import Surveys
 from cloister.trust.administration.tenants import Tenants, Tokens
 from cloister.trust.keys import KeyAdministration
 from cloister.trust.store.tenants import TenantStore
@@ -39,6 +41,8 @@ class Office:
         self.appraisal = AppraisalPolicies(desk)
         self.rules = ReleaseRules(desk)
         self.rehearsals = Rehearsals(desk)
+        self.surveys = Surveys(desk)
+        self.identities = Identities(desk)
         self.references = References(desk)
         self.roots = Roots(desk)
         self.records = Records(desk)

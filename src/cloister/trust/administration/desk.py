@@ -17,12 +17,14 @@ from sqlalchemy import Connection
 from cloister.errors import Refused
 from cloister.trust.access import Permission, Principal
 from cloister.trust.events import Events, LogEvent
+from cloister.trust.identity import StoredAuthorities
 from cloister.trust.keybroker.rulebook import RuleBook
 from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.access import TokenStore
 from cloister.trust.store.calls import CallRow, CallStore
 from cloister.trust.store.database import Store
 from cloister.trust.store.endorsers import RootStore
+from cloister.trust.store.leases import LeaseStore
 from cloister.trust.store.policies import PolicyStore
 from cloister.trust.store.proposals import ProposalStore
 from cloister.trust.store.publishers import PublisherStore
@@ -32,6 +34,9 @@ from cloister.trust.store.references import ReferenceStore
 from cloister.trust.store.resources import ResourceStore
 from cloister.trust.store.tenants import TenantStore
 from cloister.trust.store.transaction import Transaction
+from cloister.trust.verifier.collateral import CollateralSource
+from cloister.trust.verifier.inputs import AskRego
+from cloister.trust.verifier.survey import Survey
 
 _T = TypeVar("_T")
 
@@ -79,12 +84,16 @@ class AdministrationParts:
         keys: seal resources.
         clock: aware UTC now.
         events: the release log.
+        collateral: what vendors publish.
+        ask_rego: asks appraisal policies in Rego.
     """
 
     store: Store
     keys: RowSealer
     clock: Callable[[], datetime]
     events: Events
+    collateral: CollateralSource
+    ask_rego: AskRego
 
 
 class Desk:
@@ -113,6 +122,23 @@ class Desk:
     def configuration(self) -> int:
         """Return the number that grows with each change of policy, root or reference value."""
         return self._parts.store.configuration()
+
+    @property
+    def collateral(self) -> CollateralSource:
+        """What vendors publish, as the service has it."""
+        return self._parts.collateral
+
+    def survey(self, policy_id: str) -> Survey:
+        """Return what judges this tenant's kept evidence again."""
+        parts = self._parts
+        leases = LeaseStore(parts.store, tenant=self.tenant).ends
+        return Survey(
+            parts.store, parts.keys, policy_id=policy_id, leases=leases, tenant=self.tenant, ask_rego=parts.ask_rego
+        )
+
+    def authorities(self, trust_domain: str) -> StoredAuthorities:
+        """Return the keys of a trust domain."""
+        return StoredAuthorities(self._parts.store, self._parts.keys, trust_domain)
 
     def look(self, permission: Permission, subject: str, work: Callable[[TenantStores], _T]) -> _T:
         """Permit and record, then read.

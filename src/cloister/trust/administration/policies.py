@@ -38,7 +38,7 @@ class AppraisalPolicies:
             Unavailable: Rego, and this installation cannot run it (`rats.rego.absent`).
         """
         self.desk.principal.require(Permission.POLICY_WRITE, self.desk.tenant)
-        policy = _checked(text, name)
+        policy = checked_policy(text, name)
         at = self.desk.now()
         return self.desk.change(
             Permission.POLICY_WRITE,
@@ -103,7 +103,7 @@ class AppraisalPolicies:
         return found
 
 
-def _checked(text: bytes, name: str) -> AppraisalPolicy:
+def checked_policy(text: bytes, name: str) -> AppraisalPolicy:
     """Return the policy in a file, Rego only if it loads; that takes up to seconds: call it in no transaction."""
     if looks_like_rego(text) and not _NAME.fullmatch(name):
         raise FormatRefused(

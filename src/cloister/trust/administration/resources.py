@@ -17,17 +17,23 @@ class Resources:
 
     desk: Desk
 
-    def put(self, path: ResourcePath, content: bytes) -> ResourceEntry:
+    def put(self, path: ResourcePath, content: bytes, *, replaces: int | None = None) -> ResourceEntry:
         """Store a resource, 1 byte to 1 MiB. Nobody gets it without a release rule.
+
+        Args:
+            path: where.
+            content: what.
+            replaces: the version that was read, 0 for none; None to replace whatever is there.
 
         Raises:
             FormatRefused: empty or too long (`trust.resource.size`).
+            Refused: another version is there by now (`trust.resource.conflict`).
         """
         at = self.desk.now()
         version = self.desk.change(
             Permission.RESOURCE_WRITE,
             str(path),
-            lambda stores: stores.resources.put(path, content, at=at),
+            lambda stores: stores.resources.put(path, content, at=at, replaces=replaces),
             detail={"bytes": str(len(content))},
         )
         return ResourceEntry(path=path, version=version, updated_at=at)

@@ -60,11 +60,18 @@ class ResourceStore:
         self._root_key = root_key
         self._tenant = tenant
 
-    def put(self, path: ResourcePath, content: bytes, *, at: datetime) -> int:
+    def put(self, path: ResourcePath, content: bytes, *, at: datetime, replaces: int | None = None) -> int:
         """Store a resource, replacing an older one; return its version.
+
+        Args:
+            path: where.
+            content: what.
+            at: time of the change.
+            replaces: the version the caller read, 0 for none; None to replace whatever is there.
 
         Raises:
             FormatRefused: empty or too long (`trust.resource.size`).
+            Refused: another version is there by now (`trust.resource.conflict`).
             Unavailable: the store failed.
         """
         if not 0 < len(content) <= RESOURCE_BYTES:
@@ -78,7 +85,16 @@ class ResourceStore:
 
         def work(connection: Connection) -> int:
             present = _RESOURCE.row(connection, self._key(path))
-            version = 1 if present is None else present[0] + 1
+            held = 0 if present is None else int(present[0])
+            if replaces is not None and replaces != held:
+                raise Refused(
+                    "trust.resource.conflict",
+                    "another version of the resource is there",
+                    path=str(path),
+                    expected=f"version {replaces}",
+                    actual=f"version {held}",
+                )
+            version = held + 1
             sealed = self._root_key.seal(_PURPOSE, self._name(path, version), content)
             row = {"version": version, "sealed": sealed, "updated_at": to_micros(at)}
             upsert(connection, resources, {"tenant": self._tenant, "path": str(path)}, row)

@@ -40,11 +40,13 @@ class Surveyed:
     """One boot of one pod, judged again.
 
     Attributes:
+        sequence: of the kept result.
         result: the newest kept result about it, and what comes of it now.
         releases: what was released to that boot of the pod; with `every`, under that result.
         lease_until: when its lease ends; None when none is known.
     """
 
+    sequence: int
     result: Reappraisal
     releases: tuple[ReleasedResource, ...]
     lease_until: datetime | None = None
@@ -100,12 +102,13 @@ class Survey:
         """Return how much evidence is kept: the most that `run` yields."""
         return self._evidence.count()
 
-    def run(self, wanted: Wanted, *, every: bool = False) -> Iterator[Surveyed]:
+    def run(self, wanted: Wanted, *, every: bool = False, after: int = 0) -> Iterator[Surveyed]:
         """Judge again, oldest first, lazily.
 
         Args:
             wanted: what to judge by.
             every: all kept results, not only the newest of each boot of each pod.
+            after: sequence number of the last result that is not wanted any more.
 
         Raises:
             AppraisalRefused: no policy is given and none is stored (`trust.verifier.no_policy`).
@@ -113,7 +116,7 @@ class Survey:
         """
         candidate = self._candidate(wanted)
         chosen = None if every else self._newest()
-        for page in self._pages():
+        for page in self._pages(after):
             items = [item for item in page if chosen is None or item.sequence in chosen]
             yield from self._judged(items, candidate, by_guest=not every)
 
@@ -134,8 +137,7 @@ class Survey:
             newest = newest_of_each([*newest, *(replace(item, body=b"") for item in page)])
         return frozenset(item.sequence for item in newest)
 
-    def _pages(self) -> Iterator[tuple[StoredEvidence, ...]]:
-        after = 0
+    def _pages(self, after: int = 0) -> Iterator[tuple[StoredEvidence, ...]]:
         while page := self._evidence.list(after=after, limit=_PAGE):
             yield page
             after = page[-1].sequence
@@ -149,6 +151,7 @@ class Survey:
         leases = self._leases([name for name in guests if name])
         for item, guest, holder in zip(items, guests, holders, strict=True):
             yield Surveyed(
+                sequence=item.sequence,
                 result=reappraise(item, candidate),
                 releases=tuple(released.get(holder, ())),
                 lease_until=leases.get(guest),

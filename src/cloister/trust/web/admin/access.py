@@ -26,7 +26,8 @@ from cloister.protocol.admin.access import (
     TokenList,
     TokenRequest,
 )
-from cloister.protocol.admin.base import PAGE
+from cloister.protocol.admin.base import PAGE, Done
+from cloister.protocol.admin.identities import IdentityKeyList
 from cloister.trust.access import Permission, Role
 from cloister.trust.approvals import parse_resource_prefix
 from cloister.trust.web.admin import wire
@@ -134,7 +135,30 @@ def rotate_key(office: Admitted, purpose: PathWord, data: JSONBody[KeyRotation])
     return RotatedKey(purpose=purpose, id=office.keys.rotate(purpose, revoke=data.revoke))
 
 
+@reading("/identity-keys/{domain:str}", Permission.KEY_READ, "Keys of a SPIFFE trust domain, without private halves")
+def list_identity_keys(office: Admitted, domain: PathWord) -> IdentityKeyList:
+    """Return all keys there ever were, oldest first."""
+    return IdentityKeyList(keys=[wire.identity_key(row) for row in office.identities.keys(domain)])
+
+
+@posting("/identity-keys/{domain:str}/rotate", Permission.KEY_WRITE, "New keys for a SPIFFE trust domain")
+def rotate_identity_keys(office: Admitted, domain: PathWord) -> Done:
+    """Make new keys; they sign when relying parties know them."""
+    office.identities.rotate(domain)
+    return Done(subject=domain)
+
+
+@posting("/identity-keys/{domain:str}/{key:str}/withdraw", Permission.KEY_WRITE, "Take a key out of a trust domain")
+def withdraw_identity_key(office: Admitted, domain: PathWord, key: PathWord) -> Done:
+    """Take a key out of the bundle at once."""
+    office.identities.withdraw(domain, key)
+    return Done(subject=key)
+
+
 ROUTES = (
+    list_identity_keys,
+    rotate_identity_keys,
+    withdraw_identity_key,
     list_keys,
     rotate_key,
     list_tenants,

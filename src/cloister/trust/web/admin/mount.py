@@ -38,7 +38,14 @@ def administration_of(service: TrustService, *, clock: Callable[[], datetime] = 
     access = AccessControl(service.store, clock)
     access.bootstrap(service.settings.state / TOKEN_FILE)
     return Administration(
-        parts=AdministrationParts(store=service.store, keys=service.keys.ring, clock=clock, events=service.log),
+        parts=AdministrationParts(
+            store=service.store,
+            keys=service.keys.ring,
+            clock=clock,
+            events=service.log,
+            collateral=service.collateral,
+            ask_rego=service.ask_rego,
+        ),
         access=access,
         keys=KeyAdministration(service.store, service.keys),
         settings=_shown(service.settings),

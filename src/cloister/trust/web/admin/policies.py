@@ -106,6 +106,18 @@ def delete_release_rule(
     return wire.changed(office.approvals.remove_rule(_prefix(repository, kind, tag), replaces=replaces))
 
 
+@reading("/identity-policy", Permission.POLICY_READ, "The identity policy in force")
+def get_identity_policy(office: Admitted) -> PolicyVersion:
+    """Return which pod gets which SPIFFE ID."""
+    return wire.policy_version(office.identities.policy())
+
+
+@putting("/identity-policy", Permission.POLICY_WRITE, "Next version of the identity policy")
+def put_identity_policy(office: Admitted, data: JSONBody[PolicyChange]) -> PolicyVersion:
+    """Store the next version."""
+    return wire.policy_version(office.identities.put_policy(data.text.encode(), replaces=data.replaces))
+
+
 @posting("/revocations", Permission.POLICY_WRITE, "Withdraw whatever a pod was approved for")
 def revoke(office: Admitted, data: JSONBody[Revocation]) -> Done:
     """Revoke a pod by its init data, at once and whatever rule let it have something; no demand makes this wait."""
@@ -147,6 +159,8 @@ def _prefix(repository: str, kind: str, tag: str) -> ResourcePrefix:
 
 
 ROUTES = (
+    get_identity_policy,
+    put_identity_policy,
     list_appraisal_policies,
     put_appraisal_policy,
     get_appraisal_policy,

@@ -24,6 +24,7 @@ _BY_CODE: Final = {
     "trust.approval.closed": HTTPStatus.CONFLICT,
     "trust.approval.digest": HTTPStatus.CONFLICT,
     "trust.policy.conflict": HTTPStatus.CONFLICT,
+    "trust.resource.conflict": HTTPStatus.CONFLICT,
     "trust.keys.pending": HTTPStatus.CONFLICT,
     "trust.tenant.exists": HTTPStatus.CONFLICT,
     "trust.tenant.default": HTTPStatus.CONFLICT,

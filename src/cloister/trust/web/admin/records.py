@@ -5,13 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
+from litestar.params import JSONBody
+
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.admin.base import PAGE
+from cloister.protocol.admin.reappraisal import SurveyPage, SurveyRequest
 from cloister.protocol.admin.records import AuditEntry, AuditPage, CallPage, Denial, DenialPage, Evidence
 from cloister.trust.access import Permission
 from cloister.trust.store.queries import RecordFilter
 from cloister.trust.web.admin import wire
-from cloister.trust.web.admin.entrance import Admitted, reading
+from cloister.trust.web.admin.entrance import Admitted, posting, reading
 from cloister.trust.web.admin.parameters import After, Limit, PathNumber, PathWord, Since, Until, word
 
 Code = Annotated[str, word("code", "Dotted code.")]
@@ -110,4 +113,20 @@ def _zoned(time: datetime | None, name: str) -> datetime | None:
     return time
 
 
-ROUTES = (list_audit, get_audit, list_denials, get_denial, list_calls, get_evidence)
+@posting("/surveys", Permission.EVIDENCE_READ, "Kept evidence judged again: what would fail?")
+def survey(office: Admitted, data: JSONBody[SurveyRequest]) -> SurveyPage:
+    """Judge a page of kept evidence by another policy, other reference values, or at another time; nothing changes."""
+    answer = office.surveys.run(
+        policy=data.policy.encode(),
+        policy_name=data.policy_name,
+        appraisal_policy=data.appraisal_policy,
+        references=data.references.encode(),
+        at=_zoned(data.at, "at"),
+        every=data.every,
+        after=data.after,
+        limit=data.limit,
+    )
+    return wire.survey_page(answer, limit=data.limit)
+
+
+ROUTES = (survey, list_audit, get_audit, list_denials, get_denial, list_calls, get_evidence)

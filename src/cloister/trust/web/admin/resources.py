@@ -7,7 +7,7 @@ from typing import Annotated
 from litestar.params import JSONBody, QueryParameter
 
 from cloister.protocol.admin.base import PAGE, Done
-from cloister.protocol.admin.policies import ResourceContent, ResourceMeta, ResourcePage
+from cloister.protocol.admin.policies import ResourceChange, ResourceContent, ResourceMeta, ResourcePage
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.trust.access import Permission
 from cloister.trust.web.admin import wire
@@ -33,11 +33,12 @@ def list_resources(
 
 @putting(_ONE, Permission.RESOURCE_WRITE, "Store a resource, replacing an older version")
 def put_resource(
-    office: Admitted, repository: Segment, kind: Segment, tag: Segment, data: JSONBody[ResourceContent]
+    office: Admitted, repository: Segment, kind: Segment, tag: Segment, data: JSONBody[ResourceChange]
 ) -> ResourceMeta:
     """Store a resource. Nobody gets it without a release rule."""
     content = decode_b64(data.content, path="content", ceiling=RESOURCE_BYTES)
-    return wire.resource_meta(office.resources.put(ResourcePath(repository, kind, tag), content))
+    path = ResourcePath(repository, kind, tag)
+    return wire.resource_meta(office.resources.put(path, content, replaces=data.replaces))
 
 
 @reading(_ONE, Permission.RESOURCE_LIST, "Version and time of a resource")

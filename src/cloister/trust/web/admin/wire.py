@@ -11,23 +11,28 @@ import msgspec
 
 from cloister.protocol.admin.access import Changed, Demand, Proposal, Tenant, Token
 from cloister.protocol.admin.base import FindingWire
+from cloister.protocol.admin.identities import IdentityKey
 from cloister.protocol.admin.policies import DryRunAnswer, DryRunCase, PolicyVersion, ResourceMeta
+from cloister.protocol.admin.reappraisal import ChangedFinding, Held, SurveyCase, SurveyPage
 from cloister.protocol.admin.records import AuditEntry, Call, Denial, DenialSummary, Evidence
 from cloister.protocol.admin.references import Publisher, ReferenceEvent, ReferenceValue, Root
 from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import entry_to_wire
 from cloister.trust.administration.approvals import Outcome, ProposalView
 from cloister.trust.administration.rehearsal import Rehearsal
+from cloister.trust.administration.surveys import SurveyAnswer
 from cloister.trust.refvalues import RegisteredValue
 from cloister.trust.store.access import StoredToken
 from cloister.trust.store.calls import CallRow
 from cloister.trust.store.endorsers import root_id
+from cloister.trust.store.identitykeys import IdentityKeyRow
 from cloister.trust.store.policies import StoredPolicy
 from cloister.trust.store.publishers import ReferenceChange, StoredPublisher
 from cloister.trust.store.queries import DenialRow
 from cloister.trust.store.records import AppraisalRecord, AuditRow, DenialRecord, StoredFinding, stored_finding
 from cloister.trust.store.resources import ResourceEntry
 from cloister.trust.store.tenants import StoredTenant
+from cloister.trust.verifier.survey import Surveyed
 from cloister.wire.base64 import encode_b64
 
 
@@ -195,4 +200,46 @@ def dry_run(rehearsal: Rehearsal) -> DryRunAnswer:
             )
             for item in rehearsal.changed
         ],
+    )
+
+
+def identity_key(row: IdentityKeyRow) -> IdentityKey:
+    """Return a key of a trust domain, without its private half."""
+    return IdentityKey(**{name: getattr(row, name) for name in IdentityKey.__struct_fields__})
+
+
+def survey_page(answer: SurveyAnswer, *, limit: int) -> SurveyPage:
+    """Return results judged again."""
+    more = len(answer.results) == limit
+    return SurveyPage(
+        at=answer.at,
+        kept=answer.kept,
+        next=answer.results[-1].sequence if more else 0,
+        results=[_survey_case(item) for item in answer.results],
+    )
+
+
+def _survey_case(item: Surveyed) -> SurveyCase:
+    result = item.result
+    return SurveyCase(
+        attestation=result.attestation,
+        at=result.at,
+        tee=result.tee,
+        level=result.level,
+        instance=result.instance,
+        init_data=result.init_data,
+        before=result.before.value,
+        after=result.after.value,
+        fails=result.fails,
+        remedy=result.remedy,
+        changes=[
+            ChangedFinding(
+                code=change.code,
+                before=findings([change.before])[0] if change.before is not None else None,
+                after=findings([change.after])[0] if change.after is not None else None,
+            )
+            for change in result.changes
+        ],
+        releases=[Held(resource=row.resource, version=row.version, at=row.at) for row in item.releases],
+        lease_until=item.lease_until,
     )

@@ -1,0 +1,245 @@
+"""Encrypt, decrypt and rewrap images between places as people write them (`oci:PATH:TAG`, `docker://REF`, ..).
+
+Key-encryption keys (`kbs:///repository/type/tag`) are those of the owner's trust service on this machine: an existing
+one is used, a new one is made and stored before anything is encrypted under it. A destination is opened only when
+there is something to write to it, so that a source, recipient or key that is refused leaves no file.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cloister.errors import Unavailable
+from cloister.imagetool.compression import Compress
+from cloister.imagetool.layers import Progress
+from cloister.oci.digest import Digest
+from cloister.oci.encryption.wrapping import open_keys, open_recipients
+from cloister.oci.location import ImageLocation, LocationKind, open_sink, open_source, parse_location
+from cloister.oci.store import ImageSink, ImageSource, read_manifest
+from cloister.protocol.resourceuri import ResourcePath
+from cloister.sdk.home import home_from_environment
+from cloister.sdk.registryaccess import open_transport, registry_access
+
+if TYPE_CHECKING:
+    from cloister.imagetool.decrypt import DecryptedImage
+    from cloister.imagetool.encrypt import SealedImage
+    from cloister.imagetool.rewrap import RewrappedImage
+    from cloister.sdk.owner import Owner
+
+_KEK_BYTES: Final = 32
+_NO_TAG: Final = "latest"
+
+
+class KeyEncryptionKeys:
+    """Key-encryption keys of `kbs:///` recipients.
+
+    Args:
+        file: holds the key of all of them, 32 bytes; None for those of the owner's trust service.
+
+    Attributes:
+        made: addresses of keys that were made and stored.
+        found: addresses of keys that were there.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self.made: list[str] = []
+        self.found: list[str] = []
+
+    def for_recipient(self, path: ResourcePath) -> bytes:
+        """Return the key at `path`, made and stored if there is none.
+
+        Raises:
+            Unavailable: the file or the trust service cannot be read (`imagetool.recipients.key_file`).
+        """
+        if self._file is not None:
+            return self._read_file()
+        with self._owner().admin() as admin:
+            if any(entry.path == path for entry in admin.list_resources()):
+                self.found.append(path.uri)
+                return admin.get_resource(path)
+            key = secrets.token_bytes(_KEK_BYTES)
+            admin.put_resource(path, key)
+        self.made.append(path.uri)
+        return key
+
+    def at(self, path: ResourcePath) -> bytes:
+        """Return the key at `path`.
+
+        Raises:
+            Refused: the trust service has none (`trust.resource.missing`).
+            Unavailable: the file or the trust service cannot be read (`imagetool.recipients.key_file`).
+        """
+        if self._file is not None:
+            return self._read_file()
+        with self._owner().admin() as admin:
+            return admin.get_resource(path)
+
+    def _read_file(self) -> bytes:
+        if self._file is None:
+            raise RuntimeError("there is no file to read")
+        try:
+            with self._file.open("rb") as file:
+                return file.read(_KEK_BYTES + 1)  # one more, so that a longer one is refused
+        except OSError as err:
+            raise Unavailable(
+                "imagetool.recipients.key_file", f"cannot read the key: {err.strerror}", path=str(self._file)
+            ) from err
+
+    def _owner(self) -> Owner:
+        from cloister.sdk.owner import Owner
+
+        return Owner(home_from_environment())
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A source and a destination, parsed."""
+
+    source: ImageLocation
+    target: ImageLocation
+
+    @property
+    def tag(self) -> str:
+        """The image's name at the destination."""
+        return self.target.selector or _NO_TAG
+
+
+def parse_places(source: str, destination: str) -> Place:
+    """Parse both.
+
+    Raises:
+        ImageRefused: `oci.location.*`, `oci.reference.malformed`.
+    """
+    return Place(source=parse_location(source), target=parse_location(destination))
+
+
+def encrypt_between(
+    place: Place,
+    recipients: Sequence[str],
+    *,
+    keks: KeyEncryptionKeys,
+    platform: str = "",
+    compress: Compress = Compress.NONE,
+    leave_foreign: bool = False,
+    progress: Progress | None = None,
+) -> SealedImage:
+    """Encrypt; see `cloister.imagetool.encrypt.encrypt_image` and `open_recipients`."""
+    from cloister.imagetool.encrypt import encrypt_image
+
+    with _opened(place, sealed=True) as (source, sink):
+        read_manifest(source, place.source.selector)  # a source that is not there is told before a key is made for it
+        return encrypt_image(
+            source,
+            place.source.selector,
+            sink,
+            tag=place.tag,
+            recipients=open_recipients(recipients, kek_for=keks.for_recipient),
+            platform=platform,
+            compress=compress,
+            leave_foreign=leave_foreign,
+            progress=progress,
+        )
+
+
+def decrypt_between(
+    place: Place,
+    keys: Sequence[str],
+    *,
+    keks: KeyEncryptionKeys,
+    platform: str = "",
+    check_diff_ids: bool = True,
+    progress: Progress | None = None,
+) -> DecryptedImage:
+    """Decrypt; see `cloister.imagetool.decrypt.decrypt_image` and `open_keys`."""
+    from cloister.imagetool.decrypt import decrypt_image
+
+    with _opened(place, sealed=False) as (source, sink):
+        return decrypt_image(
+            source,
+            place.source.selector,
+            sink,
+            tag=place.tag,
+            keys=open_keys(keys, kek_at=keks.at),
+            platform=platform,
+            check_diff_ids=check_diff_ids,
+            progress=progress,
+        )
+
+
+def rewrap_between(
+    place: Place,
+    *,
+    add: Sequence[str],
+    remove: Sequence[str],
+    only_added: bool,
+    keys: Sequence[str],
+    keks: KeyEncryptionKeys,
+    platform: str = "",
+    progress: Progress | None = None,
+) -> RewrappedImage:
+    """Change recipients; see `cloister.imagetool.rewrap.rewrap_image`."""
+    from cloister.imagetool.rewrap import NewRecipients, rewrap_image
+
+    with _opened(place, sealed=True) as (source, sink):
+        return rewrap_image(
+            source,
+            place.source.selector,
+            sink,
+            tag=place.tag,
+            change=NewRecipients(
+                add=open_recipients(add, kek_for=keks.for_recipient), remove=frozenset(remove), only_added=only_added
+            ),
+            keys=open_keys(keys, kek_at=keks.at),
+            platform=platform,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _opened(place: Place, *, sealed: bool) -> Iterator[tuple[ImageSource, ImageSink]]:
+    # Each has its own connections: they are used by different threads.
+    with ExitStack() as stack:
+        accesses = [
+            registry_access(location, stack.enter_context(open_transport()))
+            for location in (place.source, place.target)
+        ]
+        open_target = partial(open_sink, place.target, accesses[1], sealed=sealed)
+        # Refused now, and written to when it is entered; only a layout is made at once, and it is never refused.
+        known = None if place.target.kind is LocationKind.LAYOUT else open_target()
+        source = stack.enter_context(open_source(place.source, accesses[0]))
+        yield source, _LateSink(lambda: stack.enter_context(known or open_target()))
+
+
+class _LateSink:
+    """A sink that is opened when the first thing is asked of it, by whichever thread."""
+
+    def __init__(self, opening: Callable[[], ImageSink]) -> None:
+        self._opening = opening
+        self._lock = threading.Lock()
+        self._sink: ImageSink | None = None
+
+    def _open(self) -> ImageSink:
+        with self._lock:
+            if self._sink is None:
+                self._sink = self._opening()
+            return self._sink
+
+    def has_blob(self, digest: Digest) -> bool:
+        return self._open().has_blob(digest)
+
+    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        return self._open().write_blob(chunks)
+
+    def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
+        return self._open().write_manifest(raw, media_type, tag)
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        return self._open().write_referrer(raw, media_type)

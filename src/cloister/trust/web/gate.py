@@ -252,7 +252,7 @@ class _Threads:
             try:
                 with working(request.correlation, route.name):
                     response = route.handle(request)
-            except BaseException as err:  # noqa: BLE001  what the event loop raises in place of this thread
+            except BaseException as err:  # noqa: BLE001  handed to the event loop, which raises it
                 fault = err
             with suppress(RuntimeError):  # the event loop has ended
                 answer.get_loop().call_soon_threadsafe(_settle, answer, response, fault)

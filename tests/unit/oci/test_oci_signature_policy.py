@@ -260,3 +260,8 @@ def test_a_registrys_own_signatures() -> None:
     assert refused(lambda: parse_extension(bad)) == "oci.signing.lookaside.extension.base64"
     many = json.dumps({"signatures": [entry] * 33}).encode()
     assert refused(lambda: parse_extension(many)) == "oci.signing.lookaside.extension.too_many"
+
+
+@pytest.mark.parametrize("data", [b"1: x", b"docker: {1: {lookaside: x}}", b"docker: {a: [{null: x}]}", b"? [a]\n: b"])
+def test_names_in_a_lookaside_configuration_are_text(data: bytes) -> None:
+    assert refused(lambda: parse_lookaside([data])) == "oci.signing.lookaside.not_yaml"

@@ -136,7 +136,7 @@ def _yaml(data: bytes, number: int) -> Any:  # Any: YAML values, typed by whoeve
     if b"&" in data or b"*" in data:
         raise ImageRefused(f"{_CODE}.not_yaml", "configuration uses aliases", path=f"file {number}")
     try:
-        return yaml.safe_load(data) or {}
+        return _with_names(yaml.safe_load(data)) or {}
     except (yaml.YAMLError, RecursionError, ValueError) as err:
         raise ImageRefused(f"{_CODE}.not_yaml", "configuration is not YAML", path=f"file {number}") from err
 
@@ -154,3 +154,16 @@ def _merged(old: Lookaside | None, new: Lookaside, place: str) -> Lookaside:
     if old is not None and old != new:
         raise ImageRefused(f"{_CODE}.conflict", "two files say different things", path=place)
     return new
+
+
+def _with_names(value: object) -> object:
+    """Return `value` if all its mappings are by names, as JSON's are; YAML knows others, which raise ValueError."""
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError("a name that is no text")
+        for member in value.values():
+            _with_names(member)
+    elif isinstance(value, list):
+        for member in value:
+            _with_names(member)
+    return value

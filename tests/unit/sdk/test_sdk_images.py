@@ -16,6 +16,7 @@ from cloister.errors import CloisterError
 from cloister.imagetool.encrypt import encrypt_image
 from cloister.oci.layout import OCILayout
 from cloister.oci.store import read_manifest
+from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 from cloister.sdk.inspection import describe_image
 from imagetool_images import CANARY, build, manifest_of, recipient, rewrite
@@ -206,3 +207,15 @@ def test_inspect_says_when_an_element_cannot_be_read(built: Built, tmp_path: Pat
     assert len(recipients) == 5
     for scheme, lines in recipients.items():
         assert lines[0].startswith(("cannot be read", "names nobody")), (scheme, lines)
+
+
+def test_a_key_of_the_trust_service_is_made_once(private_home: Path) -> None:
+    path = parse_resource_uri(KEK_ID)
+    first, second = KeyEncryptionKeys(), KeyEncryptionKeys()
+    key = first.for_recipient(path)
+    assert (first.made, first.found) == ([KEK_ID], [])
+    assert second.for_recipient(path) == key == second.at(path)
+    assert (second.made, second.found) == ([], [KEK_ID])
+    with pytest.raises(CloisterError) as caught:
+        second.at(parse_resource_uri("kbs:///default/image-kek/none"))
+    assert caught.value.code == "trust.resource.missing"

@@ -18,13 +18,15 @@ import pytest
 from msgspec.structs import replace
 
 from adversary.expect import require_fix
-from adversary.pods import Repository, create, running
+from adversary.pods import Repository, create, running, started
 from cloister.cli.demo.hostile import search_at_rest
 from cloister.oci.digest import parse_digest
 from cloister.podpolicy.model import PodPolicy
 from cloister.protocol import guestapi
 from cloister.protocol.resourceuri import ResourcePath
+from cloister.rats.claims import Level
 from cloister.sdk.owner import SealedReference
+from cloister.trust.keybroker.policy import ReleaseRule, encode_release_rule
 from guest_world import STREAM_KEY, ProcessPod, World
 
 pytestmark = pytest.mark.tool
@@ -123,6 +125,36 @@ def test_a_revoked_pod_stops_within_its_lease(world: World, busybox: SealedRefer
         assert time.monotonic() - revoked < LEASE_SECONDS + 1
         assert failed["code"] == "trust.release.revoked"
         require_fix(failed["code"])
+        assert pod.process.wait(20) == 1
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_pod_whose_key_is_leased_by_the_broker_stops_within_that_lease(
+    world: World, busybox: SealedReference, secret: ResourcePath
+) -> None:
+    """The pod policy has no lease; the owner's rule for one of its keys has."""
+    container = world.container(busybox, command=("sh", "-c", "echo leased; sleep 1000"), env_resource=secret)
+    policy = replace(world.policy(busybox), containers=(container,))
+    init_data = world.prepare(policy, busybox)
+    with world.owner.admin() as admin:
+        rule = ReleaseRule(
+            prefix=str(secret),
+            init_data=(init_data.digest_text,),
+            appraisal_policy="default",
+            insecure_allow_levels=(Level.SIMULATED,),
+            lease_seconds=LEASE_SECONDS,
+        )
+        admin.put_release_rule(str(secret), encode_release_rule(rule))
+    with started(world, init_data) as pod:
+        pid = stays(pod)
+        time.sleep(LEASE_SECONDS + 1)  # longer than one lease: it was renewed
+        assert pod.host.call("state", container="c1").status == "running", pod.host.events
+        with world.owner.admin() as admin:
+            admin.revoke(init_data.digest_text)
+        revoked = time.monotonic()
+        failed = pod.host.event(guestapi.FailedEvent).error
+        assert time.monotonic() - revoked < LEASE_SECONDS + 1
+        assert failed["code"] == "trust.release.revoked"
         assert pod.process.wait(20) == 1
         assert not Path(f"/proc/{pid}").exists()
 

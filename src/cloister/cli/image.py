@@ -1,4 +1,4 @@
-"""`cloister image encrypt|decrypt|rewrap|sign|inspect`: protect an image without changing it."""
+"""`cloister image encrypt|decrypt|rewrap|sign|verify|inspect`: protect an image without changing it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloister.cli import imagesignature
 from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.imagetool.compression import Compress
-from cloister.sdk.home import home_from_environment
 
 if TYPE_CHECKING:
     from cloister.imagetool.platforms import RewrittenImage
     from cloister.sdk.images import KeyEncryptionKeys
 
 app = typer.Typer(
-    no_args_is_help=True, help="Encrypt, decrypt, sign and look at container images.", rich_markup_mode=None
+    no_args_is_help=True, help="Encrypt, decrypt, sign, verify and look at container images.", rich_markup_mode=None
 )
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
@@ -221,46 +221,8 @@ def rewrap_command(
     step.note(f"next: cloister image sign {destination or source}{_naming(destination or source)}")
 
 
-@app.command("sign")
-def sign_command(
-    image: Annotated[str, typer.Argument(help="The sealed image: docker://REF, oci:PATH:TAG or oci-archive:PATH:TAG.")],
-    key: Annotated[Path | None, typer.Option(help="P-256 private key, PEM [default: the owner's key].")] = None,
-    repository: Annotated[
-        str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
-    ] = "",
-    output: OutputOption = Output.TEXT,
-) -> None:
-    """Sign an image as cosign does in key mode; cosign verifies it."""
-    from cloister.crypto.signer import ECDSAP256Signer
-    from cloister.errors import Refused
-    from cloister.imagetool.sign import sign_image
-    from cloister.oci.location import open_sink, parse_location
-    from cloister.sdk.owner import Owner
-    from cloister.sdk.registryaccess import open_transport, registry_access
-
-    place = parse_location(image)
-    name = repository or (place.reference.name if place.reference else "")
-    if not name:
-        raise Refused(
-            "cli.image.repository",
-            "a signature names a repository, and a path has none",
-            hint="add --repository registry.example/name",
-        )
-    signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    with (
-        open_transport() as transport,
-        open_sink(place, registry_access(place, transport), extend=True) as store,
-    ):
-        digest = sign_image(store, place.selector, signer, repository=name)
-    public = signer.public_key
-    if output is Output.JSON:
-        print_json({"schema": 1, "digest": str(digest), "repository": name, "key": public.fingerprint})
-        return
-    step = StepPrinter()
-    step("ok", "image signed", f"{digest}")
-    step("ok", f"as {name}", f"key {short_digest(public.fingerprint)}")
-    step("--", "not proved", "who holds the key: give its public half to whoever verifies")
-    step.note("next: cloister run " + image)
+app.command("sign")(imagesignature.sign_command)
+app.command("verify")(imagesignature.verify_command)
 
 
 @app.command("inspect")

@@ -68,6 +68,8 @@ _DENIAL: Final = r"d-[a-z2-7]{10}"
 _TEXT_CHARS: Final = 400
 _MALFORMED: Final = "client.broker_malformed"
 _RECEIPT_HEADER: Final = "cloister-receipt"
+_LEASE_HEADER: Final = "cloister-lease"
+_LEASE: Final = re.compile(r"[0-9]{1,8}")
 _RELEASES: Final = ("release", "renewal")
 
 _T = TypeVar("_T")
@@ -115,6 +117,21 @@ class _Session(msgspec.Struct, frozen=True, kw_only=True):
 class _Times(msgspec.Struct, frozen=True, kw_only=True):
     iat: int
     exp: int
+
+
+class ReleasedResource(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource as the broker released it. The repr holds no secret.
+
+    Attributes:
+        content: the secret.
+        lease_seconds: for how long it may be used before fresh evidence is shown; 0 is as long as one likes.
+    """
+
+    content: bytes
+    lease_seconds: int
+
+    def __repr__(self) -> str:
+        return f"ReleasedResource(content=<hidden>, lease_seconds={self.lease_seconds})"
 
 
 class KeyBrokerClient:
@@ -199,12 +216,17 @@ class KeyBrokerClient:
         return self._token
 
     def get_resource(self, path: ResourcePath) -> bytes:
-        """Return a resource; attests first when there is no token or it is about to expire.
+        """Return a resource, as `release` does, without what is said of a lease."""
+        return self.release(path).content
+
+    def release(self, path: ResourcePath) -> ReleasedResource:
+        """Return a resource and its lease; attests first when there is no token or it is about to expire.
 
         Raises:
             KeyReleaseDenied: the key-release policy says no; `path` holds the denial id.
             Refused: the release is not in the log that init data pin (`client.receipt.*`, `tlog.*`); no such resource
-                (`client.resource_not_found`), or an answer that does not open with our key.
+                (`client.resource_not_found`), an answer that does not open with our key, or a lease that is none
+                (`client.lease`).
             Unavailable: no connection after the last attempt, or the broker cannot tell now.
         """
         if not self._token or self._monotonic() >= self._renew_at:
@@ -215,7 +237,8 @@ class KeyBrokerClient:
             raise _broker_error(response, stage="resource", resource=str(path))
         if not self._broker.insecure_no_release_log:
             self._verify_receipt(response.headers.get(_RECEIPT_HEADER, ""), path)
-        return self._ephemeral().open(_decode(response.body, SealedResource))
+        content = self._ephemeral().open(_decode(response.body, SealedResource))
+        return ReleasedResource(content=content, lease_seconds=_lease(response.headers.get(_LEASE_HEADER, ""), path))
 
     def plugin(self, name: str, path: str, *, query: str = "", body: bytes = b"") -> bytes:
         """Return what a plugin of the broker answers; attests first when there is no token or it is about to expire.
@@ -369,6 +392,17 @@ def _broker_error(response: Response, *, stage: str, resource: str = "") -> Cloi
         path=denial or resource,
         hint=body.hint[:_TEXT_CHARS],
     )
+
+
+def _lease(text: str, path: ResourcePath) -> int:
+    """Return the seconds of a lease, 0 where there is none; of one that is about to end, the last second."""
+    if not text:
+        return 0
+    if not _LEASE.fullmatch(text):
+        raise FormatRefused(
+            "client.lease", "the lease of a key is no number of seconds", path=str(path), actual=text[:40]
+        )
+    return max(1, int(text))
 
 
 def _other_receipt(name: str, expected: str, actual: str) -> Refused:

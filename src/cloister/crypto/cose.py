@@ -2,7 +2,8 @@
 
 RFC 9052 section 4.2 and 4.4, RFC 9053 section 2.1 (ECDSA). The message never chooses its algorithm: it must name the
 one that goes with the caller's key. The payload is handed out as the bytes that were signed; nothing is encoded again.
-Tag 18 is optional. Not done: counter signatures, detached payloads, external data, critical headers (refused).
+Tag 18 is optional. Not done: counter signatures, detached payloads, external data; critical headers are the
+caller's to understand or refused.
 Pure; trusts the key it is given.
 """
 
@@ -71,12 +72,17 @@ class Sign1:
     signature: bytes
 
 
-def parse_sign1(data: bytes, *, code: str) -> Sign1:
+def parse_sign1(data: bytes, *, code: str, critical: frozenset[int | str] = frozenset()) -> Sign1:
     """Parse a COSE_Sign1 message, tagged or not.
+
+    Args:
+        data: the message.
+        code: prefix of the errors' codes.
+        critical: labels of protected headers that the caller processes, should the message call them critical.
 
     Raises:
         FormatRefused: not CBOR (`<code>.truncated` and the other codes of `decode_cbor`), not a COSE_Sign1 with a
-            payload, or with a critical header (`<code>.malformed`).
+            payload, or with a critical header that nobody here understands (`<code>.malformed`).
     """
     value = decode_cbor(data, ceiling=COSE_BYTES, code=code)
     if isinstance(value, Tagged):
@@ -96,11 +102,29 @@ def parse_sign1(data: bytes, *, code: str) -> Sign1:
     header = decode_cbor(protected, ceiling=COSE_BYTES, code=code)
     if not isinstance(header, dict):
         raise _malformed(code, "protected header is not a map")
-    if _CRITICAL_HEADER in header or _CRITICAL_HEADER in unprotected:
-        raise _malformed(code, "message has critical headers; none is understood here")
+    _check_critical(header, unprotected, critical, code)
     if header.keys() & unprotected.keys() or _ALGORITHM_HEADER in unprotected:
         raise _malformed(code, "a header is protected and unprotected, or the algorithm is not protected")
     return Sign1(protected=protected, header=header, unprotected=unprotected, payload=payload, signature=signature)
+
+
+def _check_critical(
+    header: Mapping[int | str, CBOR],
+    unprotected: Mapping[int | str, CBOR],
+    known: frozenset[int | str],
+    code: str,
+) -> None:
+    """RFC 9052 section 3.1: a protected, non-empty list of labels, all of them present and understood."""
+    if _CRITICAL_HEADER in unprotected:
+        raise _malformed(code, "list of critical headers is not protected")
+    if _CRITICAL_HEADER not in header:
+        return
+    labels = header[_CRITICAL_HEADER]
+    if not isinstance(labels, list) or not labels:
+        raise _malformed(code, "no list of critical headers")
+    for label in labels:
+        if isinstance(label, bool) or not isinstance(label, (int, str)) or label not in known or label not in header:
+            raise _malformed(code, "message has a critical header that is not understood here", str(label)[:60])
 
 
 def algorithm_of(key: ec.EllipticCurvePublicKey) -> Algorithm | None:

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from cloister.crypto.jwt import key_id
+from cloister.crypto.pae import pre_authentication_encoding
 from cloister.crypto.signer import ECDSA_P256_SIGNATURE_BYTES, ECDSAP256PublicKey, Signer
 from cloister.errors import FormatRefused, Refused
 from cloister.wire.base64 import decode_b64, encode_b64
@@ -37,7 +38,7 @@ class _EnvelopeWire(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
 
 def sign_envelope(payload: bytes, signer: Signer, *, payload_type: str) -> bytes:
     """Return the envelope (JSON) of `payload` with one signature; the key is named by its RFC 7638 thumbprint."""
-    signature = signer.sign(_encoded(payload, payload_type))
+    signature = signer.sign(pre_authentication_encoding(payload, payload_type))
     envelope = _EnvelopeWire(
         payload_type=payload_type,
         payload=encode_b64(payload),
@@ -89,7 +90,7 @@ def verify_envelope(
             actual=envelope.payload_type[:80],
         )
     # 3
-    signed = _encoded(payload, payload_type)
+    signed = pre_authentication_encoding(payload, payload_type)
     for name, signature in signatures:
         key = keys.get(name)
         if key is None:
@@ -109,9 +110,3 @@ def verify_envelope(
         actual=", ".join(name[:44] for name, _ in signatures)[:120],
         hint="give the public key of whoever issues these values",
     )
-
-
-def _encoded(payload: bytes, payload_type: str) -> bytes:
-    """Return the pre-authentication encoding (DSSE protocol, section "Signature Definition")."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)

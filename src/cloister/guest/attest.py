@@ -8,9 +8,10 @@ handshake succeeded, and the wiping. The broker is the one that the measured ini
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cloister.errors import CloisterError, Unavailable
 from cloister.protocol.resourceuri import ResourcePath
@@ -30,8 +31,8 @@ class KeyBroker(Protocol):
         """Do the handshake."""
         ...
 
-    def get_resource(self, path: ResourcePath) -> bytearray:
-        """Return a resource, which the caller overwrites."""
+    def release(self, path: ResourcePath) -> tuple[bytearray, int]:
+        """Return a resource, which the caller overwrites, and the seconds of its lease, 0 for none."""
         ...
 
     def wipe(self) -> None:
@@ -39,15 +40,26 @@ class KeyBroker(Protocol):
         ...
 
 
+class Term(NamedTuple):
+    """How long a resource may be used: its end on the monotonic clock, and the length of the lease, seconds."""
+
+    end: float
+    seconds: float
+
+
 class KeySource:
     """Resources of the key broker for the whole pod.
 
     Args:
         connect: gives the broker, at the handshake; it is then used by one thread at a time.
+        monotonic: a clock that only goes forward, seconds.
     """
 
-    def __init__(self, connect: Callable[[], KeyBroker]) -> None:
+    def __init__(self, connect: Callable[[], KeyBroker], *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._connect = connect
+        self._monotonic = monotonic
+        self._terms: dict[ResourcePath, Term] = {}
+        self._leased: Callable[[], None] = _nobody
         self._broker: KeyBroker | None = None
         self._lock = threading.Lock()
         self._settled = threading.Event()
@@ -93,14 +105,19 @@ class KeySource:
         """
         self.wait_attested()
         with self._lock:
-            secret = self._client().get_resource(path)
+            secret = self._release(path)
         try:
             yield secret
         finally:
             wipe(secret)
 
-    def renew(self, path: ResourcePath) -> None:
-        """Attest anew and ask for a resource again, only to learn whether this pod may still have it.
+    def terms(self, leased: Callable[[], None]) -> dict[ResourcePath, Term]:
+        """Return the resources that were released under a lease; `leased` is called whenever another one is."""
+        self._leased = leased
+        return dict(self._terms)
+
+    def renew(self, paths: Iterable[ResourcePath]) -> None:
+        """Attest anew and ask for resources again, only to learn whether this pod may still have them.
 
         Raises:
             Refused: the broker says no.
@@ -108,7 +125,8 @@ class KeySource:
         """
         with self._lock:
             self._client().attest()
-            wipe(self._client().get_resource(path))
+            for path in paths:
+                wipe(self._release(path))
 
     def token(self) -> str:
         """Return the Attestation Result."""
@@ -126,10 +144,26 @@ class KeySource:
             if owned:
                 self._lock.release()
 
+    def _release(self, path: ResourcePath) -> bytearray:
+        asked = self._monotonic()
+        secret, seconds = self._client().release(path)
+        if seconds:
+            before = self._terms.get(path)
+            # Of the same evidence again, the broker gives what is left: the lease itself is as long as it was.
+            self._terms[path] = Term(asked + seconds, max(seconds, before.seconds if before else 0))
+            self._leased()
+        else:
+            self._terms.pop(path, None)
+        return secret
+
     def _client(self) -> KeyBroker:
         if self._broker is None:
             raise RuntimeError("no handshake yet")
         return self._broker
+
+
+def _nobody() -> None:
+    """Tell nobody."""
 
 
 def wipe(secret: bytearray) -> None:

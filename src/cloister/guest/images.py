@@ -164,19 +164,26 @@ def verify_image(source: ImageSource, container: ContainerPolicy, stored: Stored
     """
     from cloister.crypto.signer import ECDSAP256PublicKey
     from cloister.oci.digest import parse_digest
+    from cloister.oci.signing.referred import read_bundles
     from cloister.oci.signing.simplesigning import read_candidates
     from cloister.oci.signing.verify import ExactRepository, verify_manifest
     from cloister.oci.store import read_blob
     from cloister.wire.limits import IMAGE_CONFIG_BYTES
 
     digest = parse_digest(container.image_digest)
-    verified = verify_manifest(
-        stored.raw,
-        expected=digest,
-        candidates=read_candidates(source, digest),
-        keys=[ECDSAP256PublicKey.from_pem(key.encode()) for key in container.signature_keys],
-        repository=ExactRepository(container.repository),
-    )
+    keys = [ECDSAP256PublicKey.from_pem(key.encode()) for key in container.signature_keys]
+    # cosign 3 writes bundles without a repository; that the measured policy pins the digest is what makes up for it.
+    rule = ExactRepository(container.repository, allow_unnamed=True)
+    classic = read_candidates(source, digest)
+    try:
+        verified = verify_manifest(stored.raw, expected=digest, candidates=classic, keys=keys, repository=rule)
+    except ImageRefused:
+        bundles = read_bundles(source, digest)  # only now: most images need no second look
+        if not bundles:
+            raise
+        verified = verify_manifest(
+            stored.raw, expected=digest, candidates=[*classic, *bundles], keys=keys, repository=rule
+        )
     image = verified.bind_config(read_blob(source, verified.manifest.config, ceiling=IMAGE_CONFIG_BYTES))
     _require_encrypted(image)
     return image

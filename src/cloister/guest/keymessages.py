@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _LENGTH_BYTES: Final = 4
 _DIGEST_BYTES: Final = 32
+_LEASE_SECONDS: Final = 10**8
 _PATH_CHARS: Final = 400  # three segments of 128 and their slashes
 _MALFORMED: Final = "guest.keys.malformed"
 _KINDS: Final = {
@@ -103,9 +104,11 @@ class Token(_Message, frozen=True, kw_only=True, tag="token"):
 
 
 class Resource(_Message, frozen=True, kw_only=True, tag="resource"):
-    """A resource; decoded, it is a view of the message, which the reader overwrites."""
+    """A resource and the seconds of its lease, 0 for none; decoded, it is a view of the message, which the reader
+    overwrites."""
 
     value: memoryview
+    lease: Annotated[int, msgspec.Meta(ge=0, le=_LEASE_SECONDS)] = 0
 
 
 class Failure(_Message, frozen=True, kw_only=True, tag="failure"):

@@ -71,14 +71,14 @@ class KeyProxy:
         """
         self._ask(messages.Attest(), messages.Done, _nothing)
 
-    def get_resource(self, path: ResourcePath) -> bytearray:
-        """Return a resource, which the caller overwrites.
+    def release(self, path: ResourcePath) -> tuple[bytearray, int]:
+        """Return a resource, which the caller overwrites, and the seconds of its lease, 0 for none.
 
         Raises:
             CloisterError: the broker's word, or `guest.keys.*`.
         """
         request = messages.GetResource(path=str(path))
-        return self._ask(request, messages.Resource, lambda answer: bytearray(answer.value))
+        return self._ask(request, messages.Resource, lambda answer: (bytearray(answer.value), answer.lease))
 
     def wipe(self) -> None:
         """Hang up: the child overwrites what it holds and ends. Whoever waits for an answer learns that it is gone."""

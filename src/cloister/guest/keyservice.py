@@ -27,6 +27,7 @@ from cloister.errors import CloisterError, EvidenceError, RequestRefused, Unavai
 from cloister.guest import keymessages as messages
 
 if TYPE_CHECKING:
+    from cloister.client.keybroker import ReleasedResource
     from cloister.protocol.initdata import BrokerAddress
     from cloister.protocol.resourceuri import ResourcePath
     from cloister.tee.registry import Attester
@@ -56,8 +57,8 @@ class BrokerClient(Protocol):
         """Do the handshake."""
         ...
 
-    def get_resource(self, path: ResourcePath) -> bytes:
-        """Return a resource."""
+    def release(self, path: ResourcePath) -> ReleasedResource:
+        """Return a resource and its lease."""
         ...
 
     def wipe(self) -> None:
@@ -106,7 +107,8 @@ class KeyService:
             return messages.Token(token=client.token)
         from cloister.protocol.resourceuri import parse_resource_path
 
-        return messages.Resource(value=memoryview(client.get_resource(parse_resource_path(request.path))))
+        released = client.release(parse_resource_path(request.path))
+        return messages.Resource(value=memoryview(released.content), lease=released.lease_seconds)
 
     def wipe(self) -> None:
         """Forget key and token."""

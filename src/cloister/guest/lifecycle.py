@@ -8,7 +8,7 @@
  5 attestation      ephemeral key, RCAR handshake with the owner's broker, in the key process; a `create` fetches beside
  6 stream key       when the policy seals the streams
  7 ready            containers are created, run, and end
- 8 lease        renewed with fresh evidence where the policy sets one; its end is the pod's end
+ 8 lease        renewed with fresh evidence where policy or key broker set one; its end is the pod's end
  9 wipe             keys overwritten, containers killed; the end of the agent is the end of the VM
 
 Any failure before 7, and the end of the key process, is told once as a `failed` event and ends the pod. The console
@@ -174,10 +174,9 @@ class _Agent:
             gc.freeze()  # what was loaded stays; from here on the collector works
             gc.enable()
             self._reporter.ready(pod.init_data)
-            if policy.lease_seconds and policy.streams.key is not None:
-                from cloister.guest.lease import Lease
+            from cloister.guest.lease import Lease
 
-                self._keep_lease(Lease(keys, policy.streams.key, policy.lease_seconds))
+            self._keep_lease(Lease(keys, policy.streams.key, policy.lease_seconds))
         except BaseException as err:  # noqa: BLE001  # handed to the main thread
             self._finish(err)
 

@@ -1,17 +1,36 @@
 """Signs image manifests as cosign does in key mode, so that both cosign and the guest verify them
-(SIGNATURE_SPEC.md).
+(SIGNATURE_SPEC.md, BUNDLE_SPEC.md).
 
-What is signed is the manifest that holds the encrypted layers, so sealing comes first. The signature is stored
-beside the image under the tag `sha256-<hex>.sig`, together with those that were there before. No transparency log,
-no certificates.
+What is signed is the manifest that holds the encrypted layers, so sealing comes first. The classic signature is stored
+beside the image under the tag `sha256-<hex>.sig`, together with those that were there before; the bundle of cosign 3
+refers to the image. No transparency log, no certificates: those are `cloister.imagetool.keyless`.
 """
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
 from cloister.crypto.signer import ECDSAP256PublicKey, Signer
 from cloister.errors import ImageRefused, Refused
 from cloister.oci.digest import Digest
-from cloister.oci.manifest import OCI_MANIFEST, is_index
+from cloister.oci.document import encode_document
+from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST, is_index
+from cloister.oci.referrers import attach_referrer
+from cloister.oci.signing.bundle import (
+    BUNDLE_TYPE,
+    CONTENT_ANNOTATION,
+    IN_TOTO_TYPE,
+    PREDICATE_ANNOTATION,
+    SIGN_PREDICATE,
+    Bundle,
+    encode_bundle,
+    encode_statement,
+)
+from cloister.oci.signing.referred import read_bundles
 from cloister.oci.signing.simplesigning import (
     SignatureCandidate,
     Statement,
@@ -20,8 +39,12 @@ from cloister.oci.signing.simplesigning import (
     read_candidates,
     signature_tag,
 )
-from cloister.oci.store import ImageStore, read_manifest
+from cloister.oci.signing.verify import ExactRepository, verify_by_key
+from cloister.oci.store import ImageStore, StoredManifest, read_manifest
 from cloister.wire.limits import IMAGE_SIGNATURES
+
+_EMPTY: Final = b"{}"
+_EMPTY_CONFIG: Final = "application/vnd.oci.empty.v1+json"
 
 
 def sign_image(store: ImageStore, selector: str | Digest, signer: Signer, *, repository: str) -> Digest:
@@ -59,6 +82,74 @@ def sign_image(store: ImageStore, selector: str | Digest, signer: Signer, *, rep
             store.write_blob([blob])
     store.write_manifest(manifest, OCI_MANIFEST, signature_tag(digest))
     return digest
+
+
+def sign_bundle(store: ImageStore, selector: str | Digest, signer: Signer, *, repository: str) -> Digest:
+    """Sign the manifest or index under `selector` with a Sigstore bundle that refers to it; otherwise as `sign_image`.
+
+    Raises:
+        ImageRefused: `oci.referrers.*`, or as `sign_image`.
+        Unavailable: the store cannot be used now.
+    """
+    stored = read_manifest(store, selector)
+    digest = Digest.of(stored.raw)
+    for candidate in read_bundles(store, digest):
+        try:
+            verify_by_key(candidate, stored.raw, [signer.public_key], ExactRepository(repository))
+        except Refused:
+            continue
+        return digest
+    statement = encode_statement(digest, repository=repository)
+    unsigned = Bundle(
+        version="0.3",
+        payload=statement,
+        payload_type=IN_TOTO_TYPE,
+        signature=b"",
+        key_hint=base64.b64encode(bytes.fromhex(signer.public_key.fingerprint)).decode(),
+    )
+    signature = signer.sign(unsigned.signed_bytes(stored.raw))
+    attach_bundle(store, stored, encode_bundle(msgspec.structs.replace(unsigned, signature=signature)))
+    return digest
+
+
+def attach_bundle(store: ImageStore, stored: StoredManifest, bundle: bytes) -> Digest:
+    """Store a Sigstore bundle so that it refers to the manifest or index `stored`, and return its manifest's digest.
+
+    Raises:
+        ImageRefused: `oci.referrers.*`, `oci.manifest.*`.
+        Unavailable: the store cannot be used now.
+    """
+    annotations = {CONTENT_ANNOTATION: "dsse-envelope", PREDICATE_ANNOTATION: SIGN_PREDICATE}
+    return attach_artifact(store, stored, bundle, BUNDLE_TYPE, config_type=_EMPTY_CONFIG, annotations=annotations)
+
+
+def attach_artifact(
+    store: ImageStore,
+    stored: StoredManifest,
+    content: bytes,
+    media_type: str,
+    *,
+    config_type: str,
+    annotations: Mapping[str, str],
+) -> Digest:
+    """Store `content` as the one layer of a manifest that refers to `stored`; errors as `attach_bundle`.
+
+    Its type is `media_type` where the configuration is the empty one, else the configuration's (Notation).
+    """
+    subject_type = stored.media_type or (OCI_INDEX if stored.is_index else OCI_MANIFEST)
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        **({"artifactType": media_type} if config_type == _EMPTY_CONFIG else {}),
+        "config": {"mediaType": config_type, "digest": str(Digest.of(_EMPTY)), "size": len(_EMPTY)},
+        "layers": [{"mediaType": media_type, "digest": str(Digest.of(content)), "size": len(content)}],
+        "subject": {"mediaType": subject_type, "digest": str(Digest.of(stored.raw)), "size": len(stored.raw)},
+        "annotations": dict(annotations),
+    }
+    for blob in (_EMPTY, content):
+        if not store.has_blob(Digest.of(blob)):
+            store.write_blob([blob])
+    return attach_referrer(store, encode_document(document))
 
 
 def _is_same(candidate: SignatureCandidate, payload: bytes, key: ECDSAP256PublicKey) -> bool:

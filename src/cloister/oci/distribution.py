@@ -231,6 +231,24 @@ class RegistryClient:
         page = self._session.repeat(partial(self._referrers_page, url, digest))
         return None if page is None else self._referrers_pages(page, digest)
 
+    def attached_signatures(self, digest: Digest) -> bytes | None:
+        """Return what a registry that keeps simple-signing signatures itself says of a manifest, None where it does not
+        (OpenShift's `/extensions/v2/<repository>/signatures/<digest>`).
+
+        Raises:
+            Unavailable: `oci.distribution.*`, `oci.transport.*`.
+        """
+        url = self._base.replace("/v2/", "/extensions/v2/", 1) + f"/signatures/{digest}"
+
+        def get() -> bytes | None:
+            response = self._session.send("GET", url, {}, accept=(200, 400, 404, 405))
+            try:
+                return read_bounded(response, MANIFEST_BYTES) if response.status == 200 else None
+            finally:
+                response.close()
+
+        return self._session.repeat(get)
+
     def write_referrer(self, raw: bytes, media_type: str) -> bool:
         """Store a manifest that has a subject; see `ImageSink.write_referrer` and `write_manifest`."""
         return bool(self._put_manifest(raw, media_type, "").header("OCI-Subject"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cloister.client.channel import PinnedChannel, Response
 from cloister.client.keybroker import FIRST_PAUSE_SECONDS, KeyBrokerClient
@@ -29,6 +30,7 @@ from cloister.rats.reference import ReferenceEntry
 from cloister.tee.insecure.attester import SimulationAttester
 from cloister.tee.insecure.endorsements import read_machine_root
 from cloister.trust.keybroker import Answer, Credentials
+from cloister.trust.keybroker.policy import encode_release_rule
 from trust_world import APPRAISAL, CANARY, MODEL, World, booted_tpm, init_data, make_world, quick_directory, rule
 
 INF = float("inf")
@@ -47,6 +49,7 @@ class Wire:
         self.world = world
         self.log: list[str] = []
         self.fail: list[Callable[[], Response | None] | None] = []
+        self.lease: str | None = None  # instead of the broker's
 
     def request(
         self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -69,7 +72,10 @@ class Wire:
         else:
             path = route.removeprefix("resource/")
             answer = broker.resource(path, credentials, deadline=time.monotonic() + 5)
-        return as_response(answer)
+        response = as_response(answer)
+        if self.lease is None:
+            return response
+        return replace(response, headers={**response.headers, "cloister-lease": self.lease})
 
     def close(self) -> None:
         self.log.append("close")
@@ -142,6 +148,23 @@ def test_a_resource_in_three_requests(client: KeyBrokerClient, wire: Wire) -> No
     assert client.get_resource(MODEL) == CANARY
     assert wire.log[3:] == [f"resource/{MODEL}"], "the token is used again"
     assert client.token.count(".") == 2
+
+
+def test_the_lease_of_a_resource_is_told(world: World, client: KeyBrokerClient, wire: Wire) -> None:
+    assert client.release(MODEL).lease_seconds == 0
+    text = encode_release_rule(rule(world.data, lease_seconds=40))
+    world.admin.put_release_rule("default/model/*", text)
+    released = client.release(MODEL)
+    assert 38 <= released.lease_seconds <= 40
+    assert CANARY.decode() not in repr(released)
+    for text, seconds in (("0", 1), ("7", 7)):
+        wire.lease = text
+        assert client.release(MODEL).lease_seconds == seconds
+    for text in ("-1", "1.5", "soon", "9" * 9):
+        wire.lease = text
+        with pytest.raises(FormatRefused) as caught:
+            client.release(MODEL)
+        assert caught.value.code == "client.lease"
 
 
 @pytest.mark.parametrize("kind", ["P-256", "P-521", "RSA-OAEP-256"])

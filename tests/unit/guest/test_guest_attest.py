@@ -33,14 +33,14 @@ class Broker:
         if self.error:
             raise self.error
 
-    def get_resource(self, path: ResourcePath) -> bytearray:
+    def release(self, path: ResourcePath) -> tuple[bytearray, int]:
         self.inside += 1
         self.most = max(self.most, self.inside)
         time.sleep(0.005)
         self.inside -= 1
         if path != PATH:
             raise KeyReleaseDenied("trust.denied", "no")
-        return bytearray(b"k" * 32)
+        return bytearray(b"k" * 32), 0
 
     def wipe(self) -> None:
         self.calls.append("wipe")
@@ -141,10 +141,10 @@ def test_close_wipes_once_there_is_a_client() -> None:
 def test_renewal_attests_anew_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     broker = Broker()
     given = bytearray(b"k" * 32)
-    monkeypatch.setattr(broker, "get_resource", lambda path: given)
+    monkeypatch.setattr(broker, "release", lambda path: (given, 0))
     keys = KeySource(lambda: broker)
     keys.attest()
-    keys.renew(PATH)
+    keys.renew([PATH])
     assert broker.calls == ["attest", "attest"]
     assert given == bytes(32)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.client.keybroker import ReleasedResource
 from cloister.errors import CloisterError, Unavailable
 from cloister.guest import keymessages as messages
 from cloister.guest.keyservice import KeyService
@@ -33,8 +34,8 @@ class _Client:
     def attest(self) -> str:
         return self.token
 
-    def get_resource(self, path: object) -> bytes:
-        return b""
+    def release(self, path: object) -> ReleasedResource:
+        return ReleasedResource(content=b"", lease_seconds=0)
 
     def wipe(self) -> None:
         """Forget nothing."""

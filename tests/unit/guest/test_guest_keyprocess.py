@@ -21,6 +21,7 @@ import msgspec
 import pytest
 
 from cloister import errors
+from cloister.client.keybroker import ReleasedResource
 from cloister.errors import CloisterError, FormatRefused, KeyReleaseDenied, RequestRefused, Unavailable
 from cloister.guest import keymessages as messages
 from cloister.guest.keyprocess import KeyProcess, KeyProxy
@@ -56,10 +57,10 @@ class Client:
         self.token = "a.jwt"
         return self.token
 
-    def get_resource(self, path: ResourcePath) -> bytes:
+    def release(self, path: ResourcePath) -> ReleasedResource:
         if path != PATH:
             raise KeyReleaseDenied("trust.release.denied", "no", path="d-abcdefghij")
-        return b"k" * 32
+        return ReleasedResource(content=b"k" * 32, lease_seconds=90)
 
     def wipe(self) -> None:
         self.wiped.set()
@@ -143,7 +144,8 @@ def test_all_five_requests(world: World) -> None:
     assert world.proxy.token == ""
     world.proxy.attest()
     assert world.proxy.token == "a.jwt"
-    secret = world.proxy.get_resource(PATH)
+    secret, lease = world.proxy.release(PATH)
+    assert lease == 90
     assert isinstance(secret, bytearray)
     assert secret == b"k" * 32
 
@@ -151,8 +153,8 @@ def test_all_five_requests(world: World) -> None:
 @pytest.mark.parametrize("size", [0, 1, 300_000, RESOURCE_BYTES])
 def test_resources_of_any_size_cross(world: World, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     proxy = world.opened()
-    monkeypatch.setattr(world.client, "get_resource", lambda path: b"x" * size)
-    assert proxy.get_resource(PATH) == b"x" * size
+    monkeypatch.setattr(world.client, "release", lambda path: ReleasedResource(content=b"x" * size, lease_seconds=0))
+    assert proxy.release(PATH) == (b"x" * size, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,7 +181,7 @@ def test_a_refusal_crosses_as_it_is(world: World, kind: type[CloisterError]) -> 
 def test_a_denied_resource_names_its_denial(world: World) -> None:
     proxy = world.opened()
     with pytest.raises(KeyReleaseDenied) as caught:
-        proxy.get_resource(ResourcePath("x", "y", "z"))
+        proxy.release(ResourcePath("x", "y", "z"))
     assert (caught.value.code, caught.value.path) == ("trust.release.denied", "d-abcdefghij")
 
 
@@ -199,7 +201,7 @@ def test_a_message_shows_nothing_of_itself() -> None:
 def test_threads_take_turns(world: World) -> None:
     proxy = world.opened()
     got: list[bytes] = []
-    threads = [threading.Thread(target=lambda: got.append(bytes(proxy.get_resource(PATH)))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: got.append(bytes(proxy.release(PATH)[0]))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -213,7 +215,7 @@ def test_threads_take_turns(world: World) -> None:
 def test_nothing_is_asked_of_a_broker_before_init_data_names_one(world: World) -> None:
     with pytest.raises(RequestRefused):
         world.proxy.attest()
-    for act in (world.proxy.attest, lambda: world.proxy.token, lambda: world.proxy.get_resource(PATH)):
+    for act in (world.proxy.attest, lambda: world.proxy.token, lambda: world.proxy.release(PATH)):
         assert code_of(act) == "guest.keys.order"
     world.proxy.extend(DATA.digest)
     assert code_of(world.proxy.attest) == "guest.keys.order"
@@ -300,7 +302,7 @@ def test_a_resource_longer_than_one_may_be_is_refused(pair: tuple[socket.socket,
     ours, theirs = pair
     long = packed(messages.Resource(value=memoryview(bytes(RESOURCE_BYTES + 1))))
     threading.Thread(target=theirs.sendall, args=(long,), daemon=True).start()
-    assert code_of(lambda: KeyProxy(ours).get_resource(PATH)) == "guest.keys.malformed"
+    assert code_of(lambda: KeyProxy(ours).release(PATH)) == "guest.keys.malformed"
 
 
 def test_an_answer_cut_short_at_any_place_is_a_death() -> None:
@@ -397,9 +399,9 @@ def test_what_was_received_is_overwritten(world: World, monkeypatch: pytest.Monk
     proxy = world.opened()
     monkeypatch.setattr(messages, "receive_answer", kept)
     if path == PATH:
-        assert proxy.get_resource(path) == b"k" * 32  # a copy, which the caller overwrites
+        assert proxy.release(path)[0] == b"k" * 32  # a copy, which the caller overwrites
     else:
-        assert code_of(lambda: proxy.get_resource(path)) == "trust.release.denied"
+        assert code_of(lambda: proxy.release(path)) == "trust.release.denied"
     assert not any(received[0])
 
 

@@ -14,6 +14,7 @@ from cloister.guest.lease import Lease
 from cloister.protocol.resourceuri import ResourcePath
 
 PATH = ResourcePath("default", "stream-key", "pod")
+OTHER = ResourcePath("default", "model", "one")
 SECONDS = 0.6
 
 
@@ -25,15 +26,19 @@ class Broker:
     def __init__(self, answer: Callable[[int], None]) -> None:
         self._answer = answer
         self.asked = 0
+        self.paths: list[ResourcePath] = []
+        self.leases: dict[ResourcePath, float] = {}
+        self.attested = 0
         self.wiped = False
 
     def attest(self) -> None:
-        return
+        self.attested += 1
 
-    def get_resource(self, path: ResourcePath) -> bytearray:
+    def release(self, path: ResourcePath) -> tuple[bytearray, float]:
         self.asked += 1
+        self.paths.append(path)
         self._answer(self.asked)
-        return bytearray(b"key")
+        return bytearray(b"key"), self.leases.get(path, 0)
 
     def wipe(self) -> None:
         self.wiped = True
@@ -100,3 +105,99 @@ def test_a_broker_that_is_silent_ends_it_with_its_time() -> None:
         assert time.monotonic() - begun < 10, "keys are wiped although the renewal still waits"
     finally:
         silent.set()
+
+
+# -- leases of the key broker
+
+
+def ask(keys: KeySource, path: ResourcePath) -> None:
+    with keys.resource(path):
+        pass
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def kept(lease: Lease) -> tuple[threading.Thread, list[CloisterError]]:
+    ends: list[CloisterError] = []
+
+    def keep() -> None:
+        try:
+            lease.keep()
+        except CloisterError as err:
+            ends.append(err)
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    return thread, ends
+
+
+def test_without_any_lease_nothing_is_asked() -> None:
+    _, broker, keys = leased(lambda _: None)
+    lease = Lease(keys, PATH, 0)
+    thread, ends = kept(lease)
+    ask(keys, OTHER)
+    time.sleep(0.2)
+    lease.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert (broker.paths, broker.attested, ends) == ([OTHER], 1, [])
+
+
+def test_a_key_that_comes_with_a_lease_is_renewed_with_fresh_evidence() -> None:
+    """Also one that a container asks for long after the start; other keys are not asked for again."""
+    _, broker, keys = leased(lambda _: None)
+    lease = Lease(keys, None, 0)
+    thread, ends = kept(lease)
+    broker.leases[OTHER] = 0.3
+    time.sleep(0.05)
+    ask(keys, PATH)
+    ask(keys, OTHER)
+    until(lambda: broker.paths.count(OTHER) >= 4)
+    lease.stop()
+    thread.join(5)
+    assert ends == []
+    assert broker.paths.count(PATH) == 1
+    assert broker.attested >= broker.paths.count(OTHER)
+
+
+def test_the_shorter_lease_counts() -> None:
+    _, broker, keys = leased(lambda _: None)
+    broker.leases[OTHER] = 0.3
+    ask(keys, OTHER)
+    lease = Lease(keys, PATH, 3600)
+    thread, _ = kept(lease)
+    until(lambda: broker.attested >= 3)
+    lease.stop()
+    thread.join(5)
+    assert broker.paths[-2:] in ([OTHER, PATH], [PATH, OTHER])
+
+
+def test_a_leased_key_that_is_withdrawn_ends_the_pod() -> None:
+    def refuse(number: int) -> None:
+        if number > 2:
+            raise KeyReleaseDenied("trust.release.revoked", "no")
+
+    _, broker, keys = leased(refuse)
+    broker.leases[OTHER] = 0.3
+    lease = Lease(keys, None, 0)
+    thread, ends = kept(lease)
+    ask(keys, OTHER)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert [error.code for error in ends] == ["trust.release.revoked"]
+    assert broker.asked == 3
+
+
+def test_a_lease_that_the_broker_ends_is_over() -> None:
+    """The rule gives no lease any more: the pod goes on without one."""
+    _, broker, keys = leased(lambda _: None)
+    broker.leases[OTHER] = 0.3
+    ask(keys, OTHER)
+    broker.leases.clear()
+    ask(keys, OTHER)
+    assert keys.terms(lambda: None) == {}

@@ -10,6 +10,7 @@ from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError
 from cloister.imagetool.sign import sign_image
 from cloister.oci.document import encode_document
+from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
 from cloister.oci.signing.simplesigning import (
     SIGNATURE_ANNOTATION,
@@ -19,7 +20,7 @@ from cloister.oci.signing.simplesigning import (
     read_candidates,
     signature_tag,
 )
-from cloister.oci.store import checked_blob, copy_blob, read_manifest
+from cloister.oci.store import StoredManifest, checked_blob, copy_blob, read_manifest
 from unit.oci.builders import REFERENCE, Built, archive, build_layout, file, registry_client, verify
 
 
@@ -92,8 +93,11 @@ def test_what_is_not_there_is_not_signed(built: Built) -> None:
 
 
 def test_what_is_no_image_is_not_signed(built: Built) -> None:
-    built.layout.write_manifest(b'{"schemaVersion":2}', OCI_INDEX, "odd")
-    assert refused(built, "odd") == "oci.manifest.ambiguous"
+    class Odd(OCILayout):
+        def get_manifest(self, selector: str) -> StoredManifest | None:
+            return StoredManifest(b'{"schemaVersion":2}', OCI_INDEX)
+
+    assert refused(built._replace(layout=Odd(built.path)), "odd") == "oci.manifest.ambiguous"
 
 
 def test_the_number_of_signatures_is_bounded(built: Built) -> None:

@@ -2,45 +2,58 @@
 SIGNATURE_SPEC.md).
 
 The payload says "the manifest with this digest, in this repository, was signed"; the signature over its exact bytes
-stands in an annotation of the layer that holds it. Formats only: `cloister.oci.signing.verify` judges. Everything
+stands in an annotation of the layer that holds it, in keyless mode beside a certificate and a promise of the
+transparency log. Formats only: `cloister.oci.signing.verify` judges. Everything
 parsed here is from an untrusted registry until its signature verified.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from cloister.crypto.signer import ECDSA_P256_SIGNATURE_BYTES
 from cloister.errors import FormatRefused, ImageRefused
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import Members, encode_document, parse_document
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, parse_manifest
 from cloister.oci.store import ImageSource, read_blob
 from cloister.wire.base64 import decode_b64, encode_b64
-from cloister.wire.limits import IMAGE_SIGNATURES, SIGNATURE_PAYLOAD_BYTES
+from cloister.wire.limits import IMAGE_SIGNATURES, SIGNATURE_BYTES, SIGNATURE_PAYLOAD_BYTES
 
 PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
+CERTIFICATE_ANNOTATION: Final = "dev.sigstore.cosign/certificate"
+CHAIN_ANNOTATION: Final = "dev.sigstore.cosign/chain"
+LOG_ANNOTATION: Final = "dev.sigstore.cosign/bundle"
 _STATEMENT_TYPE: Final = "cosign container image signature"
-_STATEMENT_TYPES: Final = (_STATEMENT_TYPE, "https://sigstore.dev/cosign/sign/v1")  # the second since cosign 3
+COSIGN_TYPES: Final = (_STATEMENT_TYPE, "https://sigstore.dev/cosign/sign/v1")  # the second since cosign 3
+ATOMIC_TYPE: Final = "atomic container signature"  # containers/image, docs/containers-signature.5.md
 _CODE: Final = "oci.signing.payload"
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """What a payload states: repository (without tag) and manifest digest."""
+    """What a payload states: repository (for `ATOMIC_TYPE` with its tag) and manifest digest."""
 
     repository: str
     digest: Digest
 
 
 class SignatureCandidate(msgspec.Struct, frozen=True):
-    """A payload and a signature that may be over it."""
+    """A payload and a signature that may be over it.
+
+    Attributes:
+        payload: the signed bytes.
+        signature: as decoded from its annotation.
+        annotations: of the layer, which hold a keyless signature's certificate and log entry.
+        place: where it was found, for the report.
+    """
 
     payload: bytes
     signature: bytes
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
+    place: str = ""
 
 
 def signature_tag(digest: Digest) -> str:
@@ -48,18 +61,24 @@ def signature_tag(digest: Digest) -> str:
     return f"{digest.algorithm}-{digest.hex}.sig"
 
 
-def encode_payload(statement: Statement) -> bytes:
-    """Return the payload as cosign writes it, to be signed as it is."""
+def encode_payload(statement: Statement, *, kind: str = _STATEMENT_TYPE) -> bytes:
+    """Return the payload as cosign (or, for `ATOMIC_TYPE`, containers/image) writes it, to be signed as it is."""
     critical = {
         "identity": {"docker-reference": statement.repository},
         "image": {"docker-manifest-digest": str(statement.digest)},
-        "type": _STATEMENT_TYPE,
+        "type": kind,
     }
-    return encode_document({"critical": critical, "optional": None})
+    optional = {"creator": "cloister"} if kind == ATOMIC_TYPE else None
+    return encode_document({"critical": critical, "optional": optional})
 
 
-def parse_payload(payload: bytes) -> Statement:
+def parse_payload(payload: bytes, types: Sequence[str] = COSIGN_TYPES) -> Statement:
     """Parse a payload.
+
+    Args:
+        payload: the signed bytes.
+        types: which kinds of statement are accepted: those of cosign, or `ATOMIC_TYPE` inside OpenPGP messages. One
+            kind is never taken for another.
 
     Raises:
         ImageRefused: `oci.signing.payload.*`. Members of `optional` are the signer's own and are not looked at.
@@ -69,12 +88,12 @@ def parse_payload(payload: bytes) -> Statement:
     critical = top.members("critical")
     critical.only("identity", "image", "type")
     kind = critical.text("type")
-    if kind not in _STATEMENT_TYPES:
+    if kind not in types:
         raise ImageRefused(
             f"{_CODE}.unknown_type",
             "payload is not a container image signature",
             path="critical.type",
-            expected=_STATEMENT_TYPE,
+            expected=types[0],
             actual=kind[:80],
         )
     return Statement(
@@ -106,7 +125,8 @@ def read_candidates(source: ImageSource, digest: Digest) -> tuple[SignatureCandi
         signature = _read_signature(layer, number)
         if signature is not None:
             payload = read_blob(source, layer, ceiling=SIGNATURE_PAYLOAD_BYTES)
-            candidates.append(SignatureCandidate(payload, signature))
+            place = f"{signature_tag(digest)} layers[{number}]"
+            candidates.append(SignatureCandidate(payload, signature, layer.annotations, place))
     return tuple(candidates)
 
 
@@ -131,7 +151,7 @@ def encode_signatures(candidates: Sequence[SignatureCandidate]) -> tuple[bytes, 
             "mediaType": PAYLOAD_TYPE,
             "size": len(candidate.payload),
             "digest": digest,
-            "annotations": {SIGNATURE_ANNOTATION: encode_b64(candidate.signature)},
+            "annotations": {**candidate.annotations, SIGNATURE_ANNOTATION: encode_b64(candidate.signature)},
         }
         for candidate, digest in zip(candidates, diff_ids, strict=True)
     ]
@@ -151,7 +171,7 @@ def _read_signature(layer: Descriptor, number: int) -> bytes | None:
         return decode_b64(
             layer.annotations.get(SIGNATURE_ANNOTATION, ""),
             path=f"layers[{number}].annotations.{SIGNATURE_ANNOTATION}",
-            ceiling=ECDSA_P256_SIGNATURE_BYTES,
+            ceiling=SIGNATURE_BYTES,
         )
     except FormatRefused:
         return None

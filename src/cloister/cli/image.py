@@ -309,9 +309,15 @@ def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
     for item in described["readable"]:
         print_line(f"    {item['what']:<28} {item['value']}")
     for signature in described["signatures"]:
-        print_line(f"  signature  names {signature['repository']}  (not verified here)")
+        said = (
+            signature.get("unreadable")
+            or f"names {signature['repository'] or 'no repository'}, by {signature['signer']}"
+        )
+        print_line(f"  signature  {signature['form']} over the {signature['over']}: {said}  (not verified here)")
     if not described["signatures"]:
         print_line("  signature  none")
+    else:
+        print_line("  to verify  cloister image verify")
 
 
 def _common_recipients(layers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:  # Any: JSON

@@ -13,8 +13,9 @@ from cloister.oci.document import parse_document
 from cloister.oci.encryption.annotations import PACKET_SCHEME, PREFIX, parse_layer_encryption
 from cloister.oci.encryption.recipients import describe_recipients
 from cloister.oci.manifest import Descriptor, ImageManifest, parse_config, parse_index, parse_layer_type, parse_manifest
-from cloister.oci.signing.simplesigning import parse_payload, read_candidates
+from cloister.oci.signing.evaluate import ImageBytes
 from cloister.oci.store import ImageSource, StoredManifest, read_blob, read_manifest, resolve_platform
+from cloister.sdk.imagesignature import describe_signatures
 from cloister.wire.limits import IMAGE_CONFIG_BYTES
 
 _DEFAULT_PLATFORM = "linux/amd64"
@@ -42,11 +43,10 @@ def describe_image(source: ImageSource, selector: str, *, platform: str = "") ->
     manifest = parse_manifest(stored.raw, media_type=stored.media_type)
     raw_config = read_blob(source, manifest.config, ceiling=IMAGE_CONFIG_BYTES)
     config = parse_config(raw_config)
-    digest = Digest.of(stored.raw)
     layers = [_describe_layer(layer, f"layers[{number}]") for number, layer in enumerate(manifest.layers)]
     return {
         "schema": 2,
-        "digest": str(digest),
+        "digest": str(manifest.digest),
         "index": str(Digest.of(named.raw)) if named.is_index else "",
         "platforms": platforms,
         "platform": f"{config.os}/{config.architecture}",
@@ -58,7 +58,7 @@ def describe_image(source: ImageSource, selector: str, *, platform: str = "") ->
         "encryption": _encryption_word(layers),
         "layers": layers,
         "readable": _readable(manifest, raw_config),
-        "signatures": _signatures(source, [Digest.of(named.raw), digest] if named.is_index else [digest]),
+        "signatures": describe_signatures(source, ImageBytes(stored, named if named.is_index else None)),
     }
 
 
@@ -120,10 +120,3 @@ def _shown(value: Any) -> str:  # Any: JSON
         value = [f"{name}={item}" if item not in ({}, None, "") else name for name, item in value.items()]
     text = " ".join(str(item) for item in value) if isinstance(value, list) else str(value)
     return text if len(text) <= _SHOWN_VALUE else f"{text[:_SHOWN_VALUE]}.. ({len(text)} characters)"
-
-
-def _signatures(source: ImageSource, digests: Sequence[Digest]) -> list[dict[str, str]]:
-    statements = [
-        parse_payload(candidate.payload) for digest in digests for candidate in read_candidates(source, digest)
-    ]
-    return [{"repository": item.repository, "digest": str(item.digest)} for item in statements]

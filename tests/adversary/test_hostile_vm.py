@@ -23,7 +23,7 @@ from cloister.cli.demo import hostile
 from cloister.host.vmm.spec import Backend, Bundle, VMSpec
 from cloister.host.vtpm import VTPMAuthority, VTPMPool
 from cloister.imagetool.podvm import PodVMBundle
-from cloister.imagetool.podvm.verity import BLOCK_BYTES, build_verity_tree
+from cloister.oci.dmverity import BLOCK_BYTES, build_verity_tree
 from cloister.protocol import guestapi
 from cloister.protocol.initdata import InitData
 from cloister.sdk.bundle import build_bundle

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import pytest
 
@@ -91,8 +91,34 @@ def tool_version(program: str) -> tuple[int, ...]:
     return ()
 
 
-def install_from_suite(package: str) -> str:
-    """Unpack `package` of the suite with its libraries into the cache and return the path of a launcher script."""
+class GoTool(NamedTuple):
+    """A Go command and what its environment needs."""
+
+    program: str
+    environment: dict[str, str]
+
+
+def require_go(*, minimum: tuple[int, ...]) -> GoTool:
+    """Return a Go of at least version `minimum`, or skip the test; where `CI` is set, fail it."""
+    for place in (None, "/usr/local/go/bin", "/usr/lib/go/bin"):
+        found = shutil.which("go", path=place)
+        if found is None:
+            continue
+        said = subprocess.run([found, "env", "GOVERSION"], capture_output=True, text=True, timeout=60, check=False)
+        if tuple(int(part) for part in re.findall(r"\d+", said.stdout)) >= minimum:
+            return GoTool(found, {})
+    try:
+        launcher = Path(install_from_suite("golang-1.24-go", program="usr/lib/go-1.24/bin/go"))
+    except (OSError, subprocess.SubprocessError, ToolMissing) as err:
+        skip_or_fail(f"go {minimum}: {err}")
+    return GoTool(str(launcher), {"GOROOT": str(launcher.parents[1] / "root" / "usr/lib/go-1.24")})
+
+
+def install_from_suite(package: str, *, program: str = "") -> str:
+    """Unpack `package` of the suite with its libraries into the cache and return the path of a launcher script.
+
+    `program` is the file to launch where it is not `usr/bin/<package>`.
+    """
     for known in sorted((cache_directory() / "tools").glob(f"{package}_*/bin/{package}")):
         return str(known)
     apt = _apt_options()
@@ -111,7 +137,7 @@ def install_from_suite(package: str) -> str:
     for deb in sorted((staging / "debs").glob("*.deb")):
         _run(["dpkg-deb", "-x", str(deb), str(staging / "root")])
     shutil.rmtree(staging / "debs")
-    _write_launcher(staging, home, package)
+    _write_launcher(staging, home, package, program or f"usr/bin/{package}")
     try:
         staging.rename(home)
     except OSError:
@@ -119,18 +145,16 @@ def install_from_suite(package: str) -> str:
     return str(launcher)
 
 
-def _write_launcher(staging: Path, home: Path, package: str) -> None:
+def _write_launcher(staging: Path, home: Path, package: str, program: str) -> None:
     loader = next((staging / "root").glob("usr/lib/*/ld-linux-*.so.*"), None)
-    if loader is None:
-        raise ToolMissing(f"the libraries of {package} hold no loader")
     root = home / "root"
-    libraries = root / loader.parent.relative_to(staging / "root")
+    start = f'"{root}/{program}"'
+    if loader is not None:  # a program linked statically, as Go's own, brings none
+        libraries = root / loader.parent.relative_to(staging / "root")
+        start = f'"{libraries}/{loader.name}" --library-path "{libraries}" {start}'
     script = staging / "bin" / package
     script.parent.mkdir()
-    script.write_text(
-        f'#!/bin/sh\nexec "{libraries}/{loader.name}" --library-path "{libraries}" "{root}/usr/bin/{package}" "$@"\n',
-        encoding="utf-8",
-    )
+    script.write_text(f'#!/bin/sh\nexec {start} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
 
 

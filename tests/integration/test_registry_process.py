@@ -17,7 +17,10 @@ import pytest
 
 from cloister.errors import CloisterError, Unavailable
 from cloister.oci.digest import Digest
+from cloister.oci.distribution import RegistryClient
 from cloister.oci.manifest import OCI_INDEX, Descriptor
+from cloister.oci.reference import parse_reference
+from cloister.oci.session import Credentials
 from cloister.oci.store import checked_blob, read_manifest
 from cloister.oci.transport import HTTPTransport
 from conformance.registry_process import RegistryProcess
@@ -227,3 +230,31 @@ def test_addresses_where_nobody_is(url: str) -> None:
     with pytest.raises(Unavailable) as caught:
         HTTPTransport(timeout_seconds=2).open("GET", url, {})
     assert caught.value.code.startswith("oci.transport.")
+
+
+def test_people_start_one_by_a_command(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("ann:word\n")
+    command = [sys.executable, "-m", "cloister", "registry", "serve", "--data", str(tmp_path / "data")]
+    command += ["--listen", "127.0.0.1:0", "--users", str(tmp_path / "users"), "--anonymous-pull"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            port = int(process.stderr.readline().partition("http://127.0.0.1:")[2].split()[0])
+            reference = parse_reference(f"127.0.0.1:{port}/app")
+            for credentials, taken in ((Credentials("ann", "word"), True), (None, False)):
+                transport = HTTPTransport()
+                client = RegistryClient(
+                    transport, reference, plain_http=True, other_origins=False, credentials=credentials
+                )
+                if taken:
+                    client.write_manifest(INDEX, OCI_INDEX, "v1")
+                else:
+                    with pytest.raises(Unavailable) as caught:
+                        client.write_manifest(INDEX, OCI_INDEX, "v1")
+                    assert caught.value.code == "oci.distribution.denied"
+                assert read_manifest(client, "v1").raw == INDEX
+                transport.close()
+        finally:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0

@@ -57,7 +57,7 @@ _COMMANDS: Final[Mapping[str, _Group | _Verb]] = {
     "collateral": _Group("collateral"),
     "identity": _Group("identity"),
     "log": _Group("log"),
-    "image": _Group("image"),
+    "image": _Group("image", verbs={"copy": ("imagecopy", "copy_command")}),
     "keyprovider": _Group("keyprovider", short_help="Let skopeo and others use keys of the trust service."),
     "registry": _Group("registry"),
     "podvm": _Group("podvm"),

@@ -9,6 +9,7 @@ import typer
 
 from cloister.cli import imagesignature
 from cloister.cli.forms import Output, OutputOption
+from cloister.cli.imageverity import verity_command
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
 from cloister.imagetool.compression import Compress
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="Encrypt, decrypt, sign, verify and look at container images.", rich_markup_mode=None
 )
+
+app.command("verity")(verity_command)
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH:TAG, docker-archive:PATH or dir:PATH"
 
@@ -58,7 +61,7 @@ def encrypt_command(
         typer.Option(
             metavar="FORM",
             help="none: layers stay as they are; gzip: plain and zstd ones become gzip; zstd: plain ones become zstd; "
-            "guest: only zstd ones become gzip.",
+            "guest: only zstd ones become gzip, for guests of Confidential Containers.",
         ),
     ] = Compress.NONE,
     leave_foreign: Annotated[
@@ -109,10 +112,12 @@ def encrypt_command(
     if sealed.zstd:
         step(
             "!!",
-            "guests cannot run this",
+            "CoCo guests cannot run this",
             f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
         )
-        step.note("if a guest shall run it, encrypt the original again with --compress gzip (content stays the same)")
+        step.note(
+            "pods of Cloister can; for others encrypt the original again with --compress gzip (content stays the same)"
+        )
     if sealed.foreign:
         step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")
     step.note(f"next: cloister image sign {destination}{_naming(destination)}")
@@ -304,7 +309,9 @@ def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
         for line in lines:
             print_line(f"  for        {scheme}: {line}")
     if any(layer["encrypted"] and not layer["for_guests"] for layer in described["layers"]):
-        print_line("  guests     cannot run it: they need a kbs recipient, and layers that are not zstd")
+        print_line("  guests     cannot open it: they need a kbs recipient")
+    if any(layer["encrypted"] and layer["compression"] == "zstd" for layer in described["layers"]):
+        print_line("  CoCo       guests cannot read its layers: zstd and encrypted")
     print_line("  everybody can read")
     for item in described["readable"]:
         print_line(f"    {item['what']:<28} {item['value']}")

@@ -3,11 +3,12 @@
  1 manifest and signatures   by the policy's digest, from where the host suggests
  2 signature                 one of the policy's keys, the policy's repository
  3 configuration             by the digest in the signed manifest
- 4 layers                    ciphertext, by digest, into memory
+ 4 layers                    ciphertext, by digest, into spools; several at a time
    -- all of that may run before attestation: it is public bytes --
- 5 key-encryption key        from the key broker, under the name in the layer's packet
- 6 authentication            of all ciphertext, before any of it is opened
- 7 decryption, unpacking     with plain digest and diff_id checked; on any error the tree is removed
+ 5 key-encryption keys       from the key broker, under the names in the layers' packets
+ 6 authentication            of a layer's ciphertext, as it arrives; none of it is opened before all of it is authentic
+ 7 decryption, unpacking     lowest layer first, while the ones above arrive and are authenticated; plain digest and
+                             diff_id are checked; on any error the tree is removed and nobody has seen it
 
 Every layer must be encrypted: a policy field that would allow plain ones does not exist. The registry address is the
 host's word and decides nothing but availability; in a VM it may not lead back into the pod.
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -28,12 +29,14 @@ from cloister.guest.report import Stopwatch
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from io import FileIO
     from ssl import SSLContext
 
     from cloister.oci.encryption.annotations import LayerEncryption
-    from cloister.oci.encryption.authenticate import AuthenticatedLayer, SpooledBlob
+    from cloister.oci.encryption.authenticate import ArrivingBlob, AuthenticatedLayer
     from cloister.oci.encryption.options import PrivateOptions
     from cloister.oci.signing.verify import VerifiedImage
+    from cloister.oci.spool import ScratchRoom, Spool
     from cloister.oci.store import ImageSource, StoredManifest
     from cloister.podpolicy.model import ContainerPolicy
     from cloister.protocol.resourceuri import ResourcePath
@@ -61,18 +64,18 @@ class RegistryAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PulledImage:
-    """A verified image with its layers' ciphertext in memory; not yet decrypted."""
+    """A verified image whose layers' ciphertext is in spools or on its way there; not yet decrypted."""
 
     __slots__ = ("blobs", "image")
 
-    def __init__(self, image: VerifiedImage, blobs: Sequence[SpooledBlob]) -> None:
+    def __init__(self, image: VerifiedImage, blobs: Sequence[ArrivingBlob]) -> None:
         self.image = image
         self.blobs = blobs
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the room back; what still arrives is dropped, and whoever waits for it is told."""
         for blob in self.blobs:
-            blob.file.close()
+            blob.give_up(_abandoned())
 
 
 def parse_registry(text: str, *, allow_loopback: bool) -> RegistryAddress:
@@ -190,75 +193,102 @@ def verify_image(source: ImageSource, container: ContainerPolicy, stored: Stored
 
 
 class LayerFetch:
-    """Fetches the ciphertext of all layers on a thread of its own, beside the verification of the signature: step 4.
+    """Fetches the ciphertext of all layers on threads of its own, beside the verification of the signature: step 4.
 
     It may begin as soon as the manifest is the one whose digest the measured policy names, because that names every
     layer's digest too. Nothing is opened of what it fetches before the image is verified.
 
     Args:
-        open_source: connects to the registry; another connection than the verification's.
+        open_source: connects to the registry; each thread has a connection of its own.
         stored: the manifest, as `read_named_manifest` returned it.
-        spool: makes files for ciphertext.
+        spool: makes spools for ciphertext.
+        fetched: told the milliseconds until the last layer was there.
     """
 
     def __init__(
-        self, open_source: Callable[[], ImageSource], stored: StoredManifest, spool: Callable[[], BinaryIO]
+        self,
+        open_source: Callable[[], ImageSource],
+        stored: StoredManifest,
+        spool: Callable[[], Spool],
+        fetched: Callable[[int], None],
     ) -> None:
         self._open_source = open_source
         self._stored = stored
         self._spool = spool
-        self._blobs: list[SpooledBlob] = []
+        self._fetched = fetched
+        self._watch = Stopwatch()
+        self._blobs: list[ArrivingBlob] = []
         self._lock = threading.Lock()
-        self._abandoned = self._ended = False
-        self._work = Background(self._fetch, "layers")
+        self._next = self._done = 0
+        self._abandoned = False
+        self._listed = threading.Event()
+        self._work = Background(self._begin, "layers")
 
     def finish(self, image: VerifiedImage) -> PulledImage:
-        """Wait for the last layer.
-
-        Raises:
-            ImageRefused: other bytes than the manifest names.
-            Unavailable: the registry cannot be read, or there is no room (`guest.images.no_space`).
-        """
+        """Return the image with its layers, which may still be on their way: what goes wrong with one of them is
+        raised to whoever waits for it."""
+        self._listed.wait()
         try:
-            self._work.wait()
+            self._work.raise_early()
         except BaseException:
             self.abandon()
             raise
         return PulledImage(image, self._blobs)
 
     def abandon(self) -> None:
-        """Have the thread end soon and give the memory back; does not wait for a registry that says nothing."""
+        """Give the memory back, and have the threads end soon; waits for no registry."""
         with self._lock:
             self._abandoned = True
-        self._close_if_abandoned()
+        for blob in self._blobs:
+            blob.give_up(_abandoned())
+
+    def _begin(self) -> None:
+        """List the layers, start the other threads, and be one of them."""
+        try:
+            from cloister.oci.encryption.authenticate import ArrivingBlob
+            from cloister.oci.manifest import parse_manifest
+            from cloister.wire.limits import LAYER_FETCHES
+
+            layers = parse_manifest(self._stored.raw, media_type=self._stored.media_type).layers
+            with self._lock:
+                if self._abandoned:
+                    raise _abandoned()
+                self._blobs = [ArrivingBlob(layer, self._spool) for layer in layers]
+        finally:
+            self._listed.set()
+        for number in range(1, min(LAYER_FETCHES, len(layers))):
+            Background(self._fetch, f"layers-{number}")
+        self._fetch()
 
     def _fetch(self) -> None:
+        """Fetch layers, lowest first, until none is left that no other thread fetches."""
         try:
-            self._fetch_all()
-        except OSError as err:
-            raise _no_space() from err
-        finally:
-            with self._lock:
-                self._ended = True
-            self._close_if_abandoned()
+            source = self._open_source()
+            while (blob := self._take()) is not None:
+                blob.fill(source)
+                self._count()
+        except CloisterError as err:
+            self._fail(err)
+        except BaseException:
+            self._fail(Unavailable("guest.internal", "a layer's fetch ended early"))
+            raise
 
-    def _fetch_all(self) -> None:
-        from cloister.oci.encryption.authenticate import spool_blob
-        from cloister.oci.manifest import parse_manifest
-
-        source = self._open_source()
-        for layer in parse_manifest(self._stored.raw, media_type=self._stored.media_type).layers:
-            self._blobs.append(spool_blob(source, layer, self._spool(), advance=self._go_on))
-
-    def _go_on(self, _: int) -> None:
-        if self._abandoned:
-            raise Unavailable("guest.images.abandoned", "the image was refused meanwhile")
-
-    def _close_if_abandoned(self) -> None:
+    def _take(self) -> ArrivingBlob | None:
         with self._lock:
-            over = self._abandoned and self._ended
-        for blob in self._blobs if over else ():
-            blob.file.close()
+            index, self._next = self._next, self._next + 1
+        return self._blobs[index] if index < len(self._blobs) else None
+
+    def _count(self) -> None:
+        with self._lock:
+            self._done += 1
+            last = self._done == len(self._blobs)
+        if last:
+            self._fetched(self._watch.ms())
+
+    def _fail(self, error: CloisterError) -> None:
+        """One layer less is an image less: nobody shall wait for the others."""
+        for blob in self._blobs:
+            blob.give_up(error)
 
 
 def unpack(
@@ -271,7 +301,7 @@ def unpack(
         keys: gives key-encryption keys.
         root: must not exist.
         ownership: whether files get the owners the image says; needs root.
-        decrypted: told the milliseconds that keys and authentication took, in all.
+        decrypted: told the milliseconds that unpacking waited for keys, arrival and authentication, in all.
 
     Raises:
         ImageRefused: `oci.encryption.*`, `oci.layer.*`, `oci.unpack.*`.
@@ -284,56 +314,86 @@ def unpack(
     try:
         options = UnpackOptions(ownership=ownership, devices=DeviceNodes.SKIP_BELOW_DEV)
         unpack_image(pulled.image, opened.layers(), root, options)
-        decrypted(opened.took_ms)
+        decrypted(opened.waited_ms)
     finally:
-        opened.wipe()
-        pulled.close()
+        pulled.close()  # first: the thread that authenticates may wait for a layer
+        opened.close()
 
 
-def memory_spool() -> BinaryIO:
-    """Return an empty file that exists in memory only."""
-    return os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b")
+def memory_spool() -> Spool:
+    """Return an empty spool that exists in memory only."""
+    from cloister.oci.spool import Spool
+
+    return Spool(os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b", buffering=0))
 
 
-def directory_spool(directory: str) -> BinaryIO:
-    """Return an empty nameless file in `directory` (a memory file system with a size limit).
+def directory_spool(directory: str) -> Spool:
+    """Return an empty nameless spool in `directory` (a memory file system with a size limit).
 
     Raises:
         Unavailable: it cannot be made (`guest.images.no_space`).
     """
+    from cloister.oci.spool import Spool
+
+    return Spool(_nameless_file(directory))
+
+
+def scratch_spool(directory: str, room: ScratchRoom) -> Spool:
+    """Return an empty nameless spool in `directory`, on a disk that others may read and change.
+
+    Raises:
+        Unavailable: it cannot be made (`guest.images.no_space`).
+    """
+    from cloister.oci.spool import SealedSpool
+
+    return SealedSpool(_nameless_file(directory), room)
+
+
+def _nameless_file(directory: str) -> FileIO:
     try:
-        return os.fdopen(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600), "w+b")
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as err:
         raise _no_space() from err
+    return open(fd, "w+b", buffering=0)
 
 
 class _OpenedLayers:
-    """Authenticates layer after layer, each when the one before is unpacked, and forgets the keys at the end."""
+    """Gets all keys, then authenticates layer after layer on a thread beside the unpacking, and forgets the keys."""
 
     def __init__(self, pulled: PulledImage, keys: KeyAccess) -> None:
         self._pulled = pulled
         self._keys = keys
         self._private: list[PrivateOptions] = []
-        self.took_ms = 0
+        self._ahead: Generator[AuthenticatedLayer, None, None] | None = None
+        self.waited_ms = 0
 
     def layers(self) -> Iterator[AuthenticatedLayer]:
+        """Yield the layers; `waited_ms` adds up what the user waited for them."""
+        from cloister.oci.ahead import made_ahead
         from cloister.oci.encryption.annotations import parse_layer_encryption
-        from cloister.oci.encryption.authenticate import authenticate_layer
 
-        for index, blob in enumerate(self._pulled.blobs):
-            watch = Stopwatch()
-            descriptor = self._pulled.image.manifest.layers[index]
-            private = self._unwrap(parse_layer_encryption(descriptor, path=f"layers[{index}]"))
-            self._private.append(private)
-            layer = authenticate_layer(self._pulled.image, index, blob, private)
-            self.took_ms += watch.ms()
+        watch = Stopwatch()
+        for index, descriptor in enumerate(self._pulled.image.manifest.layers):
+            self._private.append(self._unwrap(parse_layer_encryption(descriptor, path=f"layers[{index}]")))
+        self._ahead = made_ahead(self._authenticate())
+        for layer in self._ahead:
+            self.waited_ms += watch.ms()
             yield layer
-            blob.file.close()
-            private.wipe()
+            layer.close()
+            watch = Stopwatch()
 
-    def wipe(self) -> None:
+    def close(self) -> None:
+        """End the thread and overwrite the keys."""
+        if self._ahead is not None:
+            self._ahead.close()
         for private in self._private:
             private.wipe()
+
+    def _authenticate(self) -> Iterator[AuthenticatedLayer]:
+        from cloister.oci.encryption.authenticate import authenticate_layer
+
+        for index, (blob, private) in enumerate(zip(self._pulled.blobs, self._private, strict=True)):
+            yield authenticate_layer(self._pulled.image, index, blob, private)
 
     def _unwrap(self, encryption: LayerEncryption) -> PrivateOptions:
         """Open the first packet that opens; when none does, the first refusal is the one to tell."""
@@ -365,6 +425,10 @@ def _require_encrypted(image: VerifiedImage) -> None:
                 actual=layer.media_type[:80],
                 hint="seal it with `cloister image encrypt`",
             )
+
+
+def _abandoned() -> Unavailable:
+    return Unavailable("guest.images.abandoned", "the image was refused meanwhile")
 
 
 def _no_space() -> Unavailable:

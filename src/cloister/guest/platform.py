@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cloister.errors import RequestRefused
 from cloister.guest.ports import ControlPort, open_socket_port, open_virtio_port
 from cloister.protocol.guestapi import CONTROL_PORT, STREAMS_PORT
+from cloister.wire.limits import SCRATCH_BYTES
 
 if TYPE_CHECKING:
     from cloister.guest.runtime import Runtime
+    from cloister.oci.spool import ScratchRoom, Spool
     from cloister.tee.registry import Attester
 
 INIT_DATA_DEVICE: Final = "/dev/vdb"
@@ -63,8 +65,8 @@ class Platform(Protocol):
         """Return the containers' `/etc/resolv.conf`."""
         ...
 
-    def spool(self) -> BinaryIO:
-        """Return an empty file for ciphertext that only this process reaches."""
+    def spool(self) -> Spool:
+        """Return an empty spool for a layer's ciphertext."""
         ...
 
     def open_runtime(self) -> Runtime:
@@ -121,8 +123,8 @@ class VirtualMachine:
 
         return f"nameserver {NAMESERVER}\n".encode()
 
-    def spool(self) -> BinaryIO:
-        """Return a file in the VM's memory file system, whose size limit holds against a huge layer."""
+    def spool(self) -> Spool:
+        """Return a spool in the VM's memory file system, whose size limit holds against a huge layer."""
         from cloister.guest.images import directory_spool
 
         os.makedirs(self.work, mode=0o700, exist_ok=True)
@@ -148,6 +150,7 @@ class Simulated:
         self._initdata = options["initdata"]
         self._key = options["simulation-key"]
         self.work = options["state"]
+        self._room: ScratchRoom | None = None
 
     def open_control(self) -> ControlPort:
         """Connect to the launcher."""
@@ -180,11 +183,15 @@ class Simulated:
         except OSError:
             return b""
 
-    def spool(self) -> BinaryIO:
-        """Return a file in memory: the state directory may be on a disk."""
-        from cloister.guest.images import memory_spool
+    def spool(self) -> Spool:
+        """Return a sealed spool in the state directory, which may be on a disk."""
+        from cloister.guest.images import scratch_spool
+        from cloister.oci.spool import ScratchRoom
 
-        return memory_spool()
+        if self._room is None:
+            os.makedirs(self.work, mode=0o700, exist_ok=True)
+            self._room = ScratchRoom(SCRATCH_BYTES)
+        return scratch_spool(self.work, self._room)
 
     def open_runtime(self) -> Runtime:
         """Return bubblewrap."""

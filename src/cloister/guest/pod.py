@@ -382,9 +382,10 @@ class Pod:
             return images.open_registry(address, policy.repository, allow_loopback=not self._platform.in_vm)
 
         source = connect()
-        watch, pull = Stopwatch(), Stopwatch()
+        watch = Stopwatch()
         stored = images.read_named_manifest(source, policy)
-        fetch = images.LayerFetch(connect, stored, self._platform.spool)
+        pull: list[int] = []
+        fetch = images.LayerFetch(connect, stored, self._platform.spool, pull.append)
         try:
             self._wait_libraries()
             image = images.verify_image(source, policy, stored)
@@ -394,7 +395,6 @@ class Pod:
             fetch.abandon()
             raise
         pulled = fetch.finish(image)
-        self._reporter.phase("pull", pull.ms(), params.container)
         root = f"{self._platform.work}/root-{policy.name}"
         try:
             self._keys.wait_attested()
@@ -402,6 +402,8 @@ class Pod:
             watch = Stopwatch()
             took: list[int] = []
             images.unpack(pulled, self._keys, root, ownership=self._platform.in_vm, decrypted=took.append)
+            for milliseconds in pull:  # the layers arrived while they were unpacked
+                self._reporter.phase("pull", milliseconds, params.container)
             self._reporter.phase("decrypt", took[0], params.container)
             self._reporter.phase("unpack", watch.ms() - took[0], params.container)
             spec = _process_spec(self._with_secrets(policy), image)

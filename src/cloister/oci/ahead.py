@@ -1,22 +1,24 @@
-"""Chunks made ahead of their use, on another thread: decryption beside hashing, inflating and writing.
+"""Things made ahead of their use, on another thread: decryption beside inflating beside writing, the next layer's MAC
+beside this layer's files.
 
-At most a few chunks wait. An error of the maker is raised where the chunk after the last good one would come; a user
-that stops early ends the maker. Order and content are the maker's own: nothing here looks at bytes.
+At most a few wait. An error of the maker is raised where the thing after the last good one would come; a user that
+stops early ends the maker. Order and content are the maker's own: nothing here looks at them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Generator, Iterable
+from typing import Final, TypeVar
 
 AHEAD_CHUNKS: Final = 4
+_Made = TypeVar("_Made")
 
 
-def made_ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield `chunks`, which are made on a thread of their own."""
-    waiting: deque[bytes] = deque()
+def made_ahead(things: Iterable[_Made], *, most: int = AHEAD_CHUNKS) -> Generator[_Made, None, None]:
+    """Yield `things`, which are made on a thread of their own; up to `most` of them wait."""
+    waiting: deque[_Made] = deque()
     changed = threading.Condition()
     ended = False
     error: BaseException | None = None
@@ -25,14 +27,14 @@ def made_ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
     def make() -> None:
         nonlocal ended, error
         try:
-            for chunk in chunks:
+            for thing in things:
                 with changed:
-                    changed.wait_for(lambda: len(waiting) < AHEAD_CHUNKS or abandoned)
+                    changed.wait_for(lambda: len(waiting) < most or abandoned)
                     if abandoned:
                         return
-                    waiting.append(chunk)
+                    waiting.append(thing)
                     changed.notify_all()
-        except BaseException as err:  # noqa: BLE001  # handed to the user of the chunks
+        except BaseException as err:  # noqa: BLE001  # handed to the user
             error = err
         finally:
             with changed:
@@ -47,9 +49,9 @@ def made_ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 changed.wait_for(lambda: waiting or ended)
                 if not waiting:
                     break
-                chunk = waiting.popleft()
+                thing = waiting.popleft()
                 changed.notify_all()
-            yield chunk
+            yield thing
         if error is not None:
             raise error
     finally:

@@ -8,6 +8,9 @@ Ownership: uid, gid, set-id bits and file capabilities are applied where `owners
 it is not (the simulated level runs as a normal user), files belong to the caller, directories stay writable for it,
 and attributes that the kernel reserves for root are left out.
 
+With a record of attributes nothing of all this touches the tree: a device is an empty file there, and what it is stands
+in the record.
+
 Hard links take the metadata of their target; the header's own copy is ignored, as GNU tar does. Does not check
 digests: `cloister.oci.unpack` feeds it authenticated bytes and checks them to the end. Trusts nobody.
 """
@@ -24,6 +27,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from cloister.errors import ImageRefused, Unavailable
+from cloister.oci.attributes import AttributeRecord, Attributes
 from cloister.oci.rootfs import CREATE_FILE, OPEN_DIRECTORY, Directory, RootDirectory, split_path
 from cloister.oci.tar import EntryKind, TarEntry, TarReader
 from cloister.wire.limits import LAYER_ENTRIES, LAYER_UNPACKED_BYTES, MIB
@@ -80,10 +84,12 @@ class LayerUnpacker:
     Args:
         root: the tree, empty before the first layer.
         options: the caller's choices.
+        record: takes the attributes of everything instead of the file system.
     """
 
-    def __init__(self, root: RootDirectory, options: UnpackOptions) -> None:
+    def __init__(self, root: RootDirectory, options: UnpackOptions, record: AttributeRecord | None = None) -> None:
         self._root = root
+        self._record = record
         self._options = options
         self._bytes_left = options.bytes_ceiling
         self._entries_left = options.entries_ceiling
@@ -206,6 +212,9 @@ class LayerUnpacker:
             self._create_node(parent, name, path, entry)
         if entry.kind is EntryKind.HARD_LINK:
             return
+        if self._record is not None:
+            self._record.made(os.lstat(name, dir_fd=parent.fd).st_ino, _attributes(entry))
+            return
         if self._options.ownership:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
         if entry.kind is not EntryKind.SYMLINK:
@@ -222,6 +231,9 @@ class LayerUnpacker:
         else:
             if self._options.devices is not DeviceNodes.CREATE:
                 _refuse("device", "layer holds a device node", entry, hint="build the image without device nodes")
+            if self._record is not None:
+                os.close(os.open(name, CREATE_FILE, 0o600, dir_fd=parent.fd))
+                return
             kind = stat.S_IFCHR if entry.kind is EntryKind.CHARACTER_DEVICE else stat.S_IFBLK
             os.mknod(name, kind | 0o600, os.makedev(*entry.device), dir_fd=parent.fd)
 
@@ -247,6 +259,9 @@ class LayerUnpacker:
     # -- metadata --------------------------------------------------------------------------------------------
 
     def _set_metadata(self, fd: int, entry: TarEntry) -> None:
+        if self._record is not None:
+            self._record.made(os.fstat(fd).st_ino, _attributes(entry))
+            return
         mode = entry.mode
         if self._options.ownership:
             os.fchown(fd, entry.uid, entry.gid)  # before the mode: chown clears set-id bits and capabilities
@@ -317,6 +332,7 @@ class LayerUnpacker:
             if err.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             if not (spare and path in self._entries):
+                self._forget(os.lstat(name, dir_fd=directory.fd))
                 os.unlink(name, dir_fd=directory.fd)
             return
         spared = spare and path in self._kept
@@ -324,17 +340,37 @@ class LayerUnpacker:
             if spared:
                 self._keep_time(Directory(fd, path))
             self._remove_content(Directory(fd, path), spare=spare)
+            if not spared:
+                self._forget(os.fstat(fd))
         finally:
             os.close(fd)
         if not spared:
             os.rmdir(name, dir_fd=directory.fd)
             self._directory_times.pop(path, None)
 
+    def _forget(self, inode: os.stat_result) -> None:
+        """Drop the attributes of what is about to be removed; a file with another name stays."""
+        if self._record is not None and (stat.S_ISDIR(inode.st_mode) or inode.st_nlink == 1):
+            self._record.removed(inode.st_ino)
+
     def _remove_content(self, directory: Directory, *, spare: bool) -> None:
         with os.scandir(directory.fd) as content:
             names = [os.fsencode(item.name) for item in content]
         for name in names:
             self._remove(directory, name, spare=spare)
+
+
+def _attributes(entry: TarEntry) -> Attributes:
+    """Return what `_set_metadata` would have set, had it been root's to do so."""
+    return Attributes(
+        kind=entry.kind,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime_ns=entry.mtime_ns,
+        device=entry.device,
+        xattrs={name: value for name, value in entry.xattrs.items() if name.startswith(_XATTR_APPLIED)},
+    )
 
 
 def _exists(directory: Directory, name: bytes) -> bool:

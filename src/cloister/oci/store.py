@@ -189,7 +189,13 @@ def checked_blob(source: ImageSource, descriptor: Descriptor) -> Iterator[bytes]
         ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
     """
     verifier = DigestVerifier(descriptor.digest, descriptor.size, code=source.code, path=f"blob {descriptor.digest}")
-    return verifier.checked(source.stream_blob(descriptor))
+    stream = source.stream_blob(descriptor)
+    try:
+        yield from verifier.checked(stream)
+    finally:
+        close = getattr(stream, "close", None)  # a generator may hold a connection, which a refusal gives back at once
+        if close is not None:
+            close()
 
 
 def read_blob(source: ImageSource, descriptor: Descriptor, *, ceiling: int) -> bytes:

@@ -79,7 +79,7 @@ def _describe_layer(layer: Descriptor, path: str) -> dict[str, Any]:  # Any: JSO
         "foreign": layer_type.foreign,
         "encrypted": layer_type.encrypted,
         "recipients": recipients,
-        "for_guests": PACKET_SCHEME in recipients and layer_type.compression != "zstd",
+        "for_guests": PACKET_SCHEME in recipients,
     }
 
 

@@ -124,6 +124,25 @@ def absent(selector: str) -> Lie:
     return lambda request, honest: Answer(status=404) if request.selector == selector else honest
 
 
+def answering(path: str, answer: Answer) -> Lie:
+    """Answer every request for something else than a manifest or blob whose path begins with `path`."""
+
+    def lie(request: Request, honest: Answer) -> Answer:
+        return answer if request.kind == "other" and request.selector.startswith(path) else honest
+
+    return lie
+
+
+def challenging(realm: str) -> Lie:
+    """Ask for a token that `realm` makes; `/token` itself is left alone."""
+    challenge = Answer(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="evil"'})
+
+    def lie(request: Request, honest: Answer) -> Answer:
+        return honest if request.kind == "other" and request.selector.startswith("/token") else challenge
+
+    return lie
+
+
 def later(lie: Lie, turn: int = 1) -> Lie:
     """Be honest at first: lie from request number `turn` on, counted from 0."""
     return lambda request, honest: lie(request, honest) if request.turn >= turn else honest
@@ -135,11 +154,16 @@ class EvilRegistry:
     Args:
         honest_port: of the registry on this machine whose answers are altered.
         lies: applied one after the other to every GET.
+
+    Attributes:
+        asked: how often each tag, digest or path was asked for.
+        authorizations: path and value of every `Authorization` header that came.
     """
 
     def __init__(self, honest_port: int, lies: Sequence[Lie] = ()) -> None:
         self.lies = list(lies)
         self.asked: Counter[str] = Counter()
+        self.authorizations: list[tuple[str, str]] = []
         self._honest_port = honest_port
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -179,6 +203,8 @@ class EvilRegistry:
         kind: Kind = kinds[match["kind"]] if match else "other"
         selector = match["selector"] if match else path
         with self._lock:
+            if "Authorization" in headers:
+                self.authorizations.append((path, headers["Authorization"]))
             turn = self.asked[selector]
             self.asked[selector] += 1
         answer = self._ask_honest(method, path, headers)

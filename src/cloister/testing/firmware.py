@@ -21,7 +21,7 @@ from cloister.imagetool.podvm import PodVMBundle, default_definition, load_bundl
 from cloister.imagetool.podvm import bundle as names
 from cloister.imagetool.podvm.definition import FirmwareRule, parse_definition
 from cloister.imagetool.podvm.reference import describe
-from cloister.imagetool.podvm.verity import VerityTree
+from cloister.oci.dmverity import VerityTree
 
 FOUR_GIB: Final = 1 << 32
 PAGE: Final = 4096

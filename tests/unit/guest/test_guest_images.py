@@ -23,8 +23,10 @@ from cloister.guest.images import (
     memory_spool,
     open_registry,
     parse_registry,
+    scratch_spool,
 )
 from cloister.oci.manifest import Descriptor
+from cloister.oci.spool import ScratchRoom, Spool
 from cloister.oci.store import StoredManifest
 
 
@@ -89,19 +91,19 @@ def test_repository_is_a_repository(repository: str) -> None:
 
 
 def test_spools_have_no_name(tmp_path: Path) -> None:
-    for spool in (memory_spool(), directory_spool(str(tmp_path))):
-        with spool:
-            spool.write(b"ciphertext")
-            spool.seek(0)
-            assert spool.read() == b"ciphertext"
-            assert not os.get_inheritable(spool.fileno())
+    for spool in (memory_spool(), directory_spool(str(tmp_path)), scratch_spool(str(tmp_path), ScratchRoom(1000))):
+        spool.append(b"ciphertext")
+        assert spool.chunk(0) == b"ciphertext"
+        assert not os.get_inheritable(spool._file.fileno())
         assert not list(tmp_path.iterdir())
+        spool.close()
 
 
 def test_spool_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable) as caught:
-        directory_spool(str(tmp_path / "missing"))
-    assert caught.value.code == "guest.images.no_space"
+    for make in (directory_spool, lambda place: scratch_spool(place, ScratchRoom(1000))):
+        with pytest.raises(Unavailable) as caught:
+            make(str(tmp_path / "missing"))
+        assert caught.value.code == "guest.images.no_space"
 
 
 class SlowSource:
@@ -143,34 +145,42 @@ def stored_manifest() -> StoredManifest:
     return StoredManifest(raw=json.dumps(body).encode(), media_type=body["mediaType"])
 
 
-def fetched(source: SlowSource) -> tuple[LayerFetch, list[BinaryIO]]:
-    spools: list[BinaryIO] = []
+def fetched(source: SlowSource) -> tuple[LayerFetch, list[BinaryIO], list[int]]:
+    files: list[BinaryIO] = []
+    took: list[int] = []
 
-    def spool() -> BinaryIO:
-        spools.append(io.BytesIO())
-        return spools[-1]
+    def spool() -> Spool:
+        files.append(io.BytesIO())
+        return Spool(files[-1])
 
-    return LayerFetch(lambda: source, stored_manifest(), spool), spools
+    return LayerFetch(lambda: source, stored_manifest(), spool, took.append), files, took
 
 
 def test_layers_are_fetched_beside_the_verification() -> None:
     source = SlowSource()
-    source.go_on.set()
-    fetch, spools = fetched(source)
+    fetch, files, took = fetched(source)
+    assert source.asked.wait(20)
     pulled = fetch.finish(None)  # type: ignore[arg-type]  # carried, not looked at
-    assert [spool.read() for spool in spools if spool.seek(0) == 0] == LAYERS
+    assert b"".join(pulled.blobs[0].wait().chunks()) == LAYERS[0]  # the second is still on its way
+    assert took == []
+    source.go_on.set()
+    assert b"".join(pulled.blobs[1].wait().chunks()) == LAYERS[1]
     pulled.close()
-    assert all(spool.closed for spool in spools)
+    assert all(file.closed for file in files)
+    assert len(took) == 1
 
 
 def test_layers_of_a_refused_image_are_given_back_without_waiting() -> None:
     """What the registry still sends when the signature is refused is dropped; a registry that stalls delays nobody."""
     source = SlowSource()
-    fetch, spools = fetched(source)
+    fetch, files, took = fetched(source)
     assert source.asked.wait(20)
     fetch.abandon()
+    assert all(file.closed for file in files)
+    pulled = fetch.finish(None)  # type: ignore[arg-type]  # carried, not looked at
+    for blob in pulled.blobs:
+        with pytest.raises(Unavailable) as caught:
+            blob.wait()
+        assert caught.value.code == "guest.images.abandoned"
     source.go_on.set()
-    with pytest.raises(Unavailable) as caught:
-        fetch.finish(None)  # type: ignore[arg-type]  # never reached
-    assert caught.value.code == "guest.images.abandoned"
-    assert spools[0].closed
+    assert took == []

@@ -95,8 +95,12 @@ def test_simulated_files(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         platform.read_initdata(lambda: None)
     assert isinstance(platform.resolv_conf(), bytes)
-    with platform.spool() as spool:
-        spool.write(b"x")
+    spools = [platform.spool(), platform.spool()]
+    for spool in spools:
+        spool.append(b"x")
+        assert spool.chunk(0) == b"x"
+    for spool in spools:
+        spool.close()
     platform.bring_network_up()
 
 

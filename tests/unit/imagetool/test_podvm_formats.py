@@ -34,7 +34,7 @@ from cloister.imagetool.podvm.initrd import build_initrd
 from cloister.imagetool.podvm.kmod import Module, ModuleSet
 from cloister.imagetool.podvm.lock import HEADER, LockedPackage, encode_lock, parse_lock
 from cloister.imagetool.podvm.tree import Kind, Node, Tree
-from cloister.imagetool.podvm.verity import BLOCK_BYTES, build_verity_tree
+from cloister.oci.dmverity import BLOCK_BYTES, build_verity_tree
 
 ANY_BYTES = st.binary(max_size=400)
 PACKAGE = LockedPackage(name="a-1", version="1:2.3-4+b1~x", architecture="amd64", size=12, sha256="0" * 64)
@@ -190,7 +190,7 @@ def test_verity_is_what_veritysetup_verifies(tmp_path: Path, require_tool: Calla
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(4097)])
 def test_verity_takes_whole_blocks(data: bytes) -> None:
-    with pytest.raises(Refused, match=r"imagetool\.verity\.size"):
+    with pytest.raises(Refused, match=r"oci\.verity\.size"):
         build_verity_tree(data, salt=bytes(32))
 
 

@@ -324,7 +324,7 @@ def replace_ciphertext(sealed: Sealed) -> Sealed:
         ("oci.encryption.no_recipient", lambda s: change_layer(s, lambda ls: ls[0]["annotations"].pop(PROVIDER_KEYS))),
         ("oci.encryption.not_encrypted", lambda s: change_layer(s, retype("+encrypted", ""))),
         ("oci.layer.diff_id_mismatch", lambda s: change_layer(s, retype("+gzip", ""))),
-        ("oci.layer.unsupported_compression", lambda s: change_layer(s, retype("gzip", "zstd"))),
+        ("oci.layer.bad_compression", lambda s: change_layer(s, retype("gzip", "zstd"))),
     ],
 )
 def test_changed_layers_are_refused_and_leave_no_files(

@@ -36,12 +36,18 @@ from cloister.imagetool.podvm.lock import LockedPackage, encode_lock, parse_lock
 from cloister.imagetool.podvm.reference import describe
 from cloister.imagetool.podvm.tree import Tree
 from cloister.imagetool.podvm.uki import UKIParts, build_uki
-from cloister.imagetool.podvm.verity import build_verity_tree
+from cloister.oci.dmverity import build_verity_tree
 from cloister.wire.canonicaljson import encode_canonical
 
 Progress = Callable[[str, float], None]
 PHASES: Final = ("packages", "unpack", "compile", "root", "initrd", "uki", "reference")
-_OWN_CODE: Final = ("imagetool", "protocol/launch.py", "rats/reference.py", "wire/canonicaljson.py")
+_OWN_CODE: Final = (
+    "imagetool",
+    "oci/dmverity.py",
+    "protocol/launch.py",
+    "rats/reference.py",
+    "wire/canonicaljson.py",
+)
 
 
 def _silent(phase: str, fraction: float) -> None:

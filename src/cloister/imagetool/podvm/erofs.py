@@ -14,7 +14,7 @@ from typing import Final
 from cloister.imagetool.podvm.definition import Definition
 from cloister.imagetool.podvm.runner import run
 from cloister.imagetool.podvm.tree import Kind, Tree
-from cloister.imagetool.podvm.verity import BLOCK_BYTES
+from cloister.oci.dmverity import BLOCK_BYTES
 
 _SECONDS: Final = 300
 _MKFS: Final = "usr/bin/mkfs.erofs"

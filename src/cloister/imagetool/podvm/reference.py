@@ -17,7 +17,7 @@ from cloister.imagetool.podvm.bundle import (
     VerityRecord,
 )
 from cloister.imagetool.podvm.definition import Definition
-from cloister.imagetool.podvm.verity import BLOCK_BYTES, VerityTree
+from cloister.oci.dmverity import BLOCK_BYTES, VerityTree
 from cloister.protocol.launch import LaunchProfile
 from cloister.rats.reference import Component
 

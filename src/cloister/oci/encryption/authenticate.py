@@ -1,22 +1,24 @@
 """The two passes between a layer's ciphertext and its files: authenticate everything, then open.
 
-ocicrypt's MAC is known good only at the end of the ciphertext. So a layer is first spooled to a file of the caller's
-(`spool_blob`, digest checked), then its MAC is computed over all of it (`authenticate_layer`), and only the
-`AuthenticatedLayer` that comes out of that can be opened. While it is opened, the digest of the plain layer and the
-diff_id of the configuration are checked as well; a mismatch raises at the end, and the tree made from it is thrown
-away by `cloister.oci.unpack`.
+ocicrypt's MAC is known good only at the end of the ciphertext. So a layer first goes into a spool (`ArrivingBlob`,
+digest checked), its MAC is computed over all of it (`authenticate_layer`), and only the `AuthenticatedLayer` that
+comes out of that can be opened. While it is opened, the digest of the plain layer and the diff_id of the
+configuration are checked as well; a mismatch raises at the end, and the tree made from it is thrown away by
+`cloister.oci.unpack`.
 
-The spool file must be out of everybody else's reach between the passes: memory (`memfd_create`, tmpfs in the
-guest) or a disk with integrity protection, never a disk the host can write.
+The key may come before, while or after the bytes arrive: the MAC follows the spool from its beginning, on another
+thread than the one that fetches and checks the digest, so nothing is hashed twice and neither waits for the other.
 
-Trusts the verified manifest, and the KEK that opened the private options.
+What was authenticated is what is opened: a spool is out of everybody else's reach, or seals its chunks
+(`cloister.oci.spool`). Trusts the verified manifest, and the KEK that opened the private options.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
 from cloister.crypto.aead import ctr_stream
@@ -28,30 +30,127 @@ from cloister.oci.encryption.options import PrivateOptions
 from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, LayerType, parse_layer_type
 from cloister.oci.signing.verify import VerifiedImage
+from cloister.oci.spool import CHUNK_BYTES, Spool
 from cloister.oci.store import ImageSource, checked_blob
-from cloister.wire.limits import KIB, LAYER_UNPACKED_BYTES
+from cloister.wire.limits import LAYER_UNPACKED_BYTES
 
-CHUNK_BYTES: Final = 256 * KIB
 _MADE_HERE: Final = object()
 
 
 class SpooledBlob:
-    """A file that holds a blob whose digest was checked while it was written. Made by `spool_blob` only."""
+    """A blob in a spool whose digest was checked while it was written. Made by `ArrivingBlob` only."""
 
-    __slots__ = ("digest", "file", "size")
+    __slots__ = ("_spool", "digest", "size")
 
-    def __init__(self, made_here: object, file: BinaryIO, digest: Digest, size: int) -> None:
+    def __init__(self, made_here: object, spool: Spool, digest: Digest, size: int) -> None:
         if made_here is not _MADE_HERE:
-            raise TypeError("a SpooledBlob is made by spool_blob")
-        self.file = file
+            raise TypeError("a SpooledBlob is made by an ArrivingBlob")
+        self._spool = spool
         self.digest = digest
         self.size = size
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the content from the beginning."""
-        self.file.seek(0)
-        while chunk := self.file.read(CHUNK_BYTES):
-            yield chunk
+        for index in range(-(-self.size // CHUNK_BYTES)):
+            yield self._spool.chunk(index)
+
+    def follow(self) -> Iterator[bytes]:
+        """Yield the content from the beginning; see `ArrivingBlob.follow`."""
+        return self.chunks()
+
+    def wait(self) -> SpooledBlob:
+        """Return it; see `ArrivingBlob.wait`."""
+        return self
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._spool.close()
+
+
+class ArrivingBlob:
+    """A blob on its way into a spool: one thread fills it, another may follow it with a MAC and waits for the end.
+
+    Args:
+        descriptor: names the blob.
+        open_spool: makes the spool, once the first byte is asked for.
+    """
+
+    def __init__(self, descriptor: Descriptor, open_spool: Callable[[], Spool]) -> None:
+        self.digest = descriptor.digest
+        self.size = descriptor.size
+        self._descriptor = descriptor
+        self._open_spool = open_spool
+        self._changed = threading.Condition()
+        self._spool: Spool | None = None
+        self._arrived = 0
+        self._whole: SpooledBlob | None = None
+        self._error: BaseException | None = None
+
+    def fill(self, source: ImageSource, *, advance: Callable[[int], None] | None = None) -> None:
+        """Fetch the blob and check its digest on the way. What goes wrong is also raised where somebody waits.
+
+        Raises:
+            ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
+            Unavailable: the source cannot be read now, or the spool has no room (`oci.spool.full`).
+        """
+        try:
+            spool = self._begin()
+            for chunk in _regrouped(checked_blob(source, self._descriptor)):
+                spool.append(chunk)
+                with self._changed:
+                    self._arrived += 1
+                    self._changed.notify_all()
+                if advance is not None:
+                    advance(len(chunk))
+            with self._changed:
+                self._whole = SpooledBlob(_MADE_HERE, spool, self.digest, self.size)
+                self._changed.notify_all()
+        except BaseException as err:
+            self.give_up(err)
+            raise
+
+    def follow(self) -> Iterator[bytes]:
+        """Yield the chunks as they arrive; ends when all of them did and have the digest."""
+        index = 0
+        while (spool := self._next(index)) is not None:
+            yield spool.chunk(index)
+            index += 1
+
+    def wait(self) -> SpooledBlob:
+        """Return the blob once all of it arrived; raise what `fill` raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._whole or self._error)
+            if self._error is not None:
+                raise self._error
+            if self._whole is None:
+                raise RuntimeError("neither a blob nor an error")
+            return self._whole
+
+    def give_up(self, error: BaseException) -> None:
+        """Give the room back; whoever waits now or later gets `error`, or the one that was given first."""
+        with self._changed:
+            self._error = self._error or error
+            spool, self._spool = self._spool, None
+            self._changed.notify_all()
+        if spool is not None:
+            spool.close(error)
+
+    def _begin(self) -> Spool:
+        spool = self._open_spool()
+        with self._changed:
+            if self._error is None:
+                self._spool = spool
+                return spool
+        spool.close()
+        raise self._error
+
+    def _next(self, index: int) -> Spool | None:
+        """Return the spool once chunk `index` is in it, or None when there is no such chunk."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._whole or self._arrived > index)
+            if self._error is not None:
+                raise self._error
+            return self._spool if self._arrived > index else None
 
 
 class AuthenticatedLayer:
@@ -86,16 +185,21 @@ class AuthenticatedLayer:
             inflating.
         """
         place = f"layers[{self.index}]"
+        beside = made_ahead if self._blob.size > CHUNK_BYTES else iter  # one chunk gains nothing from a thread
         chunks = self._blob.chunks()
         if self._private is not None:
             plain = DigestVerifier(
                 self._private.digest, None, code="oci.encryption", reason="plain_digest_mismatch", path=place
             )
-            chunks = made_ahead(plain.checked(ctr_stream(self._private.key, self._nonce, chunks)))
+            chunks = beside(plain.checked(ctr_stream(self._private.key, self._nonce, chunks)))
         unpacked = DigestVerifier(
             self.image.config.diff_ids[self.index], None, code="oci.layer", reason="diff_id_mismatch", path=place
         )
-        return unpacked.checked(inflate(chunks, self._type.compression, ceiling=ceiling))
+        return unpacked.checked(beside(inflate(chunks, self._type.compression, ceiling=ceiling)))
+
+    def close(self) -> None:
+        """Give the room back; it cannot be opened any more."""
+        self._blob.close()
 
 
 def spool_blob(
@@ -107,17 +211,15 @@ def spool_blob(
         ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
         Unavailable: the source cannot be read now.
     """
-    for chunk in checked_blob(source, descriptor):
-        file.write(chunk)
-        if advance is not None:
-            advance(len(chunk))
-    return SpooledBlob(_MADE_HERE, file, descriptor.digest, descriptor.size)
+    blob = ArrivingBlob(descriptor, lambda: Spool(file))
+    blob.fill(source, advance=advance)
+    return blob.wait()
 
 
 def authenticate_layer(
-    image: VerifiedImage, index: int, blob: SpooledBlob, private: PrivateOptions
+    image: VerifiedImage, index: int, blob: SpooledBlob | ArrivingBlob, private: PrivateOptions
 ) -> AuthenticatedLayer:
-    """Check the MAC of encrypted layer `index` over all of `blob`.
+    """Check the MAC of encrypted layer `index` over all of `blob`; of one that arrives, while it does.
 
     Args:
         image: names the layer.
@@ -141,8 +243,9 @@ def authenticate_layer(
     if nonce is None:
         raise ImageRefused("oci.encryption.missing_nonce", "encrypted layer has no nonce", path=place)
     mac = hmac.new(private.key, digestmod=hashlib.sha256)
-    for chunk in blob.chunks():
+    for chunk in blob.follow():
         mac.update(chunk)
+    spooled = blob.wait()
     if not hmac.compare_digest(mac.digest(), public.hmac):
         raise ImageRefused(
             "oci.encryption.mac_mismatch",
@@ -150,7 +253,7 @@ def authenticate_layer(
             path=place,
             hint="the layer, its annotations or its key were changed or swapped; seal and push the image again",
         )
-    return AuthenticatedLayer(_MADE_HERE, image, index, blob, layer_type, private, nonce)
+    return AuthenticatedLayer(_MADE_HERE, image, index, spooled, layer_type, private, nonce)
 
 
 def accept_unencrypted_layer(image: VerifiedImage, index: int, blob: SpooledBlob) -> AuthenticatedLayer:
@@ -167,7 +270,7 @@ def accept_unencrypted_layer(image: VerifiedImage, index: int, blob: SpooledBlob
     return AuthenticatedLayer(_MADE_HERE, image, index, blob, layer_type)
 
 
-def _require_named(image: VerifiedImage, index: int, blob: SpooledBlob) -> Descriptor:
+def _require_named(image: VerifiedImage, index: int, blob: SpooledBlob | ArrivingBlob) -> Descriptor:
     layer = image.manifest.layers[index]
     if blob.digest != layer.digest:
         raise ImageRefused(
@@ -178,3 +281,18 @@ def _require_named(image: VerifiedImage, index: int, blob: SpooledBlob) -> Descr
             actual=str(blob.digest),
         )
     return layer
+
+
+def _regrouped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in chunks of `CHUNK_BYTES`, the last one shorter."""
+    pending = bytearray()
+    for piece in pieces:
+        if not pending and len(piece) == CHUNK_BYTES:
+            yield piece
+            continue
+        pending += piece
+        while len(pending) >= CHUNK_BYTES:
+            yield bytes(memoryview(pending)[:CHUNK_BYTES])
+            del pending[:CHUNK_BYTES]
+    if pending:
+        yield bytes(pending)

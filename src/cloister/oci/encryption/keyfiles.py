@@ -5,14 +5,16 @@ SubjectPublicKeyInfo, X.509), JSON Web Keys (RFC 7517), OpenPGP keyrings, and th
 token as ocicrypt names it. 32 bytes that are nothing else are a key-encryption key. What ocicrypt reads is read
 here; a password protects PEM and DER in their two forms.
 
-`parse_*` are pure; `read_key_file` and `read_password` touch files. Files are the owner's own: they are checked to be
-what they should be, and an error names what was expected, never a password or key.
+`parse_*` are pure; `read_*` and `split_key_text` touch files, and gpg is asked for its keyring. Files are the owner's
+own: they are checked to be what they should be, and an error names what was expected, never a password or key.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,7 @@ CURVES: Final[Mapping[str, tuple[type[ec.EllipticCurve], int]]] = {
     "P-521": (ec.SECP521R1, 66),
 }
 
+_GPG_SECONDS: Final = 30  # it may wait for a lock
 _RSA_BITS: Final = (1024, 16384)  # what is read; whoever wraps asks for 2048
 _RSA_MEMBER_BYTES: Final = 2 * KIB
 _JWK_BYTES: Final = 64 * KIB
@@ -129,22 +132,42 @@ def read_key_file(path: str) -> bytes:
 
 
 def read_public_keyring() -> bytes:
-    """Return GnuPG's keyring of public keys, `pubring.gpg` in `$GNUPGHOME` or `~/.gnupg`.
+    """Return the public keys of this user's GnuPG: what `gpg --export` writes, or `pubring.gpg` where there is no gpg.
 
     Raises:
-        Refused: `oci.encryption.key_file.unreadable`: there is none, as where GnuPG keeps a keybox.
+        Refused: `oci.encryption.key_file.unreadable`: neither gives any.
     """
+    program = shutil.which("gpg")
+    if program is not None:
+        try:
+            done = subprocess.run(
+                [program, "--batch", "--quiet", "--no-tty", "--export"],
+                capture_output=True,
+                timeout=_GPG_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise _no_keyring("gpg --export", str(err)) from err
+        if done.returncode or not done.stdout:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise _no_keyring("gpg --export", said[-1] if said else "no keys")
+        return done.stdout
     path = Path(os.environ.get("GNUPGHOME") or Path.home() / ".gnupg") / "pubring.gpg"
     try:
         return read_key_file(str(path))
     except Refused as err:
-        raise Refused(
-            err.code,
-            "keyring of OpenPGP recipients cannot be read",
-            path=err.path,
-            actual=err.actual,
-            hint=f"gpg --export NAME > {path}",
-        ) from err
+        raise _no_keyring(str(path), err.actual) from err
+
+
+def _no_keyring(place: str, reason: str) -> Refused:
+    return Refused(
+        f"{_CODE}.unreadable",
+        "keyring of OpenPGP recipients cannot be read",
+        path=place[:200],
+        actual=reason[:200],
+        hint="import the recipients' certificates with `gpg --import`",
+    )
 
 
 def split_key_text(text: str) -> tuple[str, bytes | None]:
@@ -287,7 +310,7 @@ def _private(
             ) from err
         try:
             key = load(data, password)
-        except ValueError as wrong:
+        except (ValueError, TypeError) as wrong:  # TypeError: an empty password
             raise Refused(f"{_CODE}.password", "password does not open the private key", path=path) from wrong
     except (ValueError, UnsupportedAlgorithm) as err:
         raise _unfit(_PRIVATE, describe_content(data), path) from err

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from cloister.crypto.openpgp import decrypt_message, encrypt_message, open_secret_keyring
+from cloister.crypto.openpgp import decrypt_message, encrypt_message, find_recipients
+from cloister.crypto.openpgpkeys import open_secret_keyring
 from cloister.errors import ImageRefused, Refused
 from cloister.oci.encryption.keyfiles import SecretKeyring
 from cloister.oci.encryption.options import unwrap_failed
@@ -27,20 +28,18 @@ class PGPWrapper:
     scheme: Final = SCHEME
 
     def __init__(self, names: Sequence[str], keyring: bytes) -> None:
-        """Find the recipients, by encrypting to them once: what is refused is refused before any layer is read.
+        """Find the recipients.
 
         Raises:
             Refused: `crypto.openpgp.*`, `oci.encryption.pgp.too_many`.
         """
         if not 0 < len(names) <= _RECIPIENTS:
             raise Refused(f"{_CODE}.too_many", "too many recipients", expected=f"1 to {_RECIPIENTS}")
-        self._names = tuple(names)
-        self._keyring = keyring
-        self.wrap(b"")
+        self._recipients = find_recipients(keyring, names)
 
     def wrap(self, options: bytes) -> bytes:
         """Return the message."""
-        return encrypt_message(options, self._keyring, self._names)
+        return encrypt_message(options, self._recipients)
 
 
 class PGPUnwrapper:

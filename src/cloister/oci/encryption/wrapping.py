@@ -167,8 +167,8 @@ def open_recipients(
             provider that `OCICRYPT_KEYPROVIDER_CONFIG` says how to reach), `kbs:///repository/type/tag`.
             Recipients of one scheme that can share an element do.
         kek_for: gives the key-encryption key of a `kbs:` recipient, existing or made for this.
-        keyring: gives the public keyring of `pgp:` recipients, as `gpg --export` writes it; without it the file
-            `pubring.gpg` of GnuPG's directory.
+        keyring: gives the public keyring of `pgp:` recipients, as `gpg --export` writes it; without it gpg is
+            asked.
 
     Raises:
         Refused: `oci.encryption.recipient`, `oci.encryption.key_file.*`, or what the key says.

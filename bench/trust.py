@@ -5,13 +5,22 @@
 The service is `cloister serve` over TLS with audit and release log on; guests are processes of their own whose
 signing is not counted. Before anything is timed the resource that a guest opens is compared with the one stored, and
 the receipt is verified. Clients and service share the machine, so the service's own CPU time per handshake is what is
-compared with the floor; the rates beside it are lower the fewer CPUs there are.
+compared with the floor; the rates beside it are lower the fewer CPUs there are. What clients and their guests' TEEs
+spend is told beside it.
 
 The floor, one after the other in this process: the signatures that are new with each piece of evidence; for `tpm` the
 credential (RSA-OAEP, AES, HMAC); a token signed and verified (P-256); the guest's key taken from its coordinates, an
 ephemeral key, agreement, key derivation and wrap, AES-GCM of the answer; AES-GCM of every byte that goes over TLS in
 its direction, a record each; the sealed rows; the log's commitments, its leaf and its share of a signature (as many
-entries per signature as the service had). Not in it: TLS handshakes (connections are kept), JSON, HTTP, SQL.
+entries per signature as the service had). Not in it: TLS handshakes (connections are kept), JSON, HTTP, SQL. A service
+that has just signed a token does not verify it again when it comes back; the floor does, as any other relying party.
+
+A loop finds its code and data in the processor's caches; what answers requests, between which others run, does not.
+So a second floor, the same calls with pauses, as often as the service had handshakes, is told beside the first. The
+target is about the first.
+
+Where the service's time goes is measured with names on its threads: the event loop, those that work on requests, the
+store's writer, the HTTP server (TLS, HTTP). How many writes shared a commit is what the service itself counts.
 
 With `--check` a missed target is exit code 1.
 """
@@ -20,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import functools
 import hashlib
 import hmac
@@ -34,7 +44,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -87,6 +99,10 @@ CPUS = os.cpu_count() or 1
 SHARE, SPREAD, RECORDS, POLICY = 0.75, 5.0, 0.10, 0.05
 OVERLOAD = 10
 QUEUE = 32  # admitted at once in the overload row
+# Names of the service's threads, as far as the kernel keeps them, and what they are.
+PARTS = {"trust-request": "requests", "trust-store-wri": "store's writer"}
+BUCKET = "cloister_store_batch_writes_bucket"
+_PR_SET_NAME = 15
 
 
 class Technology:
@@ -313,17 +329,24 @@ def _context(ca_pem: str) -> ssl.SSLContext:
 
 
 class Wire:
-    """A TLS connection that counts its bytes and the time until answers are whole."""
+    """A TLS connection, or one after another, that counts its bytes and the time until answers are whole."""
 
-    def __init__(self, port: int, ca_pem: str) -> None:
-        plain = socket.create_connection(("127.0.0.1", port))
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = _context(ca_pem).wrap_socket(plain, server_hostname="127.0.0.1")
+    def __init__(self, port: int, ca_pem: str, *, fresh: bool = False) -> None:
+        self._port, self._context, self._fresh = port, _context(ca_pem), fresh
+        self.socket = self._connected()
         self.records: list[tuple[int, int]] = []
         self.waited = 0.0
 
+    def _connected(self) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", self._port))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._context.wrap_socket(plain, server_hostname="127.0.0.1")
+
     def ask(self, request: bytes) -> tuple[bytes, bytes]:
         begun = time.perf_counter()
+        if self._fresh:
+            self.socket.close()
+            self.socket = self._connected()
         self.socket.sendall(request)
         data = b""
         while b"\r\n\r\n" not in data:
@@ -361,6 +384,7 @@ class Load:
     latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
     cpu: float = 0.0
+    clients: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -375,17 +399,20 @@ class Load:
         return sorted(self.latencies)[int(len(self.latencies) * part)]
 
 
-def load(site: Site, service: Service, seconds: float, clients: int, rate: float = 0.0) -> Load:
-    """Let clients do handshakes, each in a process of its own: without pause, or so many per second in all."""
+def load(site: Site, service: Service, seconds: float, clients: int, rate: float = 0.0, *, fresh: bool = False) -> Load:
+    """Let clients do handshakes, each in a process of its own: without pause, or so many per second in all.
+
+    With `fresh` each request has a TLS connection of its own, as CoCo's command line tools do it.
+    """
     forked = multiprocessing.get_context("fork")
     warm, ends = forked.Barrier(clients + 1), [forked.Pipe(duplex=False) for _ in range(clients)]
 
     def run(writing: Any) -> None:
-        guest, wire = Guest(site.made), Wire(service.port, site.ca_pem)
+        guest, wire = Guest(site.made), Wire(service.port, site.ca_pem, fresh=fresh)
         handshake(guest, wire, opened=True)
         handshake(guest, wire)
         warm.wait()
-        found, begun = [], time.monotonic()
+        found, begun, cpu = [], time.monotonic(), time.process_time()
         pause = clients / rate if rate else 0.0
         due = begun + random.random() * pause  # noqa: S311  when a guest knocks is no secret
         while time.monotonic() < begun + seconds:
@@ -395,7 +422,7 @@ def load(site: Site, service: Service, seconds: float, clients: int, rate: float
             wire.waited = 0.0
             handshake(guest, wire)
             found.append(wire.waited)
-        writing.send(found)
+        writing.send((found, time.process_time() - cpu))
 
     processes = [forked.Process(target=run, args=(writing,)) for _, writing in ends]
     for process in processes:
@@ -404,7 +431,9 @@ def load(site: Site, service: Service, seconds: float, clients: int, rate: float
     cpu, begun = service.cpu(), time.monotonic()
     seen = Load()
     for reading, _ in ends:
-        seen.latencies += reading.recv()
+        found, spent = reading.recv()
+        seen.latencies += found
+        seen.clients += spent
     seen.seconds, seen.cpu = time.monotonic() - begun, service.cpu() - cpu
     for process in processes:
         process.join()
@@ -418,23 +447,37 @@ class Service:
     process: subprocess.Popen[bytes]
     port: int
     url: str
+    trusts: ssl.SSLContext
 
     def cpu(self) -> float:
         """CPU seconds of the process and its workers."""
+        return sum(self.parts().values())
+
+    def parts(self) -> Counter[str]:
+        """CPU seconds by names of threads; a service that was not asked to name them has one for all."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return sum(_cpu(pid) for pid in (self.process.pid, *map(int, children)))
+        found: Counter[str] = Counter()
+        for pid in (str(self.process.pid), *children):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                name = (thread / "comm").read_text().strip()
+                part = next((part for begin, part in PARTS.items() if name.startswith(begin)), "HTTP server")
+                spent = int((thread / "schedstat").read_text().split()[0]) / 1e9
+                found["event loop" if thread.name == pid else part] += spent  # type: ignore[assignment]  # seconds
+        return found
 
-
-def _cpu(pid: int) -> float:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    def batches(self) -> Counter[float]:
+        """Commits so far, by how many writes they were of: at most the number, more than the one before."""
+        with urllib.request.urlopen(f"{self.url}/metrics", context=self.trusts) as answer:
+            lines = answer.read().decode().splitlines()
+        marks = [line.split('le="')[1].split('"} ') for line in lines if line.startswith(BUCKET)]
+        return Counter({float(most): float(count) for most, count in marks})  # type: ignore[dict-item]  # counts
 
 
 @contextmanager
-def serving(site: Site, *options: str, records: bool = True) -> Iterator[Service]:
-    """Start `cloister serve`; with `records` off, a service of this file's own that keeps neither audit nor log."""
+def serving(site: Site, *options: str, how: str = "") -> Iterator[Service]:
+    """Start `cloister serve`, or a service of this file's own: without audit and log, or with names on its threads."""
     reading, writing = os.pipe()
-    program = ["-m", "cloister", "serve"] if records else [__file__, "serve-without-records"]
+    program = [__file__, how] if how else ["-m", "cloister", "serve"]
     command = [sys.executable, *program, "--data", str(site.state), "--listen", "127.0.0.1:0"]
     command += ["--ready-fd", str(writing), *options]
     process = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -445,10 +488,24 @@ def serving(site: Site, *options: str, records: bool = True) -> Iterator[Service
         if not text:
             raise SystemExit(f"the service does not start: {' '.join(command)}")
         report = json.loads(text)
-        yield Service(process, report["port"], report["url"])
+        yield Service(process, report["port"], report["url"], _context(site.ca_pem))
     finally:
         process.terminate()
         process.wait(30)
+
+
+def serve_named(arguments: Sequence[str]) -> int:
+    """Run the service with the names of its threads where the kernel shows them: only to tell their CPU times apart."""
+    from cloister.trust import app
+
+    begin, library = threading.Thread.run, ctypes.CDLL(None)
+
+    def named(self: threading.Thread) -> None:
+        library.prctl(_PR_SET_NAME, self.name.encode()[:15])
+        begin(self)
+
+    threading.Thread.run = named  # type: ignore[method-assign]  # this is the switch
+    return app.main(arguments)
 
 
 def serve_without_records(arguments: Sequence[str]) -> int:
@@ -524,6 +581,18 @@ def cpu_of(once: Callable[[], None], seconds: float) -> float:
         once()
         count += 1
     return (time.process_time() - cpu) / count
+
+
+def paced_cost(once: Callable[[], None], seconds: float, rate: float) -> float:
+    """Return CPU seconds of one call when there are so many per second, with pauses between them."""
+    count, spent, begun = 0, 0.0, time.monotonic()
+    while time.monotonic() - begun < seconds:
+        time.sleep(max(0.0, begun + count / rate - time.monotonic()) or 1e-4)
+        cpu = time.process_time()
+        once()
+        spent += time.process_time() - cpu
+        count += 1
+    return spent / count
 
 
 def rate_of(once: Callable[[], None], seconds: float, processes: int) -> float:
@@ -672,23 +741,29 @@ def measure(tee: str, directory: Path, arguments: argparse.Namespace, report: Re
         costs.append(load(site, service, seconds, clients).cost)  # not reported: the floor stands between two loads
         again = costs.pop()
         costs.append(cpu_of(bare, seconds / 2))
-        base = statistics.mean(costs)
+        base, paced = statistics.mean(costs), paced_cost(bare, seconds / 2, one.rate)
         half = load(site, service, seconds, clients, rate=one.rate / 2)
+        strangers = load(site, service, seconds, clients, fresh=True)
     cost = statistics.mean((one.cost, again))
     print(f"\n{tee}: {clients} clients, {CPUS} CPUs shared with them, {batch:.1f} entries per signature of the log")
     print(f"{'row':22} {'CPU ms/handshake':>17} {'floor / row':>12} {'handshakes/s':>13} {'p50 ms':>8} {'p99 ms':>8}")
     floors = {workers: rate_of(bare, seconds / 2, workers) for workers in (1, 2)}
     for workers in (1, 2):
         print(f"{f'floor, {workers} process(es)':22} {1000 * base:17.3f} {1:12.2f} {floors[workers]:13.0f}")
+    print(f"{'floor, with pauses':22} {1000 * paced:17.3f} {base / paced:12.2f}")
     _row("1 worker", cost, base, one)
     with serving(site, "--workers", "2") as service:
         site.check(service.url)
         two = load(site, service, seconds, clients)
     _row("2 workers", two.cost, base, two)
     _row("half load, 1 worker", half.cost, base, half)
+    _row("3 connections each", strangers.cost, base, strangers)
     verdict = report.judge(f"{tee}: floor / service", base / cost >= SHARE)
     print(f"floor / service, CPU: {base / cost:.2f} (>= {SHARE}: {verdict}); rates, 1 worker:"
           f" {one.rate / floors[1]:.2f}, 2: {two.rate / floors[2]:.2f}, with the clients on the same CPUs")  # fmt: skip
+    print(f"floor with pauses / service, CPU: {paced / cost:.2f}; clients with their TEEs:"
+          f" {1000 * one.clients / len(one.latencies):.2f} CPU ms/handshake")  # fmt: skip
+    measure_parts(site, arguments)
     spread = half.at(0.99) / half.at(0.5)
     verdict = report.judge(f"{tee}: p99 / p50 at half load", spread <= SPREAD)
     print(f"p99 / p50 at half load: {spread:.1f} (<= {SPREAD:.0f}: {verdict})")
@@ -699,6 +774,25 @@ def measure(tee: str, directory: Path, arguments: argparse.Namespace, report: Re
           f" {share:.1%} of a handshake (<= {POLICY:.0%}: {verdict})")  # fmt: skip
 
 
+def measure_parts(site: Site, arguments: argparse.Namespace) -> None:
+    """Print where the service's CPU time goes, and how many writes shared a commit."""
+    with serving(site, how="serve-named") as service:
+        site.check(service.url)
+        before, commits = service.parts(), service.batches()
+        seen = load(site, service, arguments.seconds, arguments.clients)
+        after, counted = service.parts(), service.batches()
+    count = len(seen.latencies)
+    parts = ", ".join(f"{name} {1000 * (after[name] - before[name]) / count:.2f}" for name in sorted(after))
+    print(f"CPU ms/handshake by part: {parts}")
+    total, below, shares = counted[float("inf")] - commits[float("inf")], 0.0, []
+    for most in sorted(counted):
+        upto = counted[most] - commits[most]
+        if upto > below:
+            shares.append(f"{'more' if most == float('inf') else f'<= {most:.0f}'} {(upto - below) / total:.0%}")
+        below = upto
+    print(f"writes in one commit, share of commits: {', '.join(shares)}; {total / count:.2f} commits/handshake")
+
+
 def _row(name: str, cost: float, base: float, seen: Load) -> None:
     print(f"{name:22} {1000 * cost:17.3f} {base / cost:12.2f} {seen.rate:13.0f}"
           f" {1000 * seen.at(0.5):8.1f} {1000 * seen.at(0.99):8.1f}")  # fmt: skip
@@ -707,7 +801,7 @@ def _row(name: str, cost: float, base: float, seen: Load) -> None:
 def measure_records(tee: str, directory: Path, arguments: argparse.Namespace, report: Report) -> None:
     """Compare CPU time with audit and log and without, in turn."""
     site = Site(directory / f"{tee}-records", tee)
-    with serving(site) as whole, serving(site, records=False) as bare:
+    with serving(site) as whole, serving(site, how="serve-without-records") as bare:
         site.check(whole.url)
         pairs = []
         for _ in range(3):
@@ -737,8 +831,9 @@ def _now() -> datetime:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["serve-without-records"]:
-        return serve_without_records(sys.argv[2:])
+    own = {"serve-without-records": serve_without_records, "serve-named": serve_named}.get("".join(sys.argv[1:2]))
+    if own is not None:
+        return own(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tee", default=",".join(TEES))
     parser.add_argument("--seconds", type=float, default=5.0)

@@ -29,6 +29,32 @@ LOWER: Final = {  # what is more than a parser: the rest of its lines is run by 
     "cloister.crypto.keystore.interface": 60.0,  # words of errors about places
     "cloister.crypto.keystore.sealedroot": 70.0,  # passphrases: each costs a second
     "cloister.crypto.keystore.uri": 60.0,  # files with secrets
+    "cloister.crypto.sealedsecret": 70.0,  # opening a secret that is verified
+    "cloister.oci.archive": 80.0,  # copying out of an archive
+    "cloister.crypto.openpgp": 40.0,  # what opens only with a key that fits
+    "cloister.crypto.openpgpkeys": 50.0,  # keys that are locked, and of other kinds
+    "cloister.crypto.openpgpverify": 80.0,  # algorithms that no key here is for
+    "cloister.oci.signing.bundle": 80.0,  # older forms that are written
+    "cloister.oci.signing.fulcio": 60.0,  # chains and logs that are trusted
+    "cloister.oci.signing.keys": 60.0,  # signatures that hold
+    "cloister.oci.signing.lookaside": 70.0,  # fetching
+    "cloister.oci.signing.notation": 80.0,  # signing
+    "cloister.oci.signing.policyjson": 70.0,  # identities are matched by unit tests
+    "cloister.oci.signing.rekor": 30.0,  # proofs, which bundles bring
+    "cloister.oci.signing.trustpolicy": 60.0,  # judging what was verified
+    "cloister.oci.credentials": 40.0,  # files and helpers
+    "cloister.oci.mirrors": 60.0,  # asking one place after the other
+    "cloister.oci.distribution": 60.0,  # pushing
+    "cloister.oci.encryption.jwe": 80.0,  # algorithms that no key here is for
+    "cloister.oci.encryption.keyfiles": 70.0,  # files and passwords
+    "cloister.oci.encryption.packet": 80.0,  # older forms that are written
+    "cloister.oci.encryption.pgp": 60.0,  # writing
+    "cloister.oci.encryption.pkcs11": 60.0,  # tokens
+    "cloister.oci.layer": 80.0,  # what only root may do
+    "cloister.oci.location": 40.0,  # opening and writing places
+    "cloister.oci.referrers": 40.0,  # attaching
+    "cloister.oci.rootfs": 80.0,  # depths no small archive has
+    "cloister.oci.signing.simplesigning": 70.0,  # several signatures of one image
     "cloister.tee.collateral.cache": 70.0,  # writing, locking and dropping files
     "cloister.tee.nvidia_gpu.reference": 80.0,  # comparing measurements with manifests that match
 }

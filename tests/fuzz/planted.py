@@ -6,7 +6,7 @@ import os
 import signal
 
 from cloister.errors import FormatRefused
-from fuzz.targets import Target, seeds
+from fuzz.target import Target, seeds
 
 _MAGIC = b"FUZZ"
 

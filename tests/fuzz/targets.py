@@ -1,4 +1,5 @@
-"""What is fuzzed: every parser of evidence and of what vouches for it, with good inputs to begin from.
+"""What is fuzzed: every parser of evidence and of what vouches for it, and those of images (`images.py`), with good
+inputs to begin from.
 
 A target takes any bytes and may end in one way only: a value, or a `CloisterError`. Whatever else escapes is a crash, a
 value that is written back as other bytes than it was read from is one too. `NOT_PARSERS` says of every other module of
@@ -12,7 +13,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from hashlib import sha256
@@ -101,54 +102,11 @@ from cloister.wire.http1 import Answer as HTTPAnswer
 from cloister.wire.http1 import encode_request
 from cloister.wire.strictjson import parse_json_object
 from cloister.wire.stricttoml import parse_toml
-from fuzz import world
+from fuzz import images, signatures, world
+from fuzz.target import Run, Target, each, same, seeds, target_of
 
-Run = Callable[[bytes], object]
 AT: Final = world.AT
-LARGEST_SEED: Final = 256 * 1024  # a log of a whole boot; larger ones teach nothing more
 TEE: Final = "cloister.tee."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """One parser, or several that read the same bytes.
-
-    Attributes:
-        run: takes any bytes; raises `CloisterError` and nothing else.
-        seeds: good inputs; given the directory of evidence vectors, or None, also what is found there.
-        modules: the parser's own modules, whose lines the inputs must reach.
-        ceiling: most bytes its reader admits, of `cloister.wire.limits`.
-    """
-
-    run: Run
-    seeds: Callable[[Path | None], list[bytes]]
-    modules: tuple[str, ...]
-    ceiling: int
-
-
-def seeds(make: Callable[[], Iterable[bytes]], *patterns: str) -> Callable[[Path | None], list[bytes]]:
-    """Return seeds made by fakes, and the files below the vectors that match one of `patterns`."""
-
-    def collect(vectors: Path | None) -> list[bytes]:
-        found = list(make())
-        for pattern in patterns if vectors is not None else ():
-            found += [path.read_bytes() for path in sorted(vectors.glob(pattern)) if path.is_file()]
-        return [data for data in dict.fromkeys(found) if len(data) <= LARGEST_SEED]
-
-    return collect
-
-
-def each(*steps: Callable[[], object]) -> None:
-    """Make every step, whichever of them refuse."""
-    for step in steps:
-        with contextlib.suppress(CloisterError):
-            step()
-
-
-def same(read: object, written: object) -> None:
-    """A value has one encoding: what is read must be written back the same."""
-    if read != written:
-        raise AssertionError("what was read is written back otherwise")
 
 
 # -- evidence, as it comes -----------------------------------------------------------------------------------
@@ -1292,15 +1250,11 @@ def _toml(data: bytes) -> None:
     parse_toml(data, ceiling=limits.INITDATA_BYTES, code="rats.policy.malformed")
 
 
-def _target(run: Run, found: Callable[[Path | None], list[bytes]], ceiling: int, *modules: str) -> Target:
-    return Target(run=run, seeds=found, modules=tuple(f"cloister.{name}" for name in modules), ceiling=ceiling)
-
-
 _CERTIFICATE_FILES: Final = ("*/*/*.der", "roots/*/*.der", "roots/*/*.c??")
 
 TARGETS: Final[Mapping[str, Target]] = {
     **{f"evidence/{tee}": _of_evidence(tee) for tee in TECHNOLOGIES},
-    "snp/report": _target(
+    "snp/report": target_of(
         _snp_report,
         seeds(lambda: [chip.report(version=v) for chip in world.chips() for v in (2, 3, 5)], "snp*/*/*.bin"),
         limits.SNP_REPORT_BYTES,
@@ -1309,21 +1263,21 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.sev_snp.endorsements",
         "tee.sev_snp.products",
     ),
-    "snp/certificates": _target(
+    "snp/certificates": target_of(
         _certificate_table,
         seeds(lambda: [chip.certificate_table() for chip in world.chips()]),
         limits.SNP_CERTIFICATE_TABLE_BYTES,
         "tee.sev_snp.certtable",
     ),
-    "snp/vek": _target(
+    "snp/vek": target_of(
         _vek,
         seeds(lambda: _certificates()[:5], "snp*/*/*.der"),
         limits.CERTIFICATE_BYTES,
         "tee.sev_snp.vek",
         "tee.sev_snp.endorsements",
     ),
-    "azure/hcl": _target(_hcl, seeds(_hcl_files, "az-*/*/*.bin"), limits.HCL_REPORT_BYTES, "tee.azure.abi"),
-    "eventlog": _target(
+    "azure/hcl": target_of(_hcl, seeds(_hcl_files, "az-*/*/*.bin"), limits.HCL_REPORT_BYTES, "tee.azure.abi"),
+    "eventlog": target_of(
         _event_log,
         seeds(world.event_logs, "t*/*/*ccel.bin", "tpm/eventlogs/*.bin", "tpm/cc-eventlogs/CCEL*l*"),
         limits.EVENT_LOG_BYTES,
@@ -1332,7 +1286,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.tpm.eventlog",
         "tee.tpm.measurements",
     ),
-    "tpm/structures": _target(
+    "tpm/structures": target_of(
         _tpm_structures,
         seeds(_tpm_structure_files, "tpm/keylime-emulator/*"),
         limits.TPM_RESPONSE_BYTES,
@@ -1340,36 +1294,36 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.tpm.quote",
         "wire.binary",
     ),
-    "tpm/answers": _target(_tpm_answers, seeds(_tpm_answer_files), limits.TPM_RESPONSE_BYTES, "tee.tpm.commands"),
-    "tpm/protobuf": _target(
+    "tpm/answers": target_of(_tpm_answers, seeds(_tpm_answer_files), limits.TPM_RESPONSE_BYTES, "tee.tpm.commands"),
+    "tpm/protobuf": target_of(
         _protobuf,
         seeds(lambda: [b"\x08\x96\x01\x12\x03abc\x12\x00"]),
         limits.EVIDENCE_FILE_BYTES,
         "wire.protobuf",
         "tee.tpm.gotpm",
     ),
-    "tpm/parts": _target(
+    "tpm/parts": target_of(
         _tpm_parts,
         seeds(lambda: [world.pcr_file([bytes(32)] * 24), _public_pem(), world.spki()], "tpm/keylime-emulator/*"),
         limits.TPM_RESPONSE_BYTES,
         "tee.tpm.tpm2tools",
     ),
-    "tpm/credential": _target(
+    "tpm/credential": target_of(
         _credential,
         seeds(lambda: [*_certificates()[-4:], *_tpm_structure_files()[:2], _certificates()[7]]),
         limits.CERTIFICATE_BYTES,
         "tee.tpm.credential",
     ),
-    "tpm/roots": _target(
+    "tpm/roots": target_of(
         _tpm_roots,
         seeds(lambda: [world.pem(world.tpm_machine()[0].root), *_certificates()[:1]], "roots/gcp/*"),
         limits.COLLATERAL_BYTES,
         "tee.tpm.endorsements",
     ),
-    "tpm/instance": _target(
+    "tpm/instance": target_of(
         _instance, seeds(lambda: [world.instance_info()]), limits.CERTIFICATE_BYTES // 2, "tee.tpm.instanceinfo"
     ),
-    "dcap/quote": _target(
+    "dcap/quote": target_of(
         _quote,
         seeds(world.quotes, "[st][gd]x/*/quote*.bin"),
         limits.DCAP_QUOTE_BYTES,
@@ -1378,46 +1332,48 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.dcap.claims",
         "tee.dcap.endorsements",
     ),
-    "dcap/pck": _target(
+    "dcap/pck": target_of(
         _pck_extension,
         seeds(lambda: [world.dcap.Machine().extension()]),
         limits.CERTIFICATE_BYTES // 2,
         "tee.dcap.pck",
     ),
-    "dcap/statements": _target(
+    "dcap/statements": target_of(
         _statements, seeds(_statement_files), limits.COLLATERAL_BYTES, "tee.dcap.statements", "tee.dcap.tcb"
     ),
-    "dcap/collateral": _target(
+    "dcap/collateral": target_of(
         _dcap_collateral,
         seeds(lambda: [world.collateral(), *world.service_answers(), *_lists()[-1:]], "[st][gd]x/*/collateral*.json"),
         limits.COLLATERAL_BYTES,
         "tee.dcap.collateral",
     ),
-    "dcap/chain": _target(
+    "dcap/chain": target_of(
         _dcap_chain, seeds(_pck_chain), limits.DCAP_QUOTE_BYTES, "tee.dcap.chain", "tee.dcap.endorsements"
     ),
-    "tdx/tables": _target(
+    "tdx/tables": target_of(
         _tables, seeds(lambda: [_ccel_table(), bytes(1024)], "tdx/*/ccel-table.bin"), 4096, "tee.tdx.abi"
     ),
-    "nitro/document": _target(_nitro, seeds(_nitro_payloads), limits.COSE_BYTES, "tee.nitro.abi"),
-    "cca/token": _target(
+    "nitro/document": target_of(_nitro, seeds(_nitro_payloads), limits.COSE_BYTES, "tee.nitro.abi"),
+    "cca/token": target_of(
         _cca_token,
         seeds(lambda: [realm.token() for realm in world.realms()], "cca/*/token.cbor"),
         limits.COSE_BYTES,
         "tee.cca.abi",
         "tee.cca.claims",
     ),
-    "cca/claims": _target(
+    "cca/claims": target_of(
         _cca_claims, seeds(_cca_claim_files, "cca/claims-json/*.json"), limits.COSE_BYTES, "tee.cca.claims"
     ),
-    "cca/roots": _target(
+    "cca/roots": target_of(
         _cca_roots, seeds(_cca_anchors, "cca/*/*.json"), limits.COLLATERAL_BYTES, "tee.cca.endorsements"
     ),
-    "csv/structures": _target(
+    "csv/structures": target_of(
         _csv, seeds(lambda: [world.CSV_REPORT, world.CSV_ROOT], "hygon-csv/*/*.cert"), 8192, "tee.hygon_csv.abi"
     ),
-    "se/structures": _target(_se, seeds(world.se_structures, "ibm-se/structures/*"), limits.SE_BYTES, "tee.ibm_se.abi"),
-    "se/host-key": _target(
+    "se/structures": target_of(
+        _se, seeds(world.se_structures, "ibm-se/structures/*"), limits.SE_BYTES, "tee.ibm_se.abi"
+    ),
+    "se/host-key": target_of(
         _host_key,
         seeds(
             lambda: [world.host_keys().document, world.host_keys().service, *world.host_keys().lists],
@@ -1426,7 +1382,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         limits.REVOCATION_LIST_BYTES,
         "tee.ibm_se.endorsements",
     ),
-    "nvidia/report": _target(
+    "nvidia/report": target_of(
         _spdm,
         seeds(world.spdm_reports),
         limits.SPDM_BYTES,
@@ -1435,7 +1391,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.nvidia_gpu.reference",
         "tee.nvidia_gpu.endorsements",
     ),
-    "nvidia/manifest": _target(
+    "nvidia/manifest": target_of(
         _manifest,
         seeds(_manifests, "nvidia/rim/*"),
         limits.RIM_BYTES,
@@ -1443,32 +1399,34 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.nvidia_gpu.xmlsignature",
         "tee.nvidia_gpu.reference",
     ),
-    "nvidia/dice": _target(_dice, seeds(_dice_files), limits.CERTIFICATE_BYTES // 2, "tee.nvidia_gpu.certificate"),
-    "crypto/certificate": _target(
+    "nvidia/dice": target_of(_dice, seeds(_dice_files), limits.CERTIFICATE_BYTES // 2, "tee.nvidia_gpu.certificate"),
+    "crypto/certificate": target_of(
         _certificate, seeds(_certificates, *_CERTIFICATE_FILES), limits.CERTIFICATE_BYTES, "crypto.x509path"
     ),
-    "crypto/revocation": _target(
+    "crypto/revocation": target_of(
         _revocation,
         seeds(_lists, "*/*/*.crl", "snp*/*/*crl*.der"),
         limits.REVOCATION_LIST_BYTES,
         "crypto.revocation",
     ),
-    "crypto/ocsp": _target(_ocsp, seeds(_responses), limits.OCSP_BYTES, "crypto.ocsp"),
-    "crypto/pem": _target(
+    "crypto/ocsp": target_of(_ocsp, seeds(_responses), limits.OCSP_BYTES, "crypto.ocsp"),
+    "crypto/pem": target_of(
         _pem, seeds(lambda: [_public_pem(), *_pck_chain()[:1]], "roots/*/*.pem"), limits.COLLATERAL_BYTES, "crypto.pem"
     ),
-    "crypto/cose": _target(_cose, seeds(_cose_files, "nitro/*/*.cbor"), limits.COSE_BYTES, "crypto.cose"),
-    "crypto/dsse": _target(_dsse, seeds(lambda: _sets()[1:2]), limits.REFERENCE_SET_BYTES, "crypto.dsse"),
-    "crypto/sealed-root": _target(_sealed_root, seeds(lambda: _sealed_roots()[0]), 4096, "crypto.keystore.sealedroot"),
-    "crypto/share": _target(_share, seeds(lambda: _sealed_roots()[1]), 4096, "crypto.keystore.sealedroot"),
-    "crypto/wrapped-key": _target(
+    "crypto/cose": target_of(_cose, seeds(_cose_files, "nitro/*/*.cbor"), limits.COSE_BYTES, "crypto.cose"),
+    "crypto/dsse": target_of(_dsse, seeds(lambda: _sets()[1:2]), limits.REFERENCE_SET_BYTES, "crypto.dsse"),
+    "crypto/sealed-root": target_of(
+        _sealed_root, seeds(lambda: _sealed_roots()[0]), 4096, "crypto.keystore.sealedroot"
+    ),
+    "crypto/share": target_of(_share, seeds(lambda: _sealed_roots()[1]), 4096, "crypto.keystore.sealedroot"),
+    "crypto/wrapped-key": target_of(
         _wrapped_key,
         seeds(lambda: [envelope.wrap_under(bytes(32), "one", bytes(32))]),
         4096,
         "crypto.keystore.envelope",
         "crypto.keystore.interface",
     ),
-    "crypto/key-store-address": _target(
+    "crypto/key-store-address": target_of(
         _key_store_address,
         seeds(
             lambda: [
@@ -1484,21 +1442,21 @@ TARGETS: Final[Mapping[str, Target]] = {
         4096,
         "crypto.keystore.uri",
     ),
-    "crypto/jwt": _target(_jwt, seeds(_tokens), limits.KBS_RESPONSE_BYTES, "crypto.jwt"),
-    "rats/reference-set": _target(
+    "crypto/jwt": target_of(_jwt, seeds(_tokens), limits.KBS_RESPONSE_BYTES, "crypto.jwt"),
+    "rats/reference-set": target_of(
         _reference_set, seeds(_sets), limits.REFERENCE_SET_BYTES, "rats.referenceset", "crypto.references"
     ),
-    "rats/reference": _target(_reference, seeds(_references), limits.REFERENCE_SET_BYTES, "rats.reference"),
-    "rats/policy": _target(_policy, seeds(_policies), limits.POLICY_BYTES, "rats.policy"),
-    "rats/advisory": _target(_advisory, seeds(_advisories), limits.POLICY_BYTES, "rats.advisory"),
-    "rats/ear": _target(_ear, seeds(_ears), limits.MIB, "rats.ear"),
-    "collateral/files": _target(
+    "rats/reference": target_of(_reference, seeds(_references), limits.REFERENCE_SET_BYTES, "rats.reference"),
+    "rats/policy": target_of(_policy, seeds(_policies), limits.POLICY_BYTES, "rats.policy"),
+    "rats/advisory": target_of(_advisory, seeds(_advisories), limits.POLICY_BYTES, "rats.advisory"),
+    "rats/ear": target_of(_ear, seeds(_ears), limits.MIB, "rats.ear"),
+    "collateral/files": target_of(
         _files,
         seeds(_collateral_files, "roots/*/*", "nvidia/rim/*", "[st][gd]x/*/collateral.json"),
         limits.COLLATERAL_BYTES,
         "tee.collateral.files",
     ),
-    "collateral/answer": _target(
+    "collateral/answer": target_of(
         _answer,
         seeds(_answers),
         limits.COLLATERAL_BYTES,
@@ -1507,39 +1465,43 @@ TARGETS: Final[Mapping[str, Target]] = {
         "tee.collateral.intel",
         "tee.collateral.nvidia",
     ),
-    "collateral/bundle": _target(
+    "collateral/bundle": target_of(
         _bundle,
         seeds(lambda: [bundle.export_bundle(_entries()), bundle.export_bundle(_entries()[:1])]),
         limits.COLLATERAL_BUNDLE_BYTES,
         "tee.collateral.bundle",
         "tee.collateral.load",
     ),
-    "collateral/bundle-manifest": _target(
+    "collateral/bundle-manifest": target_of(
         _bundle_manifest, seeds(_bundle_manifests), limits.COLLATERAL_BYTES, "tee.collateral.bundle"
     ),
-    "collateral/kept": _target(
+    "collateral/kept": target_of(
         _kept, seeds(lambda: map(kept.encode_entry, _entries())), limits.COLLATERAL_BYTES, "tee.collateral.cache"
     ),
-    "collateral/item": _target(
+    "collateral/item": target_of(
         _item, seeds(lambda: [one.text.encode() for one, _, _ in _items()]), 4096, "tee.collateral.item"
     ),
-    "wire/json": _target(
+    "wire/json": target_of(
         _json,
         seeds(lambda: [b'{"a": [1, -2.5e3, true, null, "\\u00e9\\ud83d\\ude00", {}]}', *_sets()]),
         limits.EVIDENCE_FILE_BYTES,
         "wire.strictjson",
     ),
-    "wire/toml": _target(
+    "wire/toml": target_of(
         _toml, seeds(lambda: [*_policies()[1:], *_advisories()]), limits.INITDATA_BYTES, "wire.stricttoml"
     ),
-    "wire/cbor": _target(
+    "wire/cbor": target_of(
         _cbor,
         seeds(lambda: [*_cose_files(), *_nitro_payloads(), *_cca_claim_files()], "*/*/*.cbor"),
         limits.COSE_BYTES,
         "wire.cbor",
     ),
-    "wire/base64": _target(_base64, seeds(lambda: [b"AAECAwQ=", b"-_8", b"+/8=", b""]), 2 * limits.MIB, "wire.base64"),
-    "wire/http": _target(_http, seeds(lambda: _HTTP_ANSWERS), limits.COLLATERAL_BYTES, "wire.http1"),
+    "wire/base64": target_of(
+        _base64, seeds(lambda: [b"AAECAwQ=", b"-_8", b"+/8=", b""]), 2 * limits.MIB, "wire.base64"
+    ),
+    "wire/http": target_of(_http, seeds(lambda: _HTTP_ANSWERS), limits.COLLATERAL_BYTES, "wire.http1"),
+    **images.TARGETS,
+    **signatures.TARGETS,
 }
 
 _CHECKS: Final = "checks parsed values, and is run by the target of its evidence"
@@ -1621,4 +1583,4 @@ NOT_PARSERS: Final[Mapping[str, str]] = {
         "writes only": ("wire.canonicaljson",),
     }.items()
     for name in names
-}
+} | {**images.NOT_PARSERS, **signatures.NOT_PARSERS}

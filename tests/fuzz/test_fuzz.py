@@ -29,7 +29,7 @@ from fuzz.mutate import mutate
 from fuzz.targets import NOT_PARSERS, TARGETS, Target
 
 FUZZ = Path(__file__).resolve().parent
-PACKAGES = ("cloister.wire", "cloister.crypto", "cloister.rats", "cloister.tee")
+PACKAGES = ("cloister.wire", "cloister.crypto", "cloister.rats", "cloister.tee", "cloister.oci")
 RUNS, RUN_SECONDS, PROCESSES = 1_000, 3, 2
 ENDLESS = 60  # seconds by the clock for one small input, which takes milliseconds
 

@@ -316,11 +316,11 @@ def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
     for item in described["readable"]:
         print_line(f"    {item['what']:<28} {item['value']}")
     for signature in described["signatures"]:
-        said = (
-            signature.get("unreadable")
-            or f"names {signature['repository'] or 'no repository'}, by {signature['signer']}"
+        claim = f"unreadable: {signature['unreadable']}" if "unreadable" in signature else f"by {signature['signer']}"
+        named = f", names {signature['repository']}" if signature["repository"] else ""
+        print_line(
+            f"  signature  {signature['form']}, over the {signature['over']}, {claim}{named}  (not verified here)"
         )
-        print_line(f"  signature  {signature['form']} over the {signature['over']}: {said}  (not verified here)")
     if not described["signatures"]:
         print_line("  signature  none")
     else:

@@ -22,6 +22,7 @@ import enum
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -313,7 +314,9 @@ def _require_members(jwk: Mapping[str, str], members: set[str], algorithm: str) 
         )
 
 
+@lru_cache(maxsize=256)
 def _ec_public(curve: str, x: str, y: str) -> ec.EllipticCurvePublicKey:
+    """Return the key; a guest shows it when it attests and in its token, and it is checked once."""
     kind, width = _CURVES[curve]
     point = (int.from_bytes(_exactly(x, "x", width), "big"), int.from_bytes(_exactly(y, "y", width), "big"))
     try:

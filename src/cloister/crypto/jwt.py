@@ -12,8 +12,10 @@ refused by that one rule. Certificate chains are carried for others; no chain is
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +31,8 @@ CLOCK_SKEW: Final = timedelta(seconds=30)
 _ALGORITHM: Final = "ES256"
 _WIDTH: Final = 32
 _POINT_BYTES: Final = 1 + 2 * _WIDTH  # SEC 1 uncompressed point, the tail of a P-256 SubjectPublicKeyInfo
+_HELD: Final = 256  # tokens: a guest asks for its resources right after it has attested
+_HELD_BYTES: Final = 32 * KIB
 _HEADER_BYTES: Final = 16 * KIB
 _MALFORMED: Final = "crypto.jwt.malformed"
 
@@ -68,14 +72,21 @@ def sign_jwt(claims: Mapping[str, Any], signer: Signer, *, chain: Sequence[bytes
         chain: DER certificates of the key, leaf first, for relying parties that pin a CA.
         carry_key: whether the header shows the public key; a JWT-SVID's must not.
     """
-    header: dict[str, Any] = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(signer.public_key)}  # Any: jwk
+    header = _header_text(signer.public_key, tuple(chain), carry_key)
+    signed = f"{header}.{encode_b64url(msgspec.json.encode(dict(claims)))}"
+    return f"{signed}.{encode_b64url(sign_es256(signer, signed.encode('ascii')))}"
+
+
+@lru_cache(maxsize=16)
+def _header_text(key: ECDSAP256PublicKey, chain: tuple[bytes, ...], carry_key: bool) -> str:
+    """Return the encoded header: the same for all tokens that a key signs."""
+    header: dict[str, Any] = {"typ": "JWT", "alg": _ALGORITHM, "kid": key_id(key)}  # Any: jwk
     if carry_key:
-        jwk: dict[str, Any] = {**public_jwk(signer.public_key)}  # Any: x5c is a list
+        jwk: dict[str, Any] = {**public_jwk(key)}  # Any: x5c is a list
         if chain:
             jwk["x5c"] = [encode_b64(certificate) for certificate in chain]
         header["jwk"] = jwk
-    signed = ".".join(encode_b64url(msgspec.json.encode(part)) for part in (header, dict(claims)))
-    return f"{signed}.{encode_b64url(sign_es256(signer, signed.encode('ascii')))}"
+    return encode_b64url(msgspec.json.encode(header))
 
 
 def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime) -> dict[str, Any]:
@@ -109,18 +120,68 @@ def verify_jwt(token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: dateti
     # 5
     payload = _decode_part(parts[1], "claims", TOKEN_BYTES)
     times = _decode(payload, "claims", _Times)
+    _require_time(times.iat, times.exp, at)
+    claims: dict[str, Any] = _decode(payload, "claims", dict[str, Any])
+    return claims
+
+
+class HeldTokens:
+    """Tokens that are known to hold: those a trusted signer handed over, and those verified before.
+
+    A signature that held once holds always; what changes is the time, and which keys count, so these are asked anew.
+    The newest are kept, and no long ones: what is not kept is verified. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[bytes, tuple[str, dict[str, Any]]] = OrderedDict()  # Any: JSON
+
+    def add(self, token: str, claims: dict[str, Any]) -> None:  # Any: JSON
+        """Remember a token whose signature holds, or was just made, with what it says; nobody may change that.
+
+        Raises:
+            FormatRefused: not a token (`crypto.jwt.malformed`).
+        """
+        if len(token) > _HELD_BYTES:
+            return
+        self._held[_digest(token)] = (_header_kid(token.partition(".")[0]), claims)
+        if len(self._held) > _HELD:
+            self._held.popitem(last=False)
+
+    def verify(self, token: str, keys: Mapping[str, ECDSAP256PublicKey], *, at: datetime) -> dict[str, Any]:
+        """Do what `verify_jwt` does, without the signature where it is known to hold under a key that still counts."""
+        if len(token) <= _HELD_BYTES and token.isascii():
+            held = self._held.get(_digest(token))
+            if held is not None and held[0] in keys:
+                _require_time(held[1]["iat"], held[1]["exp"], at)
+                return held[1]
+        claims = verify_jwt(token, keys, at=at)
+        self.add(token, claims)
+        return claims
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("ascii")).digest()
+
+
+@lru_cache(maxsize=64)
+def _header_kid(header: str) -> str:
+    """Return the key id of an encoded header of a token that holds; there are as many as there are keys."""
+    found: _Header = _decode(_decode_part(header, "header", _HEADER_BYTES), "header", _Header)
+    return found.kid
+
+
+def _require_time(issued: int, expires: int, at: datetime) -> None:
+    """Step 5."""
     now = at.timestamp()
-    if times.iat > now + CLOCK_SKEW.total_seconds():
+    if issued > now + CLOCK_SKEW.total_seconds():
         raise Refused("crypto.jwt.not_yet_valid", "token was issued in the future", hint="compare the clocks")
-    if times.exp <= now:
+    if expires <= now:
         raise Refused(
             "crypto.jwt.expired",
             "token has expired",
-            actual=f"{int(now - times.exp)} s ago",
+            actual=f"{int(now - expires)} s ago",
             hint="attest again: a token lives a few minutes",
         )
-    claims: dict[str, Any] = _decode(payload, "claims", dict[str, Any])
-    return claims
 
 
 def sign_es256(signer: Signer, signed: bytes) -> bytes:

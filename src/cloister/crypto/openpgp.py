@@ -204,12 +204,21 @@ def _certificates(sequoia: Any, keyring: bytes) -> list[Any]:  # Any: an optiona
         ) from err
 
 
+def _user_ids(certificate: Any) -> Sequence[object]:  # Any: an optional library
+    """Return the names of a certificate; one whose own signatures do not hold has none."""
+    try:
+        found: Sequence[object] = certificate.user_ids
+    except RuntimeError:
+        return ()
+    return found
+
+
 def _certificate_of(certificates: Sequence[Any], name: str) -> Any:  # Any: an optional library
     matching = [
         certificate
         for certificate in certificates
         if certificate.fingerprint.lower() == name.lower().replace(" ", "")
-        or any(name in split_user_id(str(user)) for user in certificate.user_ids)
+        or any(name in split_user_id(str(user)) for user in _user_ids(certificate))
     ]
     if len(matching) != 1 or not name:
         raise Refused(

@@ -40,7 +40,7 @@ from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import LayerEncryption, parse_layer_encryption, without_encryption
-from cloister.oci.encryption.options import PrivateOptions
+from cloister.oci.encryption.options import PrivateOptions, agreed_nonce
 from cloister.oci.encryption.wrapping import KeyUnwrapper, unwrap_layer_key
 from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, ImageManifest, LayerType, parse_config
@@ -178,9 +178,7 @@ class _Layer:
             )
 
     def _plain(self, ciphertext: Iterable[bytes], *, check_diff_id: bool) -> Iterator[bytes]:
-        nonce = self._encryption.public.nonce or self._opened.nonce
-        if nonce is None:
-            raise ImageRefused("oci.encryption.missing_nonce", "encrypted layer has no nonce", path=self._path)
+        nonce = agreed_nonce(self._encryption.public, self._opened, path=self._path)
         plain = made_ahead(ctr_stream(self._opened.key, nonce, ciphertext))
         if self.target.compression and (check_diff_id or self._names_archive):
             return checked_beside(plain, self._check_archive)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.document import Members, encode_document, parse_document
-from cloister.oci.layout import OCILayout, check_layout_marker, layout_referrers, select_entry
+from cloister.oci.layout import OCILayout, check_layout_marker, layout_referrers, listed_manifest, select_entry
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerType, parse_config, parse_index
 from cloister.oci.reference import parse_reference
 from cloister.oci.store import StoredManifest, checked_blob
@@ -139,7 +139,8 @@ class OCIArchive:
         digest = entry.digest if entry else parse_digest(selector) if ":" in selector else None
         if digest is None or _blob_name(digest) not in self._archive:
             return None
-        return StoredManifest(self._archive.read(_blob_name(digest), MANIFEST_BYTES), entry.media_type if entry else "")
+        raw = self._archive.read(_blob_name(digest), MANIFEST_BYTES)
+        return StoredManifest(raw, "") if entry is None else listed_manifest(raw, entry, code=_CODE)
 
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob's bytes, unchecked."""

@@ -2,7 +2,9 @@
 
 Every write goes through `cloister.oci.rootfs`, so no name, link or whiteout reaches outside the tree. What the
 specification forbids or readers see differently is refused: duplicate entries, whiteouts that are no plain empty
-files, entries below a path the same layer made a file. Devices are refused unless the caller says otherwise.
+files or come after what their own layer made at that path (the specification spares it, containerd removes it),
+entries below a path the same layer made a file. Devices are refused unless the caller says otherwise, and attributes
+that an overlay over the tree would obey always.
 
 Ownership: uid, gid, set-id bits and file capabilities are applied where `ownership` is true, which needs root. Where
 it is not (the simulated level runs as a normal user), files belong to the caller, directories stay writable for it,
@@ -30,7 +32,7 @@ from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.attributes import AttributeRecord, Attributes
 from cloister.oci.rootfs import CREATE_FILE, OPEN_DIRECTORY, Directory, RootDirectory, split_path
 from cloister.oci.tar import EntryKind, TarEntry, TarReader
-from cloister.wire.limits import LAYER_ENTRIES, LAYER_UNPACKED_BYTES, MIB
+from cloister.wire.limits import LAYER_ENTRIES, LAYER_NAME_BYTES, LAYER_UNPACKED_BYTES, MIB
 
 _ARCHIVE_OVERHEAD_BYTES: Final = 256 * MIB  # 1 KiB for each of 250 000 entries
 _WHITEOUT: Final = b".wh."
@@ -39,9 +41,17 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _OWNER_ALL: Final = 0o700
 # Applied where the kernel lets us. Others of `security.` are labels of the machine that built the image and mean
 # nothing here.
-_XATTR_APPLIED: Final = ("user.", "security.capability", "system.posix_acl_access", "system.posix_acl_default")
+_CAPABILITY: Final = "security.capability"
+_XATTR_APPLIED: Final = ("user.", _CAPABILITY, "system.posix_acl_access", "system.posix_acl_default")
 _XATTR_IGNORED: Final = ("security.",)
+_ACL: Final = "system.posix_acl_"
+_ACL_VERSION: Final = b"\2\0\0\0"  # linux/posix_acl_xattr.h; entries of eight bytes follow
+_ACL_ENTRY_BYTES: Final = 8
+# An overlay mounted over this tree would hide or redirect names by these; so would one of `trusted.`.
+_XATTR_OVERLAY: Final = ("user.overlay.", "user.fuseoverlayfs.")
 _NOT_OURS_TO_SET: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP})
+_BAD_ATTRIBUTE: Final = frozenset({errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.ENOSPC})
+_OVERLAY_WHITEOUT: Final = (0, 0)  # a character device with these numbers hides a name in an overlay
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BAD_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.EILSEQ})
 
@@ -95,6 +105,7 @@ class LayerUnpacker:
         self._entries_left = options.entries_ceiling
         self._entries: dict[bytes, EntryKind] = {}
         self._kept: set[bytes] = set()
+        self._name_bytes_left = LAYER_NAME_BYTES
         self._directory_times: dict[bytes, int] = {}
 
     def apply(self, chunks: Iterable[bytes]) -> None:
@@ -107,6 +118,7 @@ class LayerUnpacker:
         self._entries.clear()
         self._kept.clear()
         self._directory_times.clear()
+        self._name_bytes_left = LAYER_NAME_BYTES
         reader = TarReader(chunks)
         place = ""
         try:
@@ -137,9 +149,14 @@ class LayerUnpacker:
         if not names:
             if entry.kind is not EntryKind.DIRECTORY:
                 _refuse("path_escape", "the root of the image is not a directory", entry)
+            _require_xattrs(entry)
+            self._clear_xattrs(self._root.top.fd)
             self._finish_directory(os.dup(self._root.top.fd), b"", entry)
             return
         name = names.pop()
+        _require_plain_end(entry.path, entry)
+        if entry.xattrs:
+            _require_xattrs(entry)
         if any(part.startswith(_WHITEOUT) for part in names):
             _refuse("bad_whiteout", "a whiteout is used as a directory", entry)
         if name.startswith(_WHITEOUT):
@@ -163,25 +180,33 @@ class LayerUnpacker:
     def _note(self, path: bytes, parent: bytes, entry: TarEntry) -> None:
         """Remember what this layer made: duplicates are refused, whiteouts spare it."""
         before = self._entries.get(path)
-        both_directories = before is entry.kind is EntryKind.DIRECTORY
-        if (before is not None and not both_directories) or (
-            path in self._kept and entry.kind is not EntryKind.DIRECTORY
-        ):
+        # To be there twice is a habit of builders; which of two times then counts is seen differently.
+        again = before is entry.kind is EntryKind.DIRECTORY and self._directory_times.get(path) == entry.mtime_ns
+        if (before is not None and not again) or (path in self._kept and entry.kind is not EntryKind.DIRECTORY):
             _refuse("duplicate_entry", "layer has a path twice", entry)
         self._entries[path] = entry.kind
         self._kept.add(path)
+        self._name_bytes_left -= len(path)
         while parent not in self._kept:
             self._kept.add(parent)
+            self._name_bytes_left -= len(parent)
             parent = parent.rpartition(b"/")[0]
+        if self._name_bytes_left < 0:
+            _refuse("too_many_entries", "names of a layer are too long together", entry, expected=str(LAYER_NAME_BYTES))
 
     def _make_directory(self, parent: Directory, name: bytes, path: bytes, entry: TarEntry) -> None:
+        there = False
         try:
             os.mkdir(name, _OWNER_ALL, dir_fd=parent.fd)
         except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+            there = stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode)
+            if not there:
                 self._replace(parent, name)
                 os.mkdir(name, _OWNER_ALL, dir_fd=parent.fd)
-        self._finish_directory(os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd), path, entry)
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
+        if there:
+            self._clear_xattrs(fd)
+        self._finish_directory(fd, path, entry)
 
     def _finish_directory(self, fd: int, path: bytes, entry: TarEntry) -> None:
         try:
@@ -229,7 +254,7 @@ class LayerUnpacker:
         elif entry.kind is EntryKind.FIFO:
             os.mkfifo(name, 0o600, dir_fd=parent.fd)
         else:
-            if self._options.devices is not DeviceNodes.CREATE:
+            if self._options.devices is not DeviceNodes.CREATE or _is_overlay_whiteout(entry):
                 _refuse("device", "layer holds a device node", entry, hint="build the image without device nodes")
             if self._record is not None:
                 os.close(os.open(name, CREATE_FILE, 0o600, dir_fd=parent.fd))
@@ -238,6 +263,7 @@ class LayerUnpacker:
             os.mknod(name, kind | 0o600, os.makedev(*entry.device), dir_fd=parent.fd)
 
     def _make_hard_link(self, parent: Directory, name: bytes, path: bytes, entry: TarEntry) -> None:
+        _require_plain_end(entry.link, entry)
         target = split_path(entry.link)
         directory = self._root.find(target[:-1], create=False) if target else None
         if directory is None or directory.join(target[-1]) == path:
@@ -254,6 +280,7 @@ class LayerUnpacker:
             entry.kind in (EntryKind.CHARACTER_DEVICE, EntryKind.BLOCK_DEVICE)
             and self._options.devices is DeviceNodes.SKIP_BELOW_DEV
             and parents[:1] == [b"dev"]
+            and not _is_overlay_whiteout(entry)
         )
 
     # -- metadata --------------------------------------------------------------------------------------------
@@ -275,16 +302,27 @@ class LayerUnpacker:
 
     def _set_xattrs(self, fd: int, xattrs: Mapping[str, bytes], entry: TarEntry) -> None:
         for name, value in xattrs.items():
-            if not name.startswith(_XATTR_APPLIED):
-                if name.startswith(_XATTR_IGNORED):
-                    continue
-                # `trusted.overlay.*` would redirect lookups of an overlay mounted over this tree.
-                _refuse("xattr", "extended attribute is not one an image may set", entry, actual=name[:80])
+            if not name.startswith(_XATTR_APPLIED) or (name == _CAPABILITY and not self._options.ownership):
+                continue
             try:
                 os.setxattr(fd, name, value)
             except OSError as err:
+                if err.errno in _BAD_ATTRIBUTE:
+                    raise ImageRefused(
+                        "oci.layer.xattr",
+                        "extended attribute is malformed, or too large for the file system",
+                        path=entry.place,
+                        actual=name[:80],
+                    ) from err
                 if self._options.ownership or err.errno not in _NOT_OURS_TO_SET:
                     raise
+
+    @staticmethod
+    def _clear_xattrs(fd: int) -> None:
+        """A directory of this layer has the attributes it has here, not those of a lower layer."""
+        for name in os.listxattr(fd):
+            if name.startswith(_XATTR_APPLIED):
+                os.removexattr(fd, name)
 
     def _keep_time(self, directory: Directory) -> None:
         """Remember when a directory was changed, before this layer changes what is in it.
@@ -311,11 +349,13 @@ class LayerUnpacker:
         directory = self._root.find(parents, create=False)
         if directory is None:
             return  # nothing below to hide
+        if name != _OPAQUE and directory.join(hidden) in self._kept:
+            _refuse("bad_whiteout", "a whiteout hides what its own layer made", entry)
         self._keep_time(directory)
         if name == _OPAQUE:
             self._remove_content(directory, spare=True)
         elif _exists(directory, hidden):
-            self._remove(directory, hidden, spare=True)
+            self._remove(directory, hidden, spare=False)
         self._root.forget()  # a remembered path may have led through it
 
     def _replace(self, parent: Directory, name: bytes) -> None:
@@ -381,6 +421,32 @@ def _exists(directory: Directory, name: bytes) -> bool:
     return True
 
 
+def _is_overlay_whiteout(entry: TarEntry) -> bool:
+    return entry.kind is EntryKind.CHARACTER_DEVICE and entry.device == _OVERLAY_WHITEOUT
+
+
+def _require_plain_end(path: bytes, entry: TarEntry) -> None:
+    """`f/` and `f/.` are `f` to some readers and nothing to others, unless `f` is a directory."""
+    if entry.kind is not EntryKind.DIRECTORY and path.rpartition(b"/")[2] in (b"", b"."):
+        _refuse("ambiguous_header", "name of something that is no directory ends as a directory's", entry)
+
+
+def _require_xattrs(entry: TarEntry) -> None:
+    """Refuse attributes that an image may not set, on whatever; a hard link's own are left out."""
+    for name, value in entry.xattrs.items():
+        if not name.startswith(_XATTR_APPLIED):
+            allowed = name.startswith(_XATTR_IGNORED)
+        elif name == _CAPABILITY:
+            allowed = bool(value) and entry.kind in (EntryKind.FILE, EntryKind.HARD_LINK)
+        elif name.startswith(_ACL):
+            allowed = value.startswith(_ACL_VERSION) and len(value) % _ACL_ENTRY_BYTES == len(_ACL_VERSION)
+        else:
+            kinds = (EntryKind.FILE, EntryKind.HARD_LINK, EntryKind.DIRECTORY)
+            allowed = entry.kind in kinds and not name.startswith(_XATTR_OVERLAY)
+        if not allowed:
+            _refuse("xattr", "extended attribute is not one an image may set here", entry, actual=name[:80])
+
+
 def _write_all(fd: int, data: memoryview) -> None:
     while data:
         data = data[os.write(fd, data) :]
@@ -395,6 +461,10 @@ def _refuse_os_error(err: OSError, place: str) -> NoReturn:
     if err.errno in _BAD_NAME:
         raise ImageRefused(
             "oci.layer.bad_name", "file system does not take this name", path=place, actual=name
+        ) from err
+    if err.errno == errno.EMLINK:
+        raise ImageRefused(
+            "oci.layer.too_many_links", "file system does not take so many names of one file", path=place
         ) from err
     if err.errno in _NO_SPACE:
         raise Unavailable(

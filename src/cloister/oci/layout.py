@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from cloister.errors import ImageRefused, Unavailable
-from cloister.oci.digest import Digest
+from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.manifest import (
     INDEX_TYPES,
@@ -70,7 +70,7 @@ class OCILayout:
         entry = select_entry(self._index(), selector)
         if entry is not None:
             raw = read_plain(self._blob(entry.digest), MANIFEST_BYTES)
-            return None if raw is None else StoredManifest(raw, entry.media_type)
+            return None if raw is None else listed_manifest(raw, entry, code=_CODE)
         if ":" not in selector:
             return None
         raw = read_plain(self._blob_by_text(selector), MANIFEST_BYTES)
@@ -231,6 +231,18 @@ def select_entry(index: ImageIndex, selector: str) -> Descriptor | None:
             f"{_CODE}.ambiguous", "layout holds several such images", expected="one", actual=", ".join(names)[:200]
         )
     return found[0] if found else None
+
+
+def listed_manifest(raw: bytes, entry: Descriptor, *, code: str) -> StoredManifest:
+    """Return the manifest that an index lists, which a name led to: the index is to be believed in the name only.
+
+    Raises:
+        ImageRefused: `<code>.digest_mismatch`.
+    """
+    verifier = DigestVerifier(entry.digest, None, code=code, path=f"manifest {entry.digest}")
+    verifier.update(raw)
+    verifier.finish()
+    return StoredManifest(raw, entry.media_type)
 
 
 def layout_referrers(source: ImageSource, index: ImageIndex, digest: Digest) -> Iterator[Descriptor]:

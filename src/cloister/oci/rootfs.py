@@ -178,6 +178,8 @@ def _make_child(fd: int, name: bytes) -> int:
     os.mkdir(name, _PARENT_MODE, dir_fd=fd)
     os.utime(fd, ns=(before.st_mtime_ns, before.st_mtime_ns))
     made = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+    if before.st_mode & stat.S_ISGID:  # the kernel would hand down the group
+        os.fchown(made, os.geteuid(), os.getegid())
     os.fchmod(made, _PARENT_MODE)
     os.utime(made, ns=(0, 0))
     return made

@@ -2,8 +2,9 @@
 
 Why not the standard library's: it ends quietly at a damaged header, accepts what other readers see differently, and
 costs a guest several hundred milliseconds. Here, whatever two readers could understand in two ways is refused:
-sparse files, global headers that change entries, a pax header together with GNU long names, data behind links and
-directories, bytes after the end. Reads only; writing to disk is `cloister.oci.layer`'s. Trusts nobody.
+sparse files, global headers that change entries or stand between a header and its entry, a pax header together with
+GNU long names, records that are empty or there twice, data behind links and directories, bytes after the end. Reads
+only; writing to disk is `cloister.oci.layer`'s. Trusts nobody.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from cloister.errors import ImageRefused
-from cloister.wire.limits import TAR_PATH_BYTES, TAR_PAX_BYTES, TAR_XATTR_BYTES
+from cloister.wire.limits import TAR_FILLING_BYTES, TAR_GLOBALS, TAR_PATH_BYTES, TAR_PAX_BYTES, TAR_XATTR_BYTES
 
 BLOCK: Final = 512
 _CODE: Final = "oci.layer"
@@ -34,8 +35,13 @@ _STAR_TRAILER: Final = b"tar\x00"
 _MAX_SIZE: Final = 2**63 - 1
 _MAX_SECONDS: Final = 10**12 - 1  # the year 33658; keeps nanoseconds within what the kernel takes
 _MAX_ID: Final = 2**32 - 2  # the largest is "no change" to chown
+_BASE_256: Final = (0x80, 0xFF)  # first byte of a binary number, positive or negative
 _XATTR: Final = b"SCHILY.xattr."
 _UTF8_CHARSETS: Final = (b"ISO-IR 10646 2000 UTF-8", b"BINARY")
+# Records by which some readers see another entry, and others none of it: sparse content, multi-volume archives, dumps.
+_SPARSE: Final = (b"GNU.sparse.", b"SCHILY.realsize", b"SUN.holesdata")
+_OTHER_DIALECTS: Final = (b"GNU.", b"SCHILY.filetype")
+_OVERRIDING: Final = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
 
 
 class EntryKind(enum.Enum):
@@ -91,13 +97,14 @@ class TarReader:
     skipped.
     """
 
-    __slots__ = ("_chunk", "_chunks", "_data_left", "_offset", "_padding", "_position")
+    __slots__ = ("_chunk", "_chunks", "_data_left", "_globals_left", "_offset", "_padding", "_position")
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._chunk = b""
         self._position = 0
         self._offset = 0
+        self._globals_left = TAR_GLOBALS
         self._data_left = 0
         self._padding = 0
 
@@ -110,6 +117,8 @@ class TarReader:
                 `oci.layer.path_too_long`, `oci.layer.xattr_too_large`.
         """
         extensions = _Extensions()
+        if not self._fill():
+            _refuse("truncated", "archive is empty")
         while True:
             self._skip_data()
             block = self._take_block()
@@ -176,9 +185,11 @@ class TarReader:
 
     def _finish(self, at_end: bool) -> None:
         """Behind the end marker only zeros may follow; GNU tar fills up its last record with them."""
+        filling_left = TAR_FILLING_BYTES
         while not at_end and self._fill():
             rest = self._chunk[self._position :]
-            if rest.count(0) != len(rest):
+            filling_left -= len(rest)
+            if rest.count(0) != len(rest) or filling_left < 0:
                 _refuse("trailing_bytes", "archive goes on after its end marker", path=f"byte {self._offset}")
             self._offset += len(rest)
             self._position = len(self._chunk)
@@ -206,7 +217,10 @@ class TarReader:
             if trailer.endswith(_STAR_TRAILER):
                 _refuse("ambiguous_header", "header is of the star dialect, which readers see differently")
             path = _text(prefix) + b"/" + path if prefix[0] else path
-        elif magic not in (_GNU_MAGIC, _V7_MAGIC):
+        elif magic == _GNU_MAGIC:
+            if prefix.count(0) != len(prefix):  # times and a sparse map to GNU, the begin of a path to Go
+                _refuse("ambiguous_header", "header is of two dialects, which readers see differently")
+        elif magic != _V7_MAGIC:
             _refuse("malformed_header", "header is of no known tar dialect", actual=repr(magic))
         entry = TarEntry(
             kind=known,
@@ -246,18 +260,21 @@ class TarReader:
             entry.kind = EntryKind.DIRECTORY
 
     def _extend(self, kind: bytes, length: int, extensions: _Extensions) -> None:
+        if extensions.pax is not None or (extensions.gnu and kind in b"xg"):
+            _refuse("ambiguous_header", "two extended headers for one entry")
         if length > TAR_PAX_BYTES:
             _refuse("path_too_long", "extended header is too long", expected=f"at most {TAR_PAX_BYTES} bytes")
         body = self._take(length)
         self._padding = -length % BLOCK
         if kind == b"g":
             records = _parse_pax(body)
-            if set(records) - {b"comment"}:
-                _refuse("ambiguous_header", "a global header changes the entries after it")
+            self._globals_left -= 1
+            if set(records) - {b"comment"} or self._globals_left < 0:
+                _refuse("ambiguous_header", "a global header changes the entries after it, or there are too many")
         elif kind == b"x":
             extensions.add_pax(_parse_pax(body))
         else:
-            extensions.add_gnu(kind, _text(body))
+            extensions.add_gnu(kind, body.rstrip(b"\0"))
 
 
 class _Extensions:
@@ -270,18 +287,20 @@ class _Extensions:
         self.gnu: dict[bytes, bytes] = {}
 
     def add_pax(self, records: dict[bytes, bytes]) -> None:
-        if self.pax is not None or self.gnu:
-            _refuse("ambiguous_header", "two extended headers for one entry")
         for key, value in records.items():
-            if key.startswith(b"GNU.sparse."):
+            if key.startswith(_SPARSE):
                 _refuse("sparse", "sparse files are not supported", hint="build the image without sparse files")
+            if key.startswith(_OTHER_DIALECTS):
+                _refuse("ambiguous_header", "extended header is of a dialect that readers see differently")
             if key == b"hdrcharset" and value not in _UTF8_CHARSETS:
                 _refuse("ambiguous_header", "names are in an unknown character set")
+            if not value and key in _OVERRIDING:  # "as if not given" to POSIX, empty to others
+                _refuse("ambiguous_header", f"{key.decode()} in an extended header is empty")
         self.pax = records
 
     def add_gnu(self, kind: bytes, value: bytes) -> None:
-        if self.pax is not None or kind in self.gnu:
-            _refuse("ambiguous_header", "two extended headers for one entry")
+        if kind in self.gnu or b"\0" in value:
+            _refuse("ambiguous_header", "two extended headers for one entry, or a NUL byte inside a name")
         self.gnu[kind] = value
 
     def size(self, from_header: int) -> int:
@@ -293,8 +312,8 @@ class _Extensions:
         entry.link = self.gnu.get(b"K", entry.link)
         if not self.pax:
             return
-        entry.path = self.pax.get(b"path") or entry.path
-        entry.link = self.pax.get(b"linkpath") or entry.link
+        entry.path = self.pax.get(b"path", entry.path)
+        entry.link = self.pax.get(b"linkpath", entry.link)
         entry.uid = self._number(b"uid", entry.uid, _MAX_ID)
         entry.gid = self._number(b"gid", entry.gid, _MAX_ID)
         mtime = self.pax.get(b"mtime")
@@ -328,16 +347,19 @@ def _parse_pax(body: bytes) -> dict[bytes, bytes]:
             _refuse("malformed_header", "extended header record is malformed")
         if b"\0" in key or (b"\0" in value and not key.startswith(_XATTR)):
             _refuse("malformed_header", "extended header record holds a NUL byte")
+        if key in records:
+            _refuse("ambiguous_header", "extended header holds a record twice")
         records[key] = value
         position = end
     return records
 
 
 def _parse_time(text: bytes) -> int:
-    """Parse decimal seconds into nanoseconds; more digits than nine are cut off."""
+    """Parse decimal seconds into nanoseconds; more digits than nine are cut off, which is rounding down."""
     whole, _, fraction = text.partition(b".")
     digits = whole.removeprefix(b"-")
-    if not digits.isdigit() or len(digits) > 12 or (fraction and not fraction.isdigit()):
+    rounded = len(fraction) > 9 and whole.startswith(b"-")  # some round down, others towards zero
+    if not digits.isdigit() or len(digits) > 12 or (fraction and not fraction.isdigit()) or rounded:
         _refuse("malformed_header", "modification time in an extended header is not a number")
     nanoseconds = int(digits) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
     return -nanoseconds if whole.startswith(b"-") else nanoseconds
@@ -345,7 +367,7 @@ def _parse_time(text: bytes) -> int:
 
 def _number(field: bytes, what: str, *, ceiling: int = _MAX_SIZE, signed: bool = False) -> int:
     """Parse an octal field, or GNU's base-256 form marked by the top bit."""
-    if field[0] & 0x80:
+    if field[0] in _BASE_256:
         value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
         if field[0] & 0x40:
             value -= 1 << (8 * len(field) - 1)
@@ -360,11 +382,13 @@ def _number(field: bytes, what: str, *, ceiling: int = _MAX_SIZE, signed: bool =
 
 @lru_cache(maxsize=512)  # owner, mode and time are the same in most headers of an archive
 def _octal(field: bytes) -> int:
-    """Return the number, or -1 where there is none; an empty field is zero."""
-    digits = field.strip(b" \0")
+    """Return the number, or -1 where there is none; a field of NUL bytes is zero."""
+    digits = field.rstrip(b" \0").lstrip(b" ")
     if digits and (not digits.isdigit() or b"8" in digits or b"9" in digits):
         return -1
-    return int(digits, 8) if digits else 0
+    if not digits:
+        return -1 if b" " in field else 0
+    return int(digits, 8)
 
 
 def _text(field: bytes) -> bytes:
@@ -380,6 +404,8 @@ def _xattr_name(raw: bytes) -> str:
         _refuse("malformed_header", "name of an extended attribute is not text")
     if not name or len(raw) > 255:
         _refuse("malformed_header", "name of an extended attribute is empty or too long")
+    if "%" in name:  # GNU tar writes `=` and `%` as `%3D` and `%25`, others do not read them so
+        _refuse("ambiguous_header", "name of an extended attribute holds a percent sign")
     return name
 
 

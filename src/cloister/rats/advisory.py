@@ -63,13 +63,17 @@ class Advisory(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
         """Return whether the platform of `claims` has the weakness, as far as its claims tell."""
         if claims.product not in self.products:
             return False
-        if any(name in claims.native and claims.native[name] != value for name, value in self.where.items()):
-            return False
+        native = claims.native
+        for name, value in self.where.items():
+            if name in native and native[name] != value:
+                return False
+        if self.unfixable:
+            return True
         reported = claims.tcb.reported if claims.tcb is not None else {}
-        remedied = all(reported.get(name, -1) >= least for name, least in self.minimum_tcb.items()) and all(
-            name in claims.native and claims.native[name] == value for name, value in self.required.items()
-        )
-        return self.unfixable or not remedied
+        for name, least in self.minimum_tcb.items():
+            if reported.get(name, -1) < least:
+                return True
+        return any(name not in native or native[name] != value for name, value in self.required.items())
 
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -111,8 +115,11 @@ def appraise_advisories(
 
     An acknowledged one is still told, as held: the owner knows.
     """
+    product = claims.product
     return tuple(
-        _finding(row, critical, acknowledged=row.id in acknowledged) for row in table if row.applies_to(claims)
+        _finding(row, critical, acknowledged=row.id in acknowledged)
+        for row in table
+        if product in row.products and row.applies_to(claims)  # asked here, too: of most rows that is all
     )
 
 

@@ -11,7 +11,7 @@ and believes it; only a caller that verified the signature may.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -150,12 +150,12 @@ def trust_vector(findings: Sequence[Finding], level: Level) -> dict[str, int]:
     because nothing was checked or the answer is open.
     A level other than `hardware` can never affirm `hardware`: it is 32 (warning), whatever the policy accepted.
     """
-    groups: dict[str, list[Finding]] = {
-        name: [] for name in ("instance-identity", "configuration", "executables", "hardware")
+    states: dict[str, set[Severity | None]] = {
+        name: set() for name in ("instance-identity", "configuration", "executables", "hardware")
     }
     for finding in findings:
-        groups[_category(finding)].append(finding)
-    vector = {name: _tier(group) for name, group in groups.items()}
+        states[_category(finding)].add(None if finding.ok else finding.severity)
+    vector = {name: _tier(found) for name, found in states.items()}
     if vector["hardware"] == 2 and level is not Level.HARDWARE:
         vector["hardware"] = 32
     return vector
@@ -181,6 +181,7 @@ def encode_ear(
     audience: str = "",
     protocol: str = "",
     init_data_claims: Mapping[str, Any] | None = None,  # Any: JSON
+    tell: Callable[[Finding], dict[str, Any]] = Finding.as_dict,  # Any: JSON
 ) -> dict[str, Any]:
     """Return the EAR claims set (unsigned); the caller signs it as a JWT.
 
@@ -192,6 +193,7 @@ def encode_ear(
         audience: for whom it is, `aud`; left out when empty.
         protocol: version of the key broker protocol the guest speaks, where it is not the newest; left out when empty.
         init_data_claims: entries of the init data, for the primary submodule; None for a result that names none.
+        tell: what of a finding is said, as JSON; all of it by default.
     """
     primary = results[PRIMARY]
     return {
@@ -204,7 +206,7 @@ def encode_ear(
         "jti": identity,
         "ear.verifier-id": {"developer": _DEVELOPER, "build": verifier},
         "submods": {
-            name: _submodule(result, runtime_data, init_data_claims if name == PRIMARY else None)
+            name: _submodule(result, runtime_data, init_data_claims if name == PRIMARY else None, tell)
             for name, result in results.items()
         },
     }
@@ -250,6 +252,7 @@ def _submodule(
     result: AttestationResult,
     runtime_data: Mapping[str, Any],  # Any: JSON
     init_data_claims: Mapping[str, Any] | None,  # Any: JSON
+    tell: Callable[[Finding], dict[str, Any]],  # Any: JSON
 ) -> dict[str, Any]:  # Any: JSON
     claims = result.claims
     vector = trust_vector([item for item in result.findings if not item.code.startswith(BY_REGO)], claims.level)
@@ -261,7 +264,7 @@ def _submodule(
         "ear.cloister.policy-digest": result.policy_digest,
         "ear.cloister.level": claims.level.value,
         "ear.cloister.instance": claims.instance_id,
-        "ear.cloister.findings": [finding.as_dict() for finding in result.findings],
+        "ear.cloister.findings": [tell(finding) for finding in result.findings],
         "ear.cloister.unchecked": [item.reason for item in result.unchecked],
         "ear.cloister.init-data-referenced": result.init_data_referenced,
         _EVIDENCE: {
@@ -282,9 +285,10 @@ def _category(finding: Finding) -> str:
     return "executables" if finding.code.startswith(_EXECUTABLES) else "configuration"
 
 
-def _tier(findings: Sequence[Finding]) -> int:
-    if any(finding.refuses for finding in findings):
+def _tier(states: set[Severity | None]) -> int:
+    """Return the value for what was found in one group: severities of what did not hold, None for what did."""
+    if Severity.ERROR in states:
         return 96
-    if not findings or any(finding.unknown for finding in findings):
+    if not states or Severity.UNAVAILABLE in states:
         return 0
-    return 2 if all(finding.ok for finding in findings) else 32
+    return 2 if states == {None} else 32

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -201,9 +202,25 @@ def _tell(finding: Finding) -> Finding:
 
 
 def _judge_claims(claims: Claims, policy: AppraisalPolicy) -> tuple[Finding, ...]:
-    accepted = ", ".join(sorted(level.value for level in policy.levels))
-    known_tee, known_level = claims.tee in policy.tees, claims.level in policy.levels
-    debug_ok = policy.accept_debug or not claims.debug
+    return _judge_kind(
+        policy.id, policy.tees, policy.levels, policy.accept_debug, claims.tee, claims.level, claims.debug
+    )
+
+
+@lru_cache(maxsize=256)
+def _judge_kind(
+    policy: str,
+    tees: frozenset[str],
+    levels: frozenset[Level],
+    accept_debug: bool,
+    tee: str,
+    level: Level,
+    debug: bool,
+) -> tuple[Finding, ...]:
+    """Return the findings about what all guests of a kind have in common, hence remembered."""
+    accepted = ", ".join(sorted(each.value for each in levels))
+    known_tee, known_level = tee in tees, level in levels
+    debug_ok = accept_debug or not debug
     return (
         # 2
         Finding(
@@ -211,9 +228,9 @@ def _judge_claims(claims: Claims, policy: AppraisalPolicy) -> tuple[Finding, ...
             question=Question.ACCEPTABLE,
             ok=known_tee,
             message=f"technology is {'' if known_tee else 'not '}one the policy accepts",
-            expected=", ".join(sorted(policy.tees)),
-            actual=claims.tee,
-            origin=f"appraisal policy {policy.id}",
+            expected=", ".join(sorted(tees)),
+            actual=tee,
+            origin=f"appraisal policy {policy}",
             hint="add the technology to `tees` of the appraisal policy",
         ),
         # 3
@@ -223,8 +240,8 @@ def _judge_claims(claims: Claims, policy: AppraisalPolicy) -> tuple[Finding, ...
             ok=known_level,
             message=f"level is {'' if known_level else 'not '}one the policy accepts",
             expected=accepted,
-            actual=claims.level.value,
-            origin=f"appraisal policy {policy.id}",
+            actual=level.value,
+            origin=f"appraisal policy {policy}",
             hint="run on real hardware, or accept the weaker level in `insecure_accept_levels`",
         ),
         # 4
@@ -232,10 +249,10 @@ def _judge_claims(claims: Claims, policy: AppraisalPolicy) -> tuple[Finding, ...
             code="appraisal.debug",
             question=Question.ACCEPTABLE,
             ok=debug_ok,
-            message="debug access is off" if not claims.debug else "debug access is on",
-            expected="off" if not policy.accept_debug else "any",
-            actual="on" if claims.debug else "off",
-            origin=f"appraisal policy {policy.id}",
+            message="debug access is off" if not debug else "debug access is on",
+            expected="off" if not accept_debug else "any",
+            actual="on" if debug else "off",
+            origin=f"appraisal policy {policy}",
             hint="start the pod VM without debug",
         ),
     )

@@ -35,6 +35,9 @@ class Severity(enum.StrEnum):
     UNAVAILABLE = "unavailable"  # the answer cannot be known with what was given
 
 
+_QUESTIONS: Final = frozenset(Question)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One check, passed or failed, with the values it compared.
@@ -80,12 +83,22 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:  # Any: text and one boolean
         """Return the non-empty fields for JSON; `severity` only where the check did not hold."""
-        result: dict[str, Any] = {"code": self.code, "question": self.question.value, "ok": self.ok}
+        result: dict[str, Any] = {"code": self.code, "question": str(self.question), "ok": self.ok}
         if not self.ok:
-            result["severity"] = self.severity.value
-        for name in ("path", "message", "expected", "actual", "origin", "hint"):
-            if value := getattr(self, name):
-                result[name] = value
+            result["severity"] = str(self.severity)
+        # One by one, not in a loop over names: a result has some twenty findings, each written twice.
+        if self.path:
+            result["path"] = self.path
+        if self.message:
+            result["message"] = self.message
+        if self.expected:
+            result["expected"] = self.expected
+        if self.actual:
+            result["actual"] = self.actual
+        if self.origin:
+            result["origin"] = self.origin
+        if self.hint:
+            result["hint"] = self.hint
         return result
 
 
@@ -179,13 +192,19 @@ class AttestationResult:
         """Affirming when no finding refuses and each of the three questions was asked; contraindicated when one
         refuses; a warning for evidence that nobody signed, and where a Rego policy warns; none when a question was
         never asked or stays open: what was not checked is not proved."""
-        if self.failures:
-            return Tier.CONTRAINDICATED
-        asked = {finding.question for finding in self.findings if not finding.unknown}
-        open_questions = any(finding.unknown for finding in self.findings)
-        if self.unsigned or self.lowered:
+        asked: set[Question] = set()
+        open_questions = warned = False
+        for finding in self.findings:
+            if not finding.ok and finding.severity is Severity.ERROR:
+                return Tier.CONTRAINDICATED
+            if not finding.ok and finding.severity is Severity.UNAVAILABLE:
+                open_questions = True
+            else:
+                asked.add(finding.question)
+            warned = warned or finding.code == UNSIGNED or finding.lowers
+        if warned:
             return Tier.NONE if open_questions else Tier.WARNING
-        return Tier.AFFIRMING if asked == set(Question) and not open_questions else Tier.NONE
+        return Tier.AFFIRMING if asked == _QUESTIONS and not open_questions else Tier.NONE
 
     @property
     def unsigned(self) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cloister.errors import Unavailable
+from cloister.errors import Refused, Unavailable
 from cloister.imagetool.compression import Compress
 from cloister.imagetool.layers import Progress
 from cloister.oci.digest import Digest
@@ -67,7 +67,13 @@ class KeyEncryptionKeys:
                 self.found.append(path.uri)
                 return admin.get_resource(path)
             key = secrets.token_bytes(_KEK_BYTES)
-            admin.put_resource(path, key)
+            try:
+                admin.put_resource(path, key, replaces=0)
+            except Refused as err:
+                if err.code != "trust.resource.conflict":
+                    raise
+                self.found.append(path.uri)  # made by somebody else meanwhile, who uses it already
+                return admin.get_resource(path)
         self.made.append(path.uri)
         return key
 

@@ -185,8 +185,8 @@ def describe_signatures(source: ImageSource, image: ImageBytes, more: ReadMore |
     """Say of each signature what it claims: form, place, what it is over, by whom. Nothing of it is verified.
 
     Returns:
-        JSON objects with `form`, `place`, `over` (`manifest` or `index`), `repository`, `signer`, and `unreadable`
-        (a code) where it does not parse. Texts are a stranger's: make them visible before printing.
+        JSON objects with `form`, `place`, `over` (`manifest` or `index`), its `digest`, `repository`, `signer`, and
+        `unreadable` (a code) where it does not parse. Texts are a stranger's: make them visible before printing.
 
     Raises:
         ImageRefused: a list of signatures is malformed or too long.
@@ -204,6 +204,7 @@ def _describe(found: FoundSignature, image: ImageBytes) -> dict[str, Any]:  # An
         "form": form_of(found.candidate),
         "place": found.candidate.place,
         "over": "manifest" if found.artifact == image.manifest.raw else "index",
+        "digest": str(Digest.of(found.artifact)),
         "repository": "",
         "signer": "",
     }

@@ -78,6 +78,12 @@ def other_bytes(selector: str, body: bytes) -> Lie:
     return lambda request, honest: replace(honest, body=body) if request.selector == selector else honest
 
 
+def answered(selector: str, body: bytes, media_type: str) -> Lie:
+    """Answer `body` for a manifest or blob, also for one that the honest registry does not have."""
+    answer = Answer(status=200, headers={"Content-Type": media_type}, body=body)
+    return lambda request, honest: answer if request.selector == selector else honest
+
+
 def flipped(selector: str, position: int = -1, mask: int = 0x01) -> Lie:
     """Change one byte."""
 
@@ -235,6 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     evil: EvilRegistry
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are sent apart
 
     def do_GET(self) -> None:
         self._serve()

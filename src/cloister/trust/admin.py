@@ -118,13 +118,19 @@ class TrustAdmin:
 
     # Resources
 
-    def put_resource(self, path: ResourcePath, content: bytes) -> int:
+    def put_resource(self, path: ResourcePath, content: bytes, *, replaces: int | None = None) -> int:
         """Store a resource, 1 byte to 1 MiB; return its version. Nobody gets it without a release rule.
+
+        Args:
+            path: where.
+            content: what.
+            replaces: the version that was read, 0 for none; None to replace whatever is there.
 
         Raises:
             FormatRefused: empty or too long.
+            Refused: another version is there by now (`trust.resource.conflict`).
         """
-        return self._office.resources.put(path, content).version
+        return self._office.resources.put(path, content, replaces=replaces).version
 
     def get_resource(self, path: ResourcePath) -> bytes:
         """Return the content of a resource.

@@ -187,6 +187,7 @@ async def serve_until(
             },
             besides=CoCoRoutes(administration, settings),
         )
+        service.store.gather(lambda: app.admitted)
         tls = nullcontext((None, None)) if settings.insecure_http else _tls(service, settings)
         with tls as (certificate, key), _reserved(settings) if held is None else nullcontext(held.port) as port:
             servers = [_server(app, settings.host, port, certificate, key)]

@@ -97,12 +97,14 @@ class Appraised:
 
     Attributes:
         token: signed EAR.
+        claims: what it says, JSON.
         record: the result with all findings, expected values included.
         body: the evidence as received, JSON.
         binding: what it was bound to.
     """
 
     token: str
+    claims: dict[str, Any]  # Any: JSON
     record: AppraisalRecord
     body: bytes
     binding: BindingRecord

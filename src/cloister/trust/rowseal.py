@@ -91,22 +91,18 @@ class SealedColumn:
 class DataKey:
     """One data key in memory."""
 
-    __slots__ = ("_keys", "_secret", "identity")
+    __slots__ = ("_keys", "_secret", "header", "identity")
 
     def __init__(self, identity: str, secret: bytes) -> None:
         if len(secret) != AES256_KEY_BYTES:
             raise RuntimeError("a data key has 32 bytes")
         self.identity = identity
         self._secret = secret
+        self.header = ROW_MAGIC + bytes.fromhex(identity)  # what the rows that this key seals begin with
         self._keys: dict[bytes, bytes] = {}
 
     def __repr__(self) -> str:
         return f"DataKey({self.identity})"
-
-    @property
-    def header(self) -> bytes:
-        """What the rows that this key seals begin with."""
-        return ROW_MAGIC + bytes.fromhex(self.identity)
 
     def seal(self, purpose: str, row: str, plaintext: bytes) -> bytes:
         """Return header, nonce, ciphertext and tag in one."""

@@ -51,6 +51,7 @@ class Telemetry:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self._tenants = tenants
+        self._children: dict[tuple[Any, ...], Any] = {}  # Any: the library's own
         self._gauges: dict[str, tuple[str, Gauge]] = {}
         self._registry = registry = CollectorRegistry(auto_describe=False)
         self._requests = Counter(
@@ -83,19 +84,27 @@ class Telemetry:
         """Count one answered request, and what it got: a token, a resource, a refusal."""
         route, marks = _of(ROUTES, seen.route), seen.correlation
         name = marks.tenant if self._tenants else ""
-        self._requests.labels(route, _of(_STATUSES, f"{seen.status // 100}xx"), name).inc()
-        self._seconds.labels(route).observe(seen.seconds)
+        self._of(self._requests, route, _of(_STATUSES, f"{seen.status // 100}xx"), name).inc()
+        self._of(self._seconds, route).observe(seen.seconds)
         if seen.denial:
             self._denials.labels(route, family(seen.code)).inc()
         elif seen.status == 200 and route == "attest":
-            self._handshakes.labels(_of(TEES, marks.tee), _of(TIERS, marks.tier)).inc()
+            self._of(self._handshakes, _of(TEES, marks.tee), _of(TIERS, marks.tier)).inc()
         elif seen.status == 200 and route == "resource":
-            self._releases.labels(_of(TEES, marks.tee)).inc()
+            self._of(self._releases, _of(TEES, marks.tee)).inc()
 
     def committed(self, writes: int, seconds: float) -> None:
         """Count one commit of the store."""
         self._commits.observe(seconds)
         self._batches.observe(writes)
+
+    def _of(self, metric: Any, *labels: str) -> Any:  # Any: the library's own
+        """Return the child of a metric for these labels, which the library would look for anew each time."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
     def called(self, outcome: str) -> None:
         """Count one call to the webhook: `sent`, `failed` or `dropped`."""

@@ -11,11 +11,11 @@ and attributes are closed sets: no path, token, cookie, nonce or name of a guest
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from ssl import RAND_bytes  # of OpenSSL: names need no call of the system, at which a thread loses its turn
 from typing import TYPE_CHECKING, Any, Final
 
 from cloister.errors import CloisterError, Unavailable
@@ -93,10 +93,10 @@ def correlate(headers: Iterable[tuple[bytes, bytes]]) -> Correlation:
     """Return what a request is known by: the guest's own id when it sends a well-formed one."""
     given = [value for name, value in headers if name == b"traceparent"]
     match = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-    own = secrets.token_hex(8)
+    own = RAND_bytes(8).hex()
     longer = match is not None and given[0][:2] == b"00" and len(given[0]) != _LENGTH
     if match is None or longer or given[0][:2] == b"ff" or not match[1].strip(b"0") or not match[2].strip(b"0"):
-        return Correlation(secrets.token_hex(16), own)
+        return Correlation(RAND_bytes(16).hex(), own)
     sampled = bool(int(match[3], 16) & 1)
     return Correlation(match[1].decode(), own, parent=match[2].decode(), sampled=sampled)
 

@@ -6,20 +6,22 @@ malleable; here the only text accepted for some bytes is the one our encoder wri
 
 from __future__ import annotations
 
-import base64 as _b64
 import binascii
+from typing import Final
 
 from cloister.errors import FormatRefused
+
+_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 
 
 def encode_b64(data: bytes) -> str:
     """Return standard base64 with padding."""
-    return _b64.b64encode(data).decode("ascii")
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def encode_b64url(data: bytes) -> str:
     """Return URL-safe base64 without padding, as JOSE writes it."""
-    return _b64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL, b"=").decode("ascii")
 
 
 def decode_b64(text: str, *, path: str = "", ceiling: int) -> bytes:
@@ -35,7 +37,7 @@ def decode_b64(text: str, *, path: str = "", ceiling: int) -> bytes:
     """
     _check_length(len(text) * 3 // 4 - 2, path, ceiling)
     try:
-        data = _b64.b64decode(text, validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError) as err:
         raise FormatRefused("wire.base64.malformed", "not standard base64", path=path) from err
     if encode_b64(data) != text:
@@ -48,9 +50,10 @@ def decode_b64url(text: str, *, path: str = "", ceiling: int) -> bytes:
     """Decode URL-safe base64 without padding; the same rules and errors as `decode_b64`."""
     _check_length(len(text) * 3 // 4, path, ceiling)
     try:
-        data = _b64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        data = binascii.a2b_base64(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), strict_mode=True)
     except (binascii.Error, ValueError) as err:
         raise FormatRefused("wire.base64.malformed", "not unpadded URL-safe base64", path=path) from err
+    # Refuses "+" and "/", too.
     if encode_b64url(data) != text:
         raise FormatRefused("wire.base64.malformed", "base64 is not in its canonical form", path=path)
     _check_length(len(data), path, ceiling)

@@ -8,14 +8,14 @@ Multilingual Plane.
 
 from __future__ import annotations
 
-import json
 from typing import Final
+
+import msgspec
 
 from cloister.errors import FormatRefused
 
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
 _MAX_DEPTH: Final = 64
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 type_error_code: Final = "wire.canonicaljson.unsupported_value"
 
@@ -27,9 +27,9 @@ def encode_canonical(value: object) -> bytes:
         FormatRefused: a float, an integer outside +-(2**53-1), a key that is not text, a lone surrogate, or nesting
             deeper than 64.
     """
-    text = _ENCODER.encode(_ordered(value, 0))
+    ordered = _ordered(value, 0)
     try:
-        return text.encode("utf-8")
+        return msgspec.json.encode(ordered)  # without blanks, and of text escapes only what section 3.2.2.2 says
     except UnicodeEncodeError as err:
         raise FormatRefused(type_error_code, "text holds a lone surrogate") from err
 

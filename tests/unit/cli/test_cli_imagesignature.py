@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
 import pysequoia
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -149,6 +150,24 @@ def test_services_that_do_not_answer(built: Built) -> None:
     assert refused(lambda: sign_keyless(built.layout, "v1", client, repository=REPOSITORY, **words)) == (
         "imagetool.keyless.service"
     )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"no JSON",
+        b"{}",
+        b'{"signedCertificateEmbeddedSct":{"chain":{"certificates":[]}}}',
+        b'{"signedCertificateEmbeddedSct":{"chain":{"certificates":["no PEM"]}}}',
+        b" " * 3_000_000,
+    ],
+)
+def test_answers_of_an_authority_that_are_none(built: Built, answer: bytes) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(201, content=answer))
+    client = SigstoreServices(fulcio="https://fulcio.test", rekor="https://rekor.test", transport=transport)
+    words = {"token": test_token("a", "b"), "root": parse_trusted_root(TestSigstore(at=NOW).trusted_root())}
+    code = refused(lambda: sign_keyless(built.layout, "v1", client, repository=REPOSITORY, **words))
+    assert code.startswith("imagetool.keyless.answer")
 
 
 @pytest.mark.parametrize("form", ["notation-jws", "notation-cose"])
@@ -375,3 +394,12 @@ class Answering:
         found = self._answers.get(path)
         status = 404 if found is None else 200
         return InProcessResponse([{"status": status, "headers": []}, {"body": found or b""}])
+
+
+def test_inspect_tells_who_says_that_he_signed(built: Built, key: Path) -> None:
+    assert "signature  none" in run("inspect", f"oci:{built.path}:v1").stdout
+    run("sign", f"oci:{built.path}:v1", "--key", str(key), *NAME)
+    run("sign", f"oci:{built.path}:v1", "--key", str(key), "--format", "bundle", *NAME)
+    text = run("inspect", f"oci:{built.path}:v1").stdout
+    assert f"signature  cosign, over the manifest, by a key, names {REPOSITORY}  (not verified here)" in text
+    assert "signature  bundle, over the manifest, by key " in text

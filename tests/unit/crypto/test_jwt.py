@@ -167,3 +167,66 @@ def test_a_longer_signature() -> None:
 def test_any_text_is_refused(token: str) -> None:
     with pytest.raises(Refused):
         jwt.verify_jwt(token, KEYS, at=NOW)
+
+
+class TestHeld:
+    """Tokens whose signature is known to hold."""
+
+    def held(self) -> tuple[jwt.HeldTokens, str]:
+        tokens, token = jwt.HeldTokens(), jwt.sign_jwt(claims(), SIGNER)
+        tokens.add(token, claims())
+        return tokens, token
+
+    def test_its_claims_come_back(self) -> None:
+        tokens, token = self.held()
+        assert tokens.verify(token, KEYS, at=NOW) == claims()
+
+    def test_another_is_verified_and_then_known(self) -> None:
+        tokens, token = jwt.HeldTokens(), jwt.sign_jwt(claims(), SIGNER)
+        first = tokens.verify(token, KEYS, at=NOW)
+        assert first == claims() and tokens.verify(token, KEYS, at=NOW) is first
+
+    @pytest.mark.parametrize(("after", "code"), [(300, "expired"), (-31, "not_yet_valid")])
+    def test_its_time_is_asked_each_time(self, after: int, code: str) -> None:
+        tokens, token = self.held()
+        with pytest.raises(Refused) as caught:
+            tokens.verify(token, KEYS, at=NOW + timedelta(seconds=after))
+        assert caught.value.code == f"crypto.jwt.{code}"
+
+    def test_a_key_that_counts_no_more_is_noticed(self) -> None:
+        tokens, token = self.held()
+        with pytest.raises(Refused) as caught:
+            tokens.verify(token, {}, at=NOW)
+        assert caught.value.code == "crypto.jwt.unknown_key"
+
+    def test_one_changed_letter_is_another_token(self) -> None:
+        tokens, token = self.held()
+        header, body, signature = token.split(".")
+        changed = b64url({**json.loads(unpadded(body)), "sub": "y"})
+        for other in (f"{header}.{changed}.{signature}", f"{header}.{body}.{'A' * len(signature)}"):
+            with pytest.raises(Refused) as caught:
+                tokens.verify(other, KEYS, at=NOW)
+            assert caught.value.code == "crypto.jwt.bad_signature"
+        assert tokens.verify(token, KEYS, at=NOW) == claims()
+
+    def test_a_token_of_another_key_is_not_taken_for_ours(self) -> None:
+        tokens, _ = self.held()
+        other = ECDSAP256Signer(derive_private_key(0x5252, SECP256R1()))
+        with pytest.raises(Refused) as caught:
+            tokens.verify(jwt.sign_jwt(claims(), other), KEYS, at=NOW)
+        assert caught.value.code == "crypto.jwt.unknown_key"
+
+    def test_few_are_kept_and_none_that_is_long(self) -> None:
+        tokens = jwt.HeldTokens()
+        for number in range(jwt._HELD + 50):
+            tokens.add(jwt.sign_jwt(claims(sub=str(number)), SIGNER), claims())
+        long = jwt.sign_jwt(claims(sub="x" * jwt._HELD_BYTES), SIGNER)
+        tokens.add(long, {})
+        assert len(tokens._held) == jwt._HELD
+        assert tokens.verify(long, KEYS, at=NOW)["sub"].startswith("xx"), "verified, not remembered"
+
+    @pytest.mark.parametrize("text", ["", ".", "a.b.c", "\u00e9.b.c", "a" * 500_000])
+    def test_what_is_no_token_is_refused(self, text: str) -> None:
+        with pytest.raises(Refused) as caught:
+            jwt.HeldTokens().verify(text, KEYS, at=NOW)
+        assert caught.value.code == "crypto.jwt.malformed"

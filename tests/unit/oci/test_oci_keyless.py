@@ -19,7 +19,7 @@ from cloister.oci.signing.bundle import (
     encode_statement,
     parse_bundle,
 )
-from cloister.oci.signing.fulcio import CertificateIdentity
+from cloister.oci.signing.fulcio import CertificateIdentity, load_leaf
 from cloister.oci.signing.keyless import (
     KeylessTrust,
     keyless_of_bundle,
@@ -37,6 +37,7 @@ from signing_world import (
     classic_keyless,
     keyless_bundle,
     manifest_bytes,
+    pem_of,
     refused,
     sigstore,
     trust,
@@ -157,6 +158,18 @@ def test_an_entry_of_another_signature_is_refused() -> None:
     other = parse_bundle(keyless_bundle(services))
     raw = keyless_bundle(services, change=lambda bundle: msgspec.structs.replace(bundle, entries=other.entries))
     assert refused(lambda: judge(raw)) == "oci.signing.rekor.other_entry"
+
+
+def test_an_entry_that_names_another_certificate_is_refused() -> None:
+    """The very signature, logged under somebody else's certificate."""
+    services = sigstore()
+    other = load_leaf(parse_bundle(keyless_bundle(services)).certificates[0])
+
+    def logged_otherwise(bundle: Bundle) -> Bundle:
+        entry = services.log(dsse_body(b"{}", bundle.payload, bundle.signature, pem_of(other)))
+        return msgspec.structs.replace(bundle, entries=(entry,))
+
+    assert refused(lambda: judge(keyless_bundle(services, change=logged_otherwise))) == "oci.signing.rekor.other_entry"
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -338,10 +340,21 @@ def test_a_command_that_is_missing_or_silent(monkeypatch: pytest.MonkeyPatch, tm
     missing = KeyProvider(NAME, connect(CommandEndpoint(path=str(tmp_path / "none"))))
     error = refused(lambda: missing.wrap(SECRET))
     assert isinstance(error, Unavailable) and error.code == "oci.keyprovider.unreachable"
-    monkeypatch.setattr(providerclient, "KEY_PROVIDER_SECONDS", 0.3)
-    silent = provider("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])")
-    error = refused(lambda: silent.wrap(SECRET))
+    monkeypatch.setattr(providerclient, "KEY_PROVIDER_SECONDS", 1.0)
+    left = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX); time.sleep(600)"
+    lock = str(tmp_path / "lock")
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {left!r}, {lock!r}])"
+    error = refused(lambda: provider(program).wrap(SECRET))
     assert isinstance(error, Unavailable) and "no answer" in error.message
+    with open(lock, "w", encoding="ascii") as file:
+        for _ in range(200):  # what it had started is gone, and holds nothing
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        else:
+            pytest.fail("what the command had started lives on")
 
 
 # -- ttrpc ------------------------------------------------------------------------------------------------------------

@@ -150,14 +150,16 @@ def test_whiteouts_hide_lower_layers(tree: Tree) -> None:
     assert tree.content() == {"a": "/", "a/stays": "1"}
 
 
-def test_a_whiteout_spares_its_own_layer(tree: Tree) -> None:
+def test_a_whiteout_before_what_its_own_layer_makes_there(tree: Tree) -> None:
     lower = archive(file(b"d/old", b"1"), file(b"f", b"1"))
-    before = archive(file(b".wh.d"), file(b".wh.f"), file(b"d/new", b"2"), file(b"f", b"2"))
-    after = archive(file(b"d/new", b"3"), file(b"f", b"3"), file(b".wh.d"), file(b".wh.f"))
-    tree.unpack(lower, before)
+    tree.unpack(lower, archive(file(b".wh.d"), file(b".wh.f"), file(b"d/new", b"2"), file(b"f", b"2")))
     assert tree.content() == {"d": "/", "d/new": "2", "f": "2"}
-    tree.unpack(after)
-    assert tree.content() == {"d": "/", "d/new": "3", "f": "3"}
+
+
+@pytest.mark.parametrize("made", [file(b"d/new", b"3"), directory(b"d"), symlink(b"d", b"f")])
+def test_a_whiteout_after_what_its_own_layer_made_is_refused(tree: Tree, made: bytes) -> None:
+    """The specification spares it, containerd removes it."""
+    assert tree.refused(archive(file(b"d/old", b"1")), archive(made, file(b".wh.d"))) == "bad_whiteout"
 
 
 @pytest.mark.parametrize("opaque_first", [True, False])
@@ -235,7 +237,7 @@ LAYERS_THAT_CHANGE_DIRECTORIES = (
         directory(b"e"),
         file(b"e/1"),
     ),
-    archive(file(b"a/new"), file(b"a/.wh.x"), file(b"implied/more"), file(b"e/own/f"), file(b".wh.e"), file(b"top")),
+    archive(file(b"a/new"), file(b"a/.wh.x"), file(b"implied/more"), file(b".wh.e"), file(b"e/own/f"), file(b"top")),
     archive(
         file(b"a/.wh.y"), file(b".wh.a"), symlink(b"a", b"implied"), file(b"implied/.wh..wh..opq"), file(b"implied/z/q")
     ),
@@ -319,6 +321,32 @@ def test_attributes(tree: Tree) -> None:
     assert "security.selinux" not in os.listxattr(tree.root / "f")
 
 
+def test_attributes_of_a_lower_layers_directory_go_with_it(tree: Tree) -> None:
+    lower = archive(pax([(b"SCHILY.xattr.user.note", b"v")]) + directory(b"d"), file(b"d/f", b"1"))
+    tree.unpack(lower)
+    if "user.note" not in os.listxattr(tree.root / "d"):
+        pytest.skip("this file system has no user attributes")
+    tree.unpack(archive(directory(b"d")))
+    assert os.listxattr(tree.root / "d") == []
+    assert (tree.root / "d" / "f").read_text() == "1"
+
+
+def test_names_of_a_layer_have_a_ceiling_together(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept while the layer is unpacked: those of directories that no entry describes, too."""
+    monkeypatch.setattr("cloister.oci.layer.LAYER_NAME_BYTES", 100)  # fewer than 128 MiB
+    tree.unpack(archive(file(b"n" * 99)), archive(file(b"m" * 99)))
+    assert tree.refused(archive(file(b"n" * 50), file(b"m" * 51))) == "too_many_entries"
+    assert tree.refused(archive(file(b"/".join([b"d"] * 14)))) == "too_many_entries"  # 1 + 3 + .. + 27
+
+
+def test_too_many_names_of_one_file_are_the_images_fault(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(31, "Too many links")
+
+    monkeypatch.setattr("cloister.oci.layer.os.link", refuse)  # ext4 takes 65000, others take more
+    assert tree.refused(archive(file(b"f"), hard_link(b"h", b"f"))) == "too_many_links"
+
+
 def test_device_nodes_below_dev_may_be_left_out(tree: Tree) -> None:
     options = UnpackOptions(ownership=False, devices=DeviceNodes.SKIP_BELOW_DEV)
     tree.unpack(archive(NULL_DEVICE, file(b"a")), options=options)
@@ -339,7 +367,29 @@ ESCAPES: list[tuple[str, str, bytes]] = [
     ("hard link missing", "link_target", archive(hard_link(b"h", b"nothing"))),
     ("hard link to directory", "link_target", archive(directory(b"d"), hard_link(b"h", b"d"))),
     ("hard link to itself", "link_target", archive(hard_link(b"h", b"h"))),
-    ("hard link to root", "link_target", archive(hard_link(b"h", b"/"))),
+    ("hard link to root", "ambiguous_header", archive(hard_link(b"h", b"/"))),
+    ("link that ends in a slash", "ambiguous_header", archive(symlink(b"l/", b"x"))),
+    ("file that ends in a dot", "ambiguous_header", archive(file(b"f/."))),
+    ("hard link to a name that ends in a slash", "ambiguous_header", archive(file(b"f"), hard_link(b"h", b"f/"))),
+    ("directory twice, two times", "duplicate_entry", archive(directory(b"d"), directory(b"d", mtime=5))),
+    ("whiteout of an overlay", "device", archive(header(b"dev/x", kind=b"3"))),
+    (
+        "overlay attribute of users",
+        "xattr",
+        archive(pax([(b"SCHILY.xattr.user.overlay.opaque", b"y")]) + directory(b"d")),
+    ),
+    (
+        "overlay attribute of a link",
+        "xattr",
+        archive(pax([(b"SCHILY.xattr.trusted.overlay.opaque", b"y")]) + symlink(b"d", b"x")),
+    ),
+    (
+        "overlay attribute of the root",
+        "xattr",
+        archive(pax([(b"SCHILY.xattr.trusted.overlay.opaque", b"y")]) + directory(b"./")),
+    ),
+    ("capability without a value", "xattr", archive(pax([(b"SCHILY.xattr.security.capability", b"")]) + file(b"f"))),
+    ("list that is none", "xattr", archive(pax([(b"SCHILY.xattr.system.posix_acl_access", b"x" * 12)]) + file(b"f"))),
     ("file as root", "path_escape", archive(file(b"./", fields={(156, 157): b"2"}, link=b"x"))),
     ("link loop", "symlink_loop", archive(symlink(b"a", b"b"), symlink(b"b", b"a"), file(b"a/x"))),
     ("self loop", "symlink_loop", archive(symlink(b"a", b"a/a"), file(b"a/x"))),

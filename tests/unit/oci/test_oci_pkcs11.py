@@ -173,6 +173,14 @@ def test_a_directory_allows_what_is_directly_in_it(path: str) -> None:
     assert refused(lambda: parse_token_key(yaml(address), ALLOWED)) == "oci.encryption.pkcs11.module"
 
 
+@pytest.mark.parametrize(("path", "allowed"), [("m/x.so", "m/"), ("m/x.so", "m/x.so"), ("x.so", "")])
+def test_a_module_is_named_by_a_whole_path(path: str, allowed: str) -> None:
+    """A relative one is looked for where the loader, or whoever set the directory, wants."""
+    policy = ModulePolicy(allowed_module_paths=(allowed,))
+    address = f"pkcs11:token=T;object=O?module-path={path}"
+    assert refused(lambda: parse_token_key(yaml(address), policy)) == "oci.encryption.pkcs11.module"
+
+
 def test_a_module_by_name_is_looked_for(tmp_path: Path) -> None:
     address = "pkcs11:token=T;object=O?module-name=softhsm2"
     folders = (f"{tmp_path}/none", str(tmp_path))

@@ -199,6 +199,12 @@ def test_an_image_without_a_name_matches_exact_identities_only() -> None:
     IdentityRule(ExactRepositoryName(parse_reference(APP)), None).require(f"{APP}:1")
 
 
+def test_a_name_without_tag_and_digest_is_exactly_nothing() -> None:
+    for identity in (MatchExact(), MatchRepoDigestOrExact()):
+        rule = IdentityRule(identity, parse_reference(APP))
+        assert refused(lambda rule=rule: rule.require(APP)) == "oci.signing.other_repository"
+
+
 def test_short_names_are_written_out() -> None:
     IdentityRule(MatchRepository(), parse_reference("busybox")).require("docker.io/library/busybox")
     IdentityRule(MatchExact(), parse_reference("busybox:1")).require("index.docker.io/library/busybox:1")

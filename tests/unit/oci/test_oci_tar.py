@@ -129,10 +129,10 @@ def test_v7_directory_is_a_name_with_a_slash() -> None:
     assert entry.kind is EntryKind.DIRECTORY
 
 
-def test_posix_prefix_is_joined_and_gnu_has_none() -> None:
+def test_posix_prefix_is_joined_and_v7_has_none() -> None:
     ((entry, _),) = read(archive(file(b"name", prefix=b"some/where")))
     assert entry.path == b"some/where/name"
-    ((entry, _),) = read(archive(file(b"name", prefix=b"times", magic=b"ustar  \0")))
+    ((entry, _),) = read(archive(file(b"name", prefix=b"times", magic=bytes(8))))
     assert entry.path == b"name"
 
 
@@ -141,9 +141,9 @@ def test_usual_ends(end: bytes) -> None:
     assert len(read(file(b"a", b"x") + end)) == 1
 
 
-def test_empty_archives() -> None:
-    assert read(b"") == []
+def test_an_empty_archive_is_its_end() -> None:
     assert read(END) == []
+    assert read(bytes(512)) == []
 
 
 def raw_pax(body: bytes) -> bytes:
@@ -186,6 +186,30 @@ HOSTILE: list[tuple[str, str, bytes]] = [
     ("global path", "ambiguous_header", archive(pax([(b"path", b"x")], kind=b"g") + file(b"a"))),
     ("charset", "ambiguous_header", archive(pax([(b"hdrcharset", b"EBCDIC")]) + file(b"a"))),
     ("star", "ambiguous_header", archive(file(b"a", fields={(508, 512): b"tar\0"}))),
+    (
+        "global between",
+        "ambiguous_header",
+        archive(gnu(b"L", b"x") + pax([(b"comment", b"y")], kind=b"g") + file(b"a")),
+    ),
+    (
+        "size of a global",
+        "ambiguous_header",
+        archive(pax([(b"size", b"9")]) + pax([(b"comment", b"y")], kind=b"g") + file(b"a")),
+    ),
+    ("many globals", "ambiguous_header", archive(pax([(b"comment", b"y")], kind=b"g") * 17 + file(b"a"))),
+    ("empty path", "ambiguous_header", archive(pax([(b"path", b"")]) + file(b"a"))),
+    ("record twice", "ambiguous_header", archive(pax([(b"path", b"x"), (b"path", b"y")]) + file(b"a"))),
+    ("NUL in a long name", "ambiguous_header", archive(gnu(b"L", b"a\0b") + file(b"a"))),
+    ("GNU and prefix", "ambiguous_header", archive(file(b"a", prefix=b"p", magic=b"ustar  \0"))),
+    ("other dialects", "ambiguous_header", archive(pax([(b"SCHILY.filetype", b"dir")]) + file(b"a"))),
+    ("encoded xattr", "ambiguous_header", archive(pax([(b"SCHILY.xattr.user.a%3Db", b"v")]) + file(b"a"))),
+    ("star sparse", "sparse", archive(pax([(b"SCHILY.realsize", b"9")]) + file(b"a"))),
+    ("rounded time", "malformed_header", archive(pax([(b"mtime", b"-1.0000000001")]) + file(b"a"))),
+    ("NUL before a number", "malformed_header", archive(file(b"a", fields={(108, 116): b"\x001" + bytes(6)}))),
+    ("spaces for a number", "malformed_header", archive(file(b"a", fields={(108, 116): b" " * 8}))),
+    ("other binary number", "malformed_header", archive(file(b"a", fields={(100, 108): b"\x81" + bytes(7)}))),
+    ("nothing", "truncated", b""),
+    ("long filling", "trailing_bytes", archive(file(b"a")) + bytes(2 << 20)),
     ("pax length", "malformed_header", archive(raw_pax(b"99 path=xxx\n") + file(b"a"))),
     ("pax end", "malformed_header", archive(raw_pax(b"12 path=xxx\0") + file(b"a"))),
     ("pax no equals", "malformed_header", archive(raw_pax(b"9 nothing") + file(b"a"))),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner
 
 from cloister.cli.app import app
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, Refused
 from cloister.imagetool.encrypt import encrypt_image
 from cloister.oci.layout import OCILayout
 from cloister.oci.store import read_manifest
-from cloister.protocol.resourceuri import parse_resource_uri
+from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 from cloister.sdk.inspection import describe_image
 from imagetool_images import CANARY, build, manifest_of, recipient, rewrite
@@ -219,3 +221,34 @@ def test_a_key_of_the_trust_service_is_made_once(private_home: Path) -> None:
     with pytest.raises(CloisterError) as caught:
         second.at(parse_resource_uri("kbs:///default/image-kek/none"))
     assert caught.value.code == "trust.resource.missing"
+
+
+class Overtaken:
+    """An owner whose trust service gets the key from somebody else right before it is stored."""
+
+    def __init__(self) -> None:
+        self.held: dict[ResourcePath, bytes] = {}
+
+    @contextmanager
+    def admin(self) -> Iterator[Overtaken]:
+        yield self
+
+    def list_resources(self) -> tuple[()]:
+        return ()
+
+    def put_resource(self, path: ResourcePath, content: bytes, *, replaces: int | None = None) -> None:
+        self.held[path] = KEK
+        if replaces is not None:
+            raise Refused("trust.resource.conflict", "another version is there")
+        self.held[path] = content
+
+    def get_resource(self, path: ResourcePath) -> bytes:
+        return self.held[path]
+
+
+def test_of_two_that_make_a_key_at_once_one_is_kept_and_both_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the image that was encrypted under the other key could never be decrypted."""
+    owner, keks = Overtaken(), KeyEncryptionKeys()
+    monkeypatch.setattr(keks, "_owner", lambda: owner)
+    assert keks.for_recipient(parse_resource_uri(KEK_ID)) == KEK and (keks.made, keks.found) == ([], [KEK_ID])
+    assert list(owner.held.values()) == [KEK]

@@ -101,6 +101,34 @@ def test_what_one_difference_denies(token: dict[str, Any], code: str) -> None:
     assert finding.expected and finding.origin and finding.hint
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tier": Tier.CONTRAINDICATED},
+        {"expires_at": NOW},
+        {"init_data": OTHER_POD},
+        {"level": Level.MEASURED},
+        {"policy_id": "other"},
+        {"policy_digest": "sha256:old"},
+        {"tee": "tdx"},
+    ],
+)
+def test_an_answer_for_one_guest_is_never_that_for_another(change: dict[str, Any]) -> None:
+    """Answers are remembered with the rules: whatever decides must tell them apart."""
+    given = one({**RULE, "tees": ["snp"]})
+    assert decide(given).allowed
+    assert not decide(given, replace(TOKEN, **change)).allowed
+    assert decide(given).allowed, "nor the other way round"
+    assert not decide(given, appraisal_policy_digest="sha256:new").allowed
+
+
+def test_answers_that_are_remembered_are_bounded() -> None:
+    given = one(RULE)
+    for number in range(3000):
+        decide(given, replace(TOKEN, init_data=f"sha256:{number:064}"))
+    assert len(given.judged) <= 1024
+
+
 def test_all_findings_are_collected() -> None:
     token = replace(TOKEN, tier=Tier.WARNING, level=Level.SIMULATED, init_data="x", policy_id="y")
     assert len(failures(decide(one(RULE), token))) == 4

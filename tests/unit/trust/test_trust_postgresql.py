@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -118,6 +119,29 @@ def test_a_foreign_holder_of_the_lock_is_a_refusal_in_time(place: Place) -> None
         assert time.monotonic() - begun < 2
         assert caught.value.code == "trust.store.locked"
         assert RecordStore(store).last_audit() == 0, "reading goes on"
+    store.write(record_one)
+
+
+def test_readers_go_on_when_the_server_ended_all_their_connections(place: Place) -> None:
+    """A server that restarts leaves a pool of dead connections: the first that is found dead answers for all."""
+    store = place.open()
+    with ThreadPoolExecutor(8) as pool:  # so that several connections are there
+        list(
+            pool.map(
+                lambda _: store.read(lambda connection: connection.execute(text("SELECT pg_sleep(0.1)"))), range(8)
+            )
+        )
+    assert place.server is not None
+    where = {"host": str(place.server.directory), "port": place.server.port, "user": USER, "dbname": place.name}
+    with psycopg.connect(**where, autocommit=True) as other:  # type: ignore[arg-type]  # of several types
+        ended = other.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE datname = %s AND pid <> pg_backend_pid()",
+            [place.name],
+        ).fetchone()
+    assert ended is not None and ended[0] >= 4
+    for _ in range(8):
+        store.configuration()
     store.write(record_one)
 
 

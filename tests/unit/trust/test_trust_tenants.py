@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, update
-from sqlalchemy.engine import Engine
+from sqlalchemy import select, update
 
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.protocol.kbs import RuntimeData
@@ -50,6 +48,7 @@ from cloister.trust.store.revocations import RevocationStore, add_revocation
 from cloister.trust.store.sessions import Session, SessionStore
 from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.tenants import TenantStore
+from statements import statements
 from store_places import Place
 
 KEY = DataKey("11" * 8, bytes(32))
@@ -410,20 +409,6 @@ def test_sealed_names_are_never_the_same() -> None:
     names = [sealed_name(tenant, row) for tenant in TENANTS for row in (f"{PATH}#1", f"{PATH}#2")]
     assert len(set(names)) == len(names)
     assert sealed_name(DEFAULT_TENANT, "row") == "row", "what was sealed before there were tenants still opens"
-
-
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        seen.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
 
 
 def test_no_statement_forgets_the_tenant(spaces: dict[str, Space]) -> None:

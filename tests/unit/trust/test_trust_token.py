@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -15,8 +16,9 @@ from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Refused
 from cloister.rats.claims import Level
 from cloister.rats.result import Tier
+from cloister.trust.keybroker import Credentials
 from cloister.trust.keybroker.token import verify_token
-from trust_world import World, error_of
+from trust_world import MODEL, World, error_of
 
 
 def pinned(world: World) -> dict[str, Any]:
@@ -186,3 +188,24 @@ def test_a_new_token_key_does_not_honour_old_tokens(world: World) -> None:
     world.restart()
     assert guest.resource().code == "crypto.jwt.unknown_key"
     assert guest.handshake().resource().status == 200
+
+
+def test_what_the_verifier_hands_over_is_what_its_token_says(world: World) -> None:
+    """The broker takes the claims of a token that its own verifier made without reading the token again."""
+    guest = world.guest().handshake()
+    held = world.service.broker._held
+    claims = held.verify(guest.token, pinned(world), at=world.clock.now)
+    assert json.dumps(claims, sort_keys=True) == json.dumps(
+        verify_jwt(guest.token, pinned(world), at=world.clock.now), sort_keys=True
+    )
+    assert held.verify(guest.token, pinned(world), at=world.clock.now) is claims, "it was handed over"
+
+
+def test_a_token_made_by_nobody_else_is_still_verified(world: World) -> None:
+    """A copy of an issued token with other claims, signed by a stranger, gets nothing from a broker that knows both."""
+    guest = world.guest().handshake()
+    stranger = ECDSAP256Signer.generate()
+    claims = verify_jwt(guest.token, pinned(world), at=world.clock.now)
+    forged = sign_jwt(claims, stranger)
+    answer = world.service.broker.resource(str(MODEL), Credentials(bearer=forged), deadline=time.monotonic() + 5)
+    assert answer.code == "crypto.jwt.unknown_key"

@@ -26,7 +26,7 @@ from cloister.errors import ImageRefused
 from cloister.oci.ahead import made_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.encryption.annotations import parse_layer_encryption
-from cloister.oci.encryption.options import PrivateOptions
+from cloister.oci.encryption.options import PrivateOptions, agreed_nonce
 from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, LayerType, parse_layer_type
 from cloister.oci.signing.verify import VerifiedImage
@@ -229,7 +229,7 @@ def authenticate_layer(
 
     Raises:
         ImageRefused: `oci.encryption.other_blob`, `oci.encryption.not_encrypted`, `oci.encryption.missing_nonce`,
-            `oci.encryption.mac_mismatch`, `oci.encryption.*` of the annotations.
+            `oci.encryption.two_nonces`, `oci.encryption.mac_mismatch`, `oci.encryption.*` of the annotations.
     """
     layer = _require_named(image, index, blob)
     place = f"layers[{index}]"
@@ -239,9 +239,7 @@ def authenticate_layer(
             "oci.encryption.not_encrypted", "layer is not encrypted", path=place, actual=layer.media_type
         )
     public = parse_layer_encryption(layer, path=place).public
-    nonce = public.nonce or private.nonce
-    if nonce is None:
-        raise ImageRefused("oci.encryption.missing_nonce", "encrypted layer has no nonce", path=place)
+    nonce = agreed_nonce(public, private, path=place)
     mac = hmac.new(private.key, digestmod=hashlib.sha256)
     for chunk in blob.follow():
         mac.update(chunk)

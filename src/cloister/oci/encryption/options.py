@@ -1,9 +1,9 @@
 """The two option objects of an encrypted layer (containers/ocicrypt, blockcipher): public in clear, private wrapped.
 
 Public: cipher name and HMAC of the ciphertext. Private: layer key, digest of the plain (still compressed) layer,
-nonce. Only `AES_256_CTR_HMAC_SHA256` exists. The nonce may stand in either object, the public one wins, as in
-ocicrypt. Public options come from an untrusted registry; private ones are trusted as far as the KEK they were
-wrapped with.
+nonce. Only `AES_256_CTR_HMAC_SHA256` exists. The nonce may stand in either object, as in ocicrypt; where it stands in
+both and differs, a layer is refused. Public options come from an untrusted registry; private ones are trusted as far
+as the KEK they were wrapped with.
 """
 
 from __future__ import annotations
@@ -54,6 +54,23 @@ class PrivateOptions:
     def wipe(self) -> None:
         """Overwrite the key; the object cannot decrypt any more."""
         self.key[:] = bytes(len(self.key))
+
+
+def agreed_nonce(public: PublicOptions, private: PrivateOptions, *, path: str) -> bytes:
+    """Return the nonce of a layer.
+
+    The MAC is over the ciphertext only. A nonce in the private options came sealed with the key; one that says
+    otherwise in the public ones would have other bytes come out.
+
+    Raises:
+        ImageRefused: `oci.encryption.missing_nonce`, `oci.encryption.two_nonces`.
+    """
+    nonce = public.nonce or private.nonce
+    if nonce is None:
+        raise ImageRefused("oci.encryption.missing_nonce", "encrypted layer has no nonce", path=path)
+    if private.nonce not in (None, nonce):
+        raise ImageRefused("oci.encryption.two_nonces", "encrypted layer has two nonces that differ", path=path)
+    return nonce
 
 
 def encode_public_options(options: PublicOptions) -> bytes:

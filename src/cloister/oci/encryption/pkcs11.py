@@ -40,6 +40,7 @@ _CODE: Final = "oci.encryption.pkcs11"
 _VERSION: Final = 0
 _RECIPIENTS: Final = 32
 _YAML_BYTES: Final = 64 * KIB
+_YAML_DEPTH: Final = 8  # real ones have three
 _PIN_BYTES: Final = 4 * KIB
 _BLOB_BYTES: Final = 2 * KIB  # a key of 16384 bits
 _MINIMUM_RSA_BITS: Final = 2048
@@ -438,6 +439,7 @@ def _parse_yaml(data: bytes, kind: type[_T]) -> _T:
     if len(data) > _YAML_BYTES:
         raise Refused(f"{_CODE}.yaml", "YAML is too long", expected=f"at most {_YAML_BYTES} bytes")
     try:
+        _require_shallow(data)
         return msgspec.yaml.decode(data, type=kind)
     except ImportError as err:
         raise _no_library("PyYAML") from err
@@ -448,6 +450,25 @@ def _parse_yaml(data: bytes, kind: type[_T]) -> _T:
             expected="pkcs11: {uri: pkcs11:..}, module: {env: {..}}; pkcs11: {allowed-module-paths: [..]}",
             actual=_said(err),
         ) from err
+
+
+def _require_shallow(data: bytes) -> None:
+    """Refuse what nests or refers to itself: PyYAML follows it on the C stack, to the end of the process.
+
+    Raises:
+        ValueError: it does, or is no YAML.
+        ImportError: without PyYAML.
+    """
+    import yaml
+
+    depth = 0
+    try:
+        for event in yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _YAML_DEPTH or isinstance(event, yaml.AliasEvent):
+                raise ValueError("nests too deep, or holds an alias")
+    except yaml.YAMLError as err:
+        raise ValueError(str(err)) from err
 
 
 def _require_version(members: Members) -> None:

@@ -95,7 +95,10 @@ def verify_transparency(leaf: x509.Certificate, issuer: x509.Certificate, logs: 
     if not stamps:
         raise ImageRefused(f"{_CODE}.no_sct", "certificate has no signed certificate timestamp")
     for stamp in stamps:
-        at = stamp.timestamp.replace(tzinfo=UTC)
+        try:
+            at = stamp.timestamp.replace(tzinfo=UTC)
+        except (ValueError, OverflowError) as err:  # its 64 bits go beyond the calendar
+            raise ImageRefused(f"{_CODE}.sct", "signed certificate timestamps do not parse") from err
         for log in logs:
             if log.log_id == stamp.log_id and at in log.period and _sct_holds(leaf, issuer, stamp, log):
                 return

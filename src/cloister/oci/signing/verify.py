@@ -10,7 +10,7 @@ The steps, in order; each has its own code:
 6.                it names this very digest                          oci.signing.other_image
 7.                it names an accepted repository                    oci.signing.other_repository
 8. at least one signature passed 4 to 7                              oci.signing.no_valid_signature
-9. the configuration has the digest the manifest names               oci.signing.config_mismatch
+9. the configuration has the digest the manifest names, and is one   oci.signing.config_mismatch, config_type
 10. and as many diff_ids as there are layers, at least one           oci.signing.layer_count
 
 One good signature is enough, and bad ones beside it do no harm: anybody can push another layer to a signature tag, or
@@ -29,7 +29,7 @@ import msgspec
 
 from cloister.errors import ImageRefused, Refused
 from cloister.oci.digest import Digest
-from cloister.oci.manifest import ImageConfig, ImageManifest, parse_config, parse_manifest
+from cloister.oci.manifest import DOCKER_CONFIG, OCI_CONFIG, ImageConfig, ImageManifest, parse_config, parse_manifest
 from cloister.oci.signing.bundle import (
     IN_TOTO_TYPE,
     SIGN_PREDICATE,
@@ -139,7 +139,8 @@ class VerifiedManifest:
         """Return the image, given the bytes of its configuration.
 
         Raises:
-            ImageRefused: `oci.signing.config_mismatch`, `oci.config.*`, `oci.signing.layer_count`.
+            ImageRefused: `oci.signing.config_mismatch`, `oci.signing.config_type`, `oci.config.*`,
+                `oci.signing.layer_count`.
         """
         named = self.manifest.config
         actual = Digest.of(raw, named.digest.algorithm)
@@ -150,6 +151,14 @@ class VerifiedManifest:
                 path="config",
                 expected=str(named.digest),
                 actual=str(actual),
+            )
+        if named.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
+            raise ImageRefused(
+                "oci.signing.config_type",
+                "configuration is not that of a container image",
+                path="config.mediaType",
+                expected=OCI_CONFIG,
+                actual=named.media_type[:80],
             )
         config = parse_config(raw)
         if not self.manifest.layers or len(config.diff_ids) != len(self.manifest.layers):

@@ -6,6 +6,7 @@ VCEK Certificate and KDS Interface Specification (AMD 57230). Addresses and iden
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,9 +20,11 @@ from cloister.tee.collateral.transport import Answer, Request
 from cloister.tee.sev_snp.endorsements import VCEKIdentity, chain_url, crl_url, vcek_url
 from cloister.tee.sev_snp.vek import VCEK_NAME, common_name, load_vek
 
+_CACHED: Final = 1024  # identities whose items are kept: each guest of a chip asks for the same
 COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
 
 
+@lru_cache(maxsize=_CACHED)
 def vcek_item(identity: VCEKIdentity) -> Item:
     """Return the item of a VCEK; a component the product does not have is empty, not absent.
 
@@ -39,6 +42,7 @@ def vcek_identity_of(item: Item) -> VCEKIdentity:
     return VCEKIdentity(line=item["product"], hwid=bytes.fromhex(item["hwid"]), tcb=tcb)
 
 
+@lru_cache(maxsize=_CACHED)
 def chain_items(line: str, *, vlek: bool = False) -> tuple[Item, Item]:
     """Return what every report of a product line needs: the CA certificates, and the revocation list."""
     signer = "vlek" if vlek else "vcek"

@@ -7,6 +7,7 @@ right one. Evidence that does not parse, or does not say which platform it is of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -106,13 +107,19 @@ def report_needs(report: Report, certificates: Sequence[bytes] = ()) -> tuple[It
     Raises:
         Refused: neither says which product line it is (`tee.sev_snp.no_identity`).
     """
-    named = [common_name(load_certificate(der, code=_CODE, path="cert_chain")) for der in certificates]
+    named = [_name_of(der) for der in certificates]
     pairs = zip(certificates, named, strict=True)
     vek = next((load_vek(der) for der, name in pairs if name in (VCEK_NAME, VLEK_NAME)), None)
     if vek is not None:
         return chain_items(vek.product.line, vlek=report.signing_key == VLEK)
     identity = vcek_identity(report)
     return (vcek_item(identity), *chain_items(identity.line))
+
+
+@lru_cache(maxsize=256)
+def _name_of(der: bytes) -> str:
+    """Return the common name of a certificate: the same few come with all evidence."""
+    return common_name(load_certificate(der, code=_CODE, path="cert_chain"))
 
 
 def _snp(evidence: Evidence, given: tuple[bytes, ...], update: str) -> Sequence[Item]:

@@ -19,6 +19,7 @@ from cryptography.x509 import Certificate
 from sqlalchemy import Connection
 
 from cloister.crypto.jwe import parse_recipient, seal_for
+from cloister.crypto.jwt import HeldTokens
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import AppraisalRefused, FormatRefused, KeyReleaseDenied, Refused, RequestRefused, Unavailable
 from cloister.protocol.initdata import InitData, parse_initdata
@@ -164,6 +165,7 @@ class KeyBroker:
         self._records = RecordStore(parts.store, tenant=tenant)
         self._inputs = ReleaseInputs(parts.store, tenant=tenant)
         self._denials = DenialBook(self._records, tenant=tenant, events=parts.events)
+        self._held = HeldTokens()
         self._spoken = VERSIONS[VERSIONS.index(parts.minimum_protocol) :]
 
     def auth(self, body: bytes) -> Answer:
@@ -287,6 +289,7 @@ class KeyBroker:
         )
         # 7
         self._keep(session, appraised, context)
+        self._held.add(appraised.token, appraised.claims)  # from the verifier itself, whose keys are the pinned ones
         mark(tee=session.tee, tier=appraised.record.tier)
         return Answer(status=200, body=encode_message(AttestAnswer(token=appraised.token)), cookie=credentials.cookie)
 
@@ -358,6 +361,7 @@ class KeyBroker:
                 at=context.at,
                 tenant=parts.tenant,
                 insecure_rsa1_5=parts.insecure_rsa1_5,
+                held=self._held,
             )
         context.token = token
         mark(tee=token.tee, tier=token.tier.value)

@@ -16,6 +16,7 @@ from cloister.rats.claims import Level
 from cloister.rats.result import Finding, Question, Tier
 from cloister.trust.keybroker.policy import ReleaseRule, ReleaseRules
 
+_JUDGED: Final = 1024  # kinds of guest that are remembered with the rules
 _SHOWN: Final = 23  # "sha256:" and 16 digits
 
 
@@ -147,7 +148,32 @@ def evaluate_release(
         at: aware UTC.
     """
     rule = rules.rule_for(path)
-    findings = [_fresh(token, at), _known(rule, token), _not_revoked(rules, rule, token), _level(rule, token)]
+    return ReleaseDecision(rule=rule, findings=(_fresh(token, at), *_judged(rules, rule, token, facts)))
+
+
+def _judged(
+    rules: ReleaseRules, rule: ReleaseRule | None, token: GuestFacts, facts: ReleaseFacts
+) -> tuple[Finding, ...]:
+    """Return the findings of all steps but the first, remembered with the rules: a pod's guests differ in nothing else.
+
+    Whatever a step looks at is part of the key; `GuestFacts` and `ReleaseFacts` have nothing besides but times.
+    """
+    key = (
+        rule.prefix if rule is not None else None,
+        (token.tee, token.tier, token.level, token.init_data, token.init_data_referenced),
+        (token.policy_id, token.policy_digest, token.verifier),
+        facts,
+    )
+    known = rules.judged.get(key)
+    if known is None:
+        if len(rules.judged) >= _JUDGED:
+            rules.judged.clear()
+        known = rules.judged[key] = tuple(_judge(rules, rule, token, facts))
+    return known
+
+
+def _judge(rules: ReleaseRules, rule: ReleaseRule | None, token: GuestFacts, facts: ReleaseFacts) -> Iterable[Finding]:
+    findings = [_known(rule, token), _not_revoked(rules, rule, token), _level(rule, token)]
     if rule is not None and rule.rego:
         findings.append(_by_rego(rule, facts.rego))
     else:
@@ -155,7 +181,7 @@ def evaluate_release(
     findings.append(_version(rule, token, facts))
     if rule is not None:
         findings += _by_others(rule, facts)
-    return ReleaseDecision(rule=rule, findings=tuple(findings))
+    return findings
 
 
 def evaluate_floor(rules: ReleaseRules, token: GuestFacts, facts: ReleaseFacts, *, at: datetime) -> ReleaseDecision:

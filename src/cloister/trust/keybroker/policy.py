@@ -32,6 +32,7 @@ from cloister.errors import FormatRefused
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
 from cloister.rats.reference import is_init_data_digest
+from cloister.rats.result import Finding
 from cloister.tee.regopolicy import looks_like_rego
 from cloister.wire.limits import LEASE_SECONDS, POLICY_BYTES, POLICY_LIST_ITEMS
 from cloister.wire.stricttoml import parse_toml
@@ -125,10 +126,12 @@ class ReleaseRules:
     Attributes:
         rules: by prefix.
         revoked: digests of init data.
+        judged: what the evaluator came to under them, for it alone (`cloister.trust.keybroker.decision`).
     """
 
     rules: Mapping[str, ReleaseRule] = field(default_factory=dict)
     revoked: frozenset[str] = frozenset()
+    judged: dict[object, tuple[Finding, ...]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def rule_for(self, path: ResourcePath) -> ReleaseRule | None:
         """Return the most specific rule about `path`."""

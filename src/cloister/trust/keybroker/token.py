@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from cloister.crypto.jwe import Recipient, parse_recipient
-from cloister.crypto.jwt import verify_jwt
+from cloister.crypto.jwt import HeldTokens, verify_jwt
 from cloister.crypto.signer import ECDSAP256PublicKey
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.kbs import VERSION, RuntimeData
@@ -98,6 +98,7 @@ def verify_token(
     at: datetime,
     tenant: str = DEFAULT_TENANT,
     insecure_rsa1_5: bool = False,
+    held: HeldTokens | None = None,
 ) -> VerifiedToken:
     """Verify a token and return what it says.
 
@@ -111,12 +112,13 @@ def verify_token(
         at: aware UTC.
         tenant: for whom it must have been made.
         insecure_rsa1_5: whether a guest's key may be one for RSA1_5.
+        held: tokens whose signature is known to hold; None to verify it anew.
 
     Raises:
         Refused: `crypto.jwt.*`, `rats.ear.*`, `trust.token.malformed`, `trust.token.foreign`, `crypto.jwe.key`.
     """
     # 1
-    claims = verify_jwt(token, keys, at=at)
+    claims = (held.verify if held is not None else verify_jwt)(token, keys, at=at)
     # 2
     ear = decode_ear(claims)
     primary = ear.primary

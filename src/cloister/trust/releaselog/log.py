@@ -188,7 +188,7 @@ class ReleaseLog:
             "tenant": event.tenant,
             "fields": msgspec.json.encode(fields),
         }
-        connection.execute(rows.INSERT_ENTRY, row)
+        rows.INSERT_ENTRY.run(connection, row)
         batch.hashes.append(digest)
         return Appended(kind=event.kind, at=at, salt=salt, fields=fields, position=position, batch=batch)
 
@@ -209,9 +209,9 @@ class ReleaseLog:
                 if level:
                     made.append({"level": level, "position": position, "hash": data})
         if made:
-            connection.execute(rows.INSERT_NODE, made)
+            rows.INSERT_NODE.run_all(connection, made)
         note = self._sign(tree)
-        connection.execute(rows.INSERT_CHECKPOINT, {"size": tree.size, "note": note.encode()})
+        rows.INSERT_CHECKPOINT.run(connection, {"size": tree.size, "note": note.encode()})
         batch.tree, batch.size, batch.note = tree, tree.size, note
         self._batch = batch
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
-from cloister.trust.store.numbering import OF_TENANT, insert_numbered
+from cloister.trust.store.numbering import OF_TENANT, insert_numbered, number_of
 from cloister.trust.store.schema import administration
 from cloister.trust.store.times import from_micros, to_micros
 
@@ -69,7 +69,7 @@ class CallStore:
             "code": row.code,
             "denial": row.denial,
         }
-        self._store.write(lambda connection: connection.execute(_INSERT, values).scalar_one())
+        self._store.write(lambda connection: number_of(_INSERT.row(connection, values)))
 
     def list(self, *, after: int, limit: int) -> tuple[CallRow, ...]:
         """Return calls in order, after a sequence number."""

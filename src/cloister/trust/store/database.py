@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, select, text, update
 from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import DataError as ValueRefused
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -31,16 +31,23 @@ from cloister.errors import Refused, Unavailable
 from cloister.trust.store import schema, setup
 from cloister.trust.store.failures import too_late, unavailable
 from cloister.trust.store.migrations import HEAD
+from cloister.trust.store.prepared import Prepared
 from cloister.trust.store.sqlite import SQLiteDatabase
 
 _T = TypeVar("_T")
 
 _BATCH: Final = 64
+_GATHERING: Final = 4  # callers under way from which on a batch waits for more
+_GATHER_SECONDS: Final = 0.002  # about what a commit takes, so that the next batch is as large as it would get
 _WAITING: Final = 1024  # jobs in line; beyond, the store is slower than its callers
 _SETUP_SECONDS: Final = 120.0  # for bringing an old database up, which copies its tables
-_READ_CONFIGURATION: Final = select(
-    schema.counters.c.value, select(schema.alembic_version.c.version_num).scalar_subquery().label("revision")
-).where(schema.counters.c.name == setup.CONFIGURATION)
+_READ_CONFIGURATION: Final = Prepared(
+    select(schema.counters.c.value, select(schema.alembic_version.c.version_num).scalar_subquery()).where(
+        schema.counters.c.name == setup.CONFIGURATION
+    )
+)
+_SAVEPOINT: Final = Prepared(text("SAVEPOINT job"))
+_ROLLBACK_TO: Final = Prepared(text("ROLLBACK TO job"))
 _CLOSED: Final = "the store is closed"
 SQLITE: Final = "sqlite:///"
 POSTGRESQL: Final = "postgresql://"
@@ -73,6 +80,10 @@ class Database(Protocol):
         """End what this thread does with the database after the store's time, or `seconds`, by an `Unavailable`."""
         ...
 
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Give a connection of `reader` for one statement."""
+        ...
+
     def connect(self) -> Connection:
         """Return a connection that writes."""
         ...
@@ -102,13 +113,23 @@ class BatchHook(Protocol):
         ...
 
 
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(slots=True)
 class _Job(Generic[_T]):
-    """One waiting write. `state` moves under the store's lock: waiting -> running, or waiting -> abandoned."""
+    """One waiting write. `state` moves under the store's lock: waiting -> running, or waiting -> abandoned.
+
+    `waiting` is held until it is settled: a lock that somebody else releases costs a fraction of an event.
+    """
 
     work: Callable[[Connection], _T]
     state: str = "waiting"
-    done: threading.Event = field(default_factory=threading.Event)
+    settled: bool = False
+    waiting: threading.Lock = field(default_factory=_held_lock)
     result: _T | None = None
     error: BaseException | None = None
 
@@ -141,10 +162,12 @@ class Store:
         committed: Callable[[int, float], None] | None = None,
     ) -> None:
         self._committed = committed
+        self._busy: Callable[[], int] = _nobody
+        self._pause = _held_lock()
         self._seconds = seconds
         self._hook = batch_hook
         self._state = threading.Lock()
-        self._jobs: queue.Queue[_Job[Any] | None] = queue.Queue()  # Any: each job has its own result
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()  # Any: each job has its own result
         self._closed = False
         self._healthy = True
         self._connection: Connection | None = None
@@ -162,6 +185,14 @@ class Store:
     def healthy(self) -> bool:
         """Whether the last write was committed, in time."""
         return self._healthy
+
+    def gather(self, busy: Callable[[], int]) -> None:
+        """Wait a moment for more writes while many callers are under way: they share what is dear about a commit.
+
+        Args:
+            busy: how many callers may be about to write, or wait for it. Below four nothing waits.
+        """
+        self._busy = busy
 
     def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None) -> _T:
         """Run `work` in a transaction and return its result once that is durable.
@@ -183,9 +214,9 @@ class Store:
                 raise Unavailable("trust.store.failed", _CLOSED)
             self._jobs.put(job)
         wait = self._seconds if seconds is None else max(0.0, min(seconds, self._seconds))
-        if not job.done.wait(wait):
+        if not job.waiting.acquire(timeout=wait):
             with self._state:
-                if not job.done.is_set():
+                if not job.settled:
                     job.state = "abandoned" if job.state == "waiting" else job.state
                     self._healthy = False
                     raise too_late(wait, hint=self._database.hint)
@@ -206,12 +237,12 @@ class Store:
         try:
             with self._database.limited():
                 try:
-                    with self._database.reader.connect() as connection:
+                    with self._database.reading() as connection:
                         return work(connection)
                 except DBAPIError as err:
                     if not err.connection_invalidated:
                         raise
-                with self._database.reader.connect() as connection:
+                with self._database.reading() as connection:
                     return work(connection)
         except SQLAlchemyError as err:
             raise unavailable(err, hint=self._database.hint) from None
@@ -241,12 +272,13 @@ class Store:
             Unavailable: the store failed, or another version of Cloister changed the schema meanwhile
                 (`trust.store.schema`).
         """
-        row = self.read(lambda connection: connection.execute(_READ_CONFIGURATION).one_or_none())
+        row = self.read(lambda connection: _READ_CONFIGURATION.row(connection, {}))
         if row is None:
             raise Unavailable("trust.store.failed", "a stored record is damaged", hint="restore a backup")
-        if row.revision != HEAD:
-            raise setup.other_schema(row.revision)
-        return int(row.value)
+        value, revision = row
+        if revision != HEAD:
+            raise setup.other_schema(revision)
+        return int(value)
 
     def close(self) -> None:
         """Finish the writes that wait, checkpoint and close."""
@@ -298,6 +330,9 @@ class Store:
 
     def _take_batch(self) -> tuple[list[_Job[Any]], bool]:  # Any: each job has its own result
         taken = [self._jobs.get()]
+        busy = self._busy()
+        if busy >= _GATHERING and self._jobs.qsize() + 1 < busy and not self._closed:
+            self._pause.acquire(timeout=_GATHER_SECONDS)  # never given: a pause that no jump of a clock can break
         while len(taken) < _BATCH:
             try:
                 taken.append(self._jobs.get_nowait())
@@ -368,7 +403,8 @@ class Store:
         with self._state:
             for job in batch:
                 job.error = error or job.error
-                job.done.set()
+                job.settled = True
+                job.waiting.release()
 
     def _drop_connection(self) -> None:
         """Close the writing connection, under the lock; the next batch opens another."""
@@ -376,6 +412,10 @@ class Store:
             self._connection.invalidate()
             self._connection.close()
             self._connection = None
+
+
+def _nobody() -> int:
+    return 0
 
 
 def bump_configuration(connection: Connection) -> None:
@@ -390,12 +430,10 @@ def _count(connection: Connection, name: str) -> None:
 
 def _run_in_savepoint(connection: Connection, job: _Job[Any], hint: str) -> bool:
     """Run a job, undoing what it did when it refuses; return whether it did not."""
-    connection.exec_driver_sql(
-        "SAVEPOINT job"
-    )  # never released: the name means the last one, and all end with the batch
+    _SAVEPOINT.run(connection, {})  # never released: the name means the last one, and all end with the batch
     ran = _run(connection, job, hint)
     if not ran:
-        connection.exec_driver_sql("ROLLBACK TO job")
+        _ROLLBACK_TO.run(connection, {})
     return ran
 
 

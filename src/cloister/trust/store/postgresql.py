@@ -137,6 +137,10 @@ class PostgreSQLDatabase:
         """Cut the connection that this thread uses when it does so for too long."""
         return self._deadlines.limited(seconds)
 
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Give a connection of the pool, under the limit that this thread has."""
+        return self.reader.connect()
+
     def connect(self) -> Connection:
         """Return a connection that writes."""
         return self._writer.connect()

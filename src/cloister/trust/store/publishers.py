@@ -159,7 +159,7 @@ class PublisherStore:
                     "set_version": change.set_version,
                     "entry": change.entry,
                 }
-                connection.execute(_INSERT, values)
+                _INSERT.row(connection, values)
 
         self._store.write(work)
 

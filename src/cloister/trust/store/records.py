@@ -19,7 +19,8 @@ from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
 from cloister.trust.store.database import Store
-from cloister.trust.store.numbering import OF_TENANT, insert_numbered
+from cloister.trust.store.numbering import OF_TENANT, insert_numbered, number_of
+from cloister.trust.store.prepared import Prepared
 from cloister.trust.store.schema import audit, denials, evidence
 from cloister.trust.store.times import from_micros, to_micros
 
@@ -36,8 +37,8 @@ _ID_CHARS: Final = 10
 _INSERT_AUDIT: Final = insert_numbered(audit)
 _INSERT_DENIAL: Final = insert_numbered(denials)
 _INSERT_EVIDENCE: Final = insert_numbered(evidence)
-_FORGET_EVIDENCE: Final = delete(evidence).where(
-    evidence.c.tenant == bindparam(OF_TENANT), evidence.c.sequence <= bindparam("oldest")
+_FORGET_EVIDENCE: Final = Prepared(
+    delete(evidence).where(evidence.c.tenant == bindparam(OF_TENANT), evidence.c.sequence <= bindparam("oldest"))
 )
 _ABSENT: Final = "\ufffd"  # U+FFFD: what cannot be stored stays visible as something
 
@@ -208,7 +209,7 @@ class RecordStore:
             values = {"id": record.id, "at": to_micros(record.at), "stage": record.stage, "code": record.code}
             values |= {"resource": record.resource, "attestation": record.attestation}
             whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
-            newest = int(connection.execute(_INSERT_DENIAL, whole).scalar_one())
+            newest = number_of(_INSERT_DENIAL.row(connection, whole))
             store_audit(connection, self._tenant, row)
             if besides is not None:
                 besides(connection)
@@ -311,14 +312,25 @@ def store_appraisal(
     values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
     kept = {"body": body, "result": msgspec.json.encode(record), "binding": binding}
     whole = {**_storable(tenant, values), **kept}
-    newest = int(connection.execute(_INSERT_EVIDENCE, whole).scalar_one())
+    newest = number_of(_INSERT_EVIDENCE.row(connection, whole))
     if newest > EVIDENCE_KEPT:
-        connection.execute(_FORGET_EVIDENCE, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})
+        _FORGET_EVIDENCE.run(connection, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})
 
 
 def stored_finding(finding: Finding) -> StoredFinding:
     """Return a finding in the form that records keep."""
-    return StoredFinding(**finding.as_dict())
+    return StoredFinding(
+        code=finding.code,
+        question=str(finding.question),
+        ok=finding.ok,
+        message=finding.message,
+        expected=finding.expected,
+        actual=finding.actual,
+        origin=finding.origin,
+        hint=finding.hint,
+        path=finding.path,
+        severity="" if finding.ok else str(finding.severity),
+    )
 
 
 def new_denial_id() -> str:
@@ -340,7 +352,7 @@ def random_id(kind: str) -> str:
 def store_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
     """Keep an audit row, within the caller's transaction: what it is about happens only once that is durable."""
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
-    connection.execute(_INSERT_AUDIT, _storable(tenant, {**values, "at": to_micros(row.at)}))
+    _INSERT_AUDIT.row(connection, _storable(tenant, {**values, "at": to_micros(row.at)}))
 
 
 def _storable(tenant: str, values: dict[str, Any]) -> dict[str, Any]:  # Any: as the columns take them

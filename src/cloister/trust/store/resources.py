@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, bindparam, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from cloister.errors import FormatRefused, Refused
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_path
@@ -14,15 +14,17 @@ from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.rowseal import RowSealer, SealedColumn
 from cloister.trust.store.database import Store
 from cloister.trust.store.dialects import upsert
+from cloister.trust.store.prepared import Prepared, Row
 from cloister.trust.store.schema import resources
 from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.times import from_micros, to_micros
 from cloister.wire.limits import RESOURCE_BYTES
 
 _PURPOSE: Final = "resource"
-# Made once: building a statement costs more than running it.
-_RESOURCE: Final = select(resources).where(
-    resources.c.tenant == bindparam("of_tenant"), resources.c.path == bindparam("wanted")
+_RESOURCE: Final = Prepared(
+    select(resources.c.version, resources.c.sealed).where(
+        resources.c.tenant == bindparam("of_tenant"), resources.c.path == bindparam("wanted")
+    )
 )
 
 
@@ -82,8 +84,8 @@ class ResourceStore:
             )
 
         def work(connection: Connection) -> int:
-            present = connection.execute(_RESOURCE, self._key(path)).one_or_none()
-            held = 0 if present is None else present.version
+            present = _RESOURCE.row(connection, self._key(path))
+            held = 0 if present is None else int(present[0])
             if replaces is not None and replaces != held:
                 raise Refused(
                     "trust.resource.conflict",
@@ -110,8 +112,10 @@ class ResourceStore:
         row = self._row(path)
         if row is None:
             raise _missing(path)
-        content = self._root_key.open(_PURPOSE, self._name(path, row.version), row.sealed)
-        return Resource(path=path, version=row.version, content=content)
+        version, sealed = row
+        return Resource(
+            path=path, version=version, content=self._root_key.open(_PURPOSE, self._name(path, version), sealed)
+        )
 
     def require(self, path: ResourcePath) -> None:
         """Return if there is such a resource.
@@ -152,8 +156,8 @@ class ResourceStore:
 
         self._store.write(work)
 
-    def _row(self, path: ResourcePath) -> Row[Any] | None:  # Any: the table's row type
-        return self._store.read(lambda connection: connection.execute(_RESOURCE, self._key(path)).one_or_none())
+    def _row(self, path: ResourcePath) -> Row | None:
+        return self._store.read(lambda connection: _RESOURCE.row(connection, self._key(path)))
 
     def _key(self, path: ResourcePath) -> dict[str, str]:
         return {"of_tenant": self._tenant, "wanted": str(path)}

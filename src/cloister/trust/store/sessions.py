@@ -33,6 +33,7 @@ from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.rowseal import KEY_ID_BYTES, RowSealer
 from cloister.trust.store.database import Store
 from cloister.trust.store.dialects import upsert
+from cloister.trust.store.prepared import Prepared
 from cloister.trust.store.schema import INT64, nonce_marks, nonces, sessions
 from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.times import to_micros
@@ -56,13 +57,12 @@ _TEE_CHARS: Final = 24
 _MAC_BYTES: Final = 16
 _COOKIE_BYTES: Final = _HEAD.size + _TEE_CHARS + _MAC_BYTES
 
-# Made once: building a statement costs more than running it.
 _NAMED: Final = (nonces.c.tenant == bindparam("of_tenant", type_=Text()), nonces.c.hash == bindparam("wanted"))
 _FORGOTTEN: Final = (nonce_marks.c.tenant == bindparam("of_tenant"), nonce_marks.c.forgotten >= bindparam("issued"))
-_SPENT: Final = select(
-    exists(select(nonces.c.hash).where(*_NAMED)), exists(select(nonce_marks.c.forgotten).where(*_FORGOTTEN))
+_SPENT: Final = Prepared(
+    select(exists(select(nonces.c.hash).where(*_NAMED)), exists(select(nonce_marks.c.forgotten).where(*_FORGOTTEN)))
 )
-_SPEND: Final = (
+_SPEND: Final = Prepared(
     insert(nonces)
     .from_select(
         ["tenant", "hash", "issued_at", "used_at"],
@@ -77,9 +77,9 @@ _SPEND: Final = (
     )
     .returning(nonces.c.hash)
 )
-_KEEP: Final = insert(sessions)
-_TOKEN: Final = select(sessions.c.token).where(
-    sessions.c.tenant == bindparam("of_tenant"), sessions.c.key == bindparam("wanted")
+_KEEP: Final = Prepared(insert(sessions))
+_TOKEN: Final = Prepared(
+    select(sessions.c.token).where(sessions.c.tenant == bindparam("of_tenant"), sessions.c.key == bindparam("wanted"))
 )
 
 
@@ -199,7 +199,7 @@ class SessionStore:
             )
         # 4
         named = self._named(session)
-        used, forgotten = self._store.read(lambda connection: connection.execute(_SPENT, named).one())
+        [(used, forgotten)] = self._store.read(lambda connection: _SPENT.rows(connection, named))
         if used:
             raise _used()
         if forgotten:
@@ -209,7 +209,7 @@ class SessionStore:
     def spend(self, connection: Connection, session: Session, *, at: datetime) -> bool:
         """Spend a session's nonce in the caller's transaction; return False when it was spent before, or forgotten."""
         parameters = {**self._named(session), "now": to_micros(at)}
-        spent = connection.execute(_SPEND, parameters).scalar_one_or_none() is not None
+        spent = _SPEND.row(connection, parameters) is not None
         self._prune_sometimes(connection, at)
         return spent
 
@@ -223,7 +223,7 @@ class SessionStore:
             raise _used()
         row = {"tenant": self._tenant, "key": session.key, "tee": session.tee, "nonce": _hash(session.nonce)}
         times = {"issued_at": session.issued, "expires_at": session.expires}
-        connection.execute(_KEEP, {**row, **times, "token": token, "version": session.version})
+        _KEEP.run(connection, {**row, **times, "token": token, "version": session.version})
 
     def token(self, cookie: str, *, at: datetime) -> str:
         """Return the token of an attested session.
@@ -233,12 +233,12 @@ class SessionStore:
             Unavailable: the store failed, or the keys are not had.
         """
         named = {"of_tenant": self._tenant, "wanted": self._live(cookie, at).key}
-        token: str | None = self._store.read(lambda connection: connection.execute(_TOKEN, named).scalar_one_or_none())
-        if token is None:
+        row = self._store.read(lambda connection: _TOKEN.row(connection, named))
+        if row is None:
             raise Refused(
                 "trust.session.not_attested", "the session has not attested", hint="send /attest before /resource"
             )
-        return token
+        return str(row[0])
 
     def _live(self, cookie: str, at: datetime) -> Session:
         try:

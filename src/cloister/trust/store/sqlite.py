@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from cloister.errors import Unavailable
 from cloister.trust.store.failures import locked
+from cloister.trust.store.prepared import Prepared
 
 _LOCK_POLL_SECONDS: Final = 0.005
 _READERS: Final = 16
+_BEGIN: Final = Prepared(text("BEGIN IMMEDIATE"))
+_NO_LIMIT: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class SQLiteDatabase:
@@ -46,6 +52,9 @@ class SQLiteDatabase:
         self.empty = file.stat().st_size == 0
         self._writer = _engine(file, seconds, writer=True)
         self.reader = _engine(file, seconds, writer=False)
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._counting = threading.Lock()
+        self._readers = 0
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -60,10 +69,37 @@ class SQLiteDatabase:
         finally:
             fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)
 
-    @contextmanager
-    def limited(self, seconds: float | None = None) -> Iterator[None]:
+    def limited(self, seconds: float | None = None) -> AbstractContextManager[None]:
         """Nothing: the file is local, and what waits for another writer has SQLite's own limit."""
-        yield
+        return _NO_LIMIT
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Give a connection that nobody reads on; one more while there are few.
+
+        They stay out of an engine's pool, which costs more than a short statement at every exchange.
+        """
+        return _Reading(self)
+
+    def take_reader(self) -> Connection:
+        """Return a connection that reads, for the caller alone, who gives it back or drops it.
+
+        Raises:
+            SQLAlchemyError: none can be opened, or none was given back in time.
+        """
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return self._more()
+
+    def give_reader(self, connection: Connection) -> None:
+        """Take a connection back."""
+        self._idle.put(connection)
+
+    def drop_reader(self, connection: Connection) -> None:
+        """Close a connection that failed."""
+        with self._counting:
+            self._readers -= 1
+        connection.close()
 
     def connect(self) -> Connection:
         """Return a connection that writes; call it, and close it, within `exclusive`."""
@@ -76,9 +112,31 @@ class SQLiteDatabase:
         """Checkpoint and close."""
         # Without the lock another process is writing: then ours is not the last connection and no checkpoint follows.
         with suppress(Unavailable), self.exclusive():
-            self.reader.dispose()
-        self.reader.dispose()
+            self._close_readers()
+        self._close_readers()
         os.close(self._lock_descriptor)
+
+    def _more(self) -> Connection:
+        with self._counting:
+            more = self._readers < _READERS
+            self._readers += more
+        if not more:
+            try:
+                return self._idle.get(timeout=self._seconds)
+            except Empty:
+                raise PoolTimeout("all connections are in use") from None
+        try:
+            return self.reader.connect()
+        except BaseException:
+            with self._counting:
+                self._readers -= 1
+            raise
+
+    def _close_readers(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._idle.get_nowait().close()
+        self.reader.dispose()
 
     def _lock(self) -> None:
         until = time.monotonic() + self._seconds
@@ -93,19 +151,33 @@ class SQLiteDatabase:
                 return
 
 
+class _Reading:
+    """A reading connection for the length of a block."""
+
+    __slots__ = ("_connection", "_database")
+
+    def __init__(self, database: SQLiteDatabase) -> None:
+        self._database = database
+
+    def __enter__(self) -> Connection:
+        self._connection = self._database.take_reader()
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._database.give_reader(self._connection)
+        else:
+            self._database.drop_reader(self._connection)
+
+
 def _engine(file: Path, seconds: float, *, writer: bool) -> Engine:
     options: dict[str, Any] = {  # Any: as the engine takes them
         "hide_parameters": True,
+        "poolclass": NullPool,
         "connect_args": {"timeout": seconds / 2, "check_same_thread": False},
     }
-    if writer:
-        options |= {"poolclass": NullPool}
-    else:
+    if not writer:
         options |= {
-            "poolclass": QueuePool,
-            "pool_size": _READERS,
-            "max_overflow": 0,
-            "pool_timeout": seconds,
             "pool_reset_on_return": None,  # nothing to undo: readers hold no transaction
             "isolation_level": "AUTOCOMMIT",
         }
@@ -131,6 +203,6 @@ def _engine(file: Path, seconds: float, *, writer: bool) -> Engine:
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _BEGIN.run(connection, {})
 
     return engine

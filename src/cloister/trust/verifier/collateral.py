@@ -27,6 +27,7 @@ from cloister.rats.evidence import Evidence
 from cloister.tee.registry import WITHOUT_COLLATERAL
 
 if TYPE_CHECKING:
+    from cloister.tee.collateral.cache import CollateralCache
     from cloister.tee.collateral.content import Entry
     from cloister.tee.collateral.item import Item
     from cloister.tee.collateral.load import Loaded
@@ -86,6 +87,7 @@ class CollateralSource:
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
         self._entries: _Kept[Item, tuple[_Stamp, Entry | None, tuple[Item, ...]]] = _Kept(_ENTRIES_KEPT)
+        self._cache: CollateralCache | None = None
         self._sets: _Kept[tuple[tuple[Item, _Stamp], ...], Collateral] = _Kept(_SETS_KEPT)
 
     def gather(self, evidence: Evidence, roots: Sequence[TrustedRoot] = ()) -> Collateral:
@@ -156,19 +158,25 @@ class CollateralSource:
 
     def _read(self, item: Item) -> tuple[_Stamp, Entry | None, tuple[Item, ...]]:
         """Return what changes with the file, its entry, and what that will itself be judged by."""
-        from cloister.tee.collateral.cache import CollateralCache
-        from cloister.tee.collateral.needs import follow_up
-
-        cache = CollateralCache(self._directory / SUBDIRECTORY)
+        cache = self._opened_cache()
         stamp = cache.stamp(item)  # before the file is read: what is kept under it is at least as new
         known = self._entries.get(item)
         if known is not None and known[0] == stamp:
             return known
+        from cloister.tee.collateral.needs import follow_up
+
         entry = cache.get(item) if stamp is not None else None
         fresh = (stamp, entry, follow_up(entry) if entry is not None else ())
         if entry is not None:  # what is not there is looked for each time, and an attacker names it
             self._entries.put(item, fresh)
         return fresh
+
+    def _opened_cache(self) -> CollateralCache:
+        if self._cache is None:
+            from cloister.tee.collateral.cache import CollateralCache
+
+            self._cache = CollateralCache(self._directory / SUBDIRECTORY)
+        return self._cache
 
 
 def _certificates(tee: str, roots: Sequence[TrustedRoot]) -> tuple[bytes, ...]:

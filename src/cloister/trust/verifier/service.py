@@ -52,7 +52,8 @@ _NONE_SENT: Final = Unchecked(reason="the guest sent no init data, so the result
 _LEAST: Final = (Level.SIMULATED, Level.MEASURED, Level.HARDWARE)
 _NO_REFERENCES: Final = "appraisal.reference_values.empty"
 _WORST: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
-_CONTAINERS: Final = (dict, list)
+_CONTAINERS: Final = frozenset({dict, list})
+_KEPT_BACK: Final = {False: ("expected", "origin"), True: ("hint",)}  # of a finding that failed, or holds
 _DEEPEST: Final = 32  # nesting of evidence JSON; real evidence stays under 6
 
 
@@ -126,16 +127,18 @@ class VerifierService:
         identity = new_attestation_id()
         issuer = self._issuer()
         claims = encode_ear(
-            {name: _for_the_guest(result) for name, result in results.items()},
+            results,
             runtime_data=msgspec.to_builtins(request.runtime_data),
             verifier=_BUILD,
             identity=identity,
             audience=self._audience,
             protocol="" if request.version == VERSION else request.version,
             init_data_claims=request.init_data_claims if request.init_data is not None else None,
+            tell=_for_the_guest,
         )
         return Appraised(
             token=sign_jwt(claims, issuer.signer, chain=issuer.chain),
+            claims=claims,
             record=appraisal_record(identity, results),
             body=msgspec.json.encode(request.evidence),
             binding=BindingRecord(
@@ -352,18 +355,15 @@ def _all_findings(results: Mapping[str, AttestationResult]) -> tuple[Finding, ..
     )
 
 
-def _for_the_guest(result: AttestationResult) -> AttestationResult:
-    """Return `result` without the expected values of failed findings: a token travels through the guest.
+def _for_the_guest(finding: Finding) -> dict[str, Any]:  # Any: JSON
+    """Return a finding without the expected value if it failed: a token travels through the guest.
 
-    Nor with the hints of those that hold: the token of a machine with twelve devices is long enough.
+    Nor with its hint if it holds: the token of a machine with twelve devices is long enough.
     """
-    return replace(result, findings=tuple(_shown(finding) for finding in result.findings))
-
-
-def _shown(finding: Finding) -> Finding:
-    if not finding.ok:
-        return replace(finding, expected="", origin="")
-    return replace(finding, hint="") if finding.hint else finding
+    told = finding.as_dict()
+    for name in _KEPT_BACK[finding.ok]:
+        told.pop(name, None)
+    return told
 
 
 def appraisal_record(identity: str, results: Mapping[str, AttestationResult]) -> AppraisalRecord:
@@ -391,11 +391,14 @@ def _depth(value: object) -> int:
 
     Evidence may hold certificates as lists of thousands of numbers.
     """
-    level, depth = [value], 1
+    level: list[Any] = [value]  # Any: JSON
+    depth = 1
     while depth <= _DEEPEST:
-        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, _CONTAINERS)]
+        inside = [item.values() if isinstance(item, dict) else item for item in level]
         if not any(inside):
             break
-        level = [child for children in inside for child in children if isinstance(child, _CONTAINERS)]
+        # By type, as JSON is read: a list of numbers is passed over as a whole.
+        inside = [children for children in inside if not _CONTAINERS.isdisjoint(map(type, children))]
+        level = [child for children in inside for child in children if type(child) in _CONTAINERS]
         depth += 1
     return depth

@@ -12,11 +12,13 @@ guests have one address.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from cloister.errors import Refused, Unavailable
@@ -119,8 +121,8 @@ class Gate:
     def __init__(self, *, threads: int, admitted: int, rate: RateLimit) -> None:
         self._most = admitted
         self._rate = rate
-        self._guests = ThreadPoolExecutor(threads, thread_name_prefix="trust-request")
-        self._public = ThreadPoolExecutor(_PUBLIC_THREADS, thread_name_prefix="trust-public")
+        self._guests = _Threads(threads, "trust-request")
+        self._public = _Threads(_PUBLIC_THREADS, "trust-public")
         self._admitted = 0
         self._waiting = 0
         self._of_route: dict[str, int] = {}
@@ -182,8 +184,7 @@ class Gate:
                     deadline=deadline,
                     correlation=correlation,
                 )
-                threads = self._public if route.public else self._guests
-                return await asyncio.get_running_loop().run_in_executor(threads, _handled, route, request)
+                return await (self._public if route.public else self._guests).work(route, request)
         except TimeoutError as err:
             raise Unavailable("trust.request.timeout", "the request took too long", hint=_LATER) from err
 
@@ -200,12 +201,70 @@ class Gate:
     def close(self) -> None:
         """Stop the threads; requests that wait are dropped."""
         for threads in (self._guests, self._public):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
 
 
-def _handled(route: Route, request: Request) -> Response:
-    with working(request.correlation, route.name):
-        return route.handle(request)
+class _Threads:
+    """Threads that work on requests, started with the first one.
+
+    Not an executor of the standard library: of what that does for each call, most is for callers that are not here,
+    and it costs a tenth of a handshake.
+
+    Args:
+        count: how many.
+        name: prefix of their names.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count = count
+        self._name = name
+        self._started = 0
+        self._closed = False
+        self._waiting: SimpleQueue[tuple[Route, Request, asyncio.Future[Response]] | None] = SimpleQueue()
+
+    def work(self, route: Route, request: Request) -> asyncio.Future[Response]:
+        """Return what the route's handler will answer; call it in the event loop's thread."""
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            raise Unavailable("trust.request.draining", "the service is shutting down", hint=_LATER)
+        self._waiting.put((route, request, answer))
+        if self._started < self._count:
+            self._started += 1
+            threading.Thread(target=self._run, name=f"{self._name}-{self._started}", daemon=True).start()
+        return answer
+
+    def close(self) -> None:
+        """End the threads, each after the request it works on; those that wait are dropped."""
+        self._closed = True
+        with suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in range(self._started):
+            self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (taken := self._waiting.get()) is not None:
+            route, request, answer = taken
+            if answer.done():  # its time passed while it waited
+                continue
+            response: Response | None = None
+            fault: BaseException | None = None
+            try:
+                with working(request.correlation, route.name):
+                    response = route.handle(request)
+            except BaseException as err:  # noqa: BLE001  handed to the event loop, which raises it
+                fault = err
+            with suppress(RuntimeError):  # the event loop has ended
+                answer.get_loop().call_soon_threadsafe(_settle, answer, response, fault)
+
+
+def _settle(answer: asyncio.Future[Response], response: Response | None, fault: BaseException | None) -> None:
+    if answer.done():  # its time has passed
+        return
+    if response is not None:
+        answer.set_result(response)
+    elif fault is not None:
+        answer.set_exception(fault)
 
 
 def bounded(receive: Receive, most: int) -> Receive:

@@ -97,6 +97,11 @@ class TrustApp:
         seen.seconds = time.monotonic() - begun
         self._observe(seen)
 
+    @property
+    def admitted(self) -> int:
+        """Requests of guests that are worked on or wait."""
+        return self._gate.admitted
+
     async def drain(self, seconds: float) -> bool:
         """Admit nothing more and wait for what is in flight; return whether all of it ended."""
         return await self._gate.drain(seconds)

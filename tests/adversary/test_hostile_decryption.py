@@ -1,0 +1,197 @@
+"""The owner's own `image decrypt` reading from places that somebody else writes to: refused, and no image written; or
+the very image that was encrypted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adversary.expect import refusal_of, require_fix
+from adversary.pulls import KEK, LAYERS, Published, forget_refusals
+from cloister.errors import CloisterError
+from cloister.imagetool.decrypt import decrypt_image
+from cloister.imagetool.encrypt import encrypt_image
+from cloister.oci.digest import Digest, parse_digest
+from cloister.oci.distribution import RegistryClient
+from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS
+from cloister.oci.encryption.wrapping import PacketUnwrapper, PacketWrapper
+from cloister.oci.layout import OCILayout
+from cloister.oci.manifest import OCI_MANIFEST
+from cloister.oci.reference import parse_reference
+from cloister.oci.store import ImageSource
+from cloister.oci.transport import HTTPTransport
+from cloister.testing import evilregistry as evil
+from conformance.registry_process import RegistryProcess
+from unit.oci.builders import KEK_ID, build_layout
+
+pytestmark = [
+    pytest.mark.tool,
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+EXAMPLES = 150
+KEYS = [PacketUnwrapper(lambda path: KEK)]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    place = tmp_path_factory.mktemp("decryption")
+    with RegistryProcess(place / "registry") as registry:
+        yield Published(registry, place / "layout")
+        forget_refusals()
+
+
+@pytest.fixture(scope="module")
+def liar(image: Published) -> Iterator[evil.EvilRegistry]:
+    with evil.EvilRegistry(image.registry.port) as registry:
+        yield registry
+
+
+def decrypted(source: ImageSource, selector: Digest | str, place: Path) -> dict[str, Any]:
+    """Decrypt into a new layout and return the manifest; after a refusal there must be no image."""
+    shutil.rmtree(place, ignore_errors=True)
+    sink = OCILayout(place, create=True)
+    try:
+        decrypt_image(source, selector, sink, tag="v1", keys=KEYS)
+    except CloisterError:
+        assert sink.get_manifest("v1") is None
+        assert list(sink.images()) == []
+        raise
+    stored = sink.get_manifest("v1")
+    assert stored is not None
+    found: dict[str, Any] = json.loads(stored.raw)
+    return found
+
+
+def from_liar(liar: evil.EvilRegistry, selector: Digest, place: Path, *lies: evil.Lie) -> dict[str, Any]:
+    liar.lies[:] = lies
+    transport = HTTPTransport()
+    reference = parse_reference(f"127.0.0.1:{liar.port}/team/app")
+    try:
+        client = RegistryClient(transport, reference, plain_http=True, other_origins=False, sleep=lambda _: None)
+        return decrypted(client, selector, place)
+    finally:
+        liar.lies.clear()
+        transport.close()
+
+
+def test_the_honest_image_is_decrypted(image: Published, liar: evil.EvilRegistry, tmp_path: Path) -> None:
+    found = from_liar(liar, image.digest, tmp_path / "plain")
+    assert [layer["digest"] for layer in found["layers"]] == [str(Digest.of(layer)) for layer in image.plain]
+
+
+def test_any_flipped_bit_of_an_image_named_by_digest_is_refused(
+    image: Published, liar: evil.EvilRegistry, tmp_path: Path
+) -> None:
+    document = image.document()
+    stored = {blob["digest"]: image.blob(blob) for blob in (document["config"], *document["layers"])}
+    stored[str(image.digest)] = image.manifest(image.digest)
+    codes = Counter[str]()
+
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def flip(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(stored)))
+        position = data.draw(st.integers(0, len(stored[name]) - 1))
+        lie = evil.flipped(name, position, 1 << data.draw(st.integers(0, 7)))
+        with pytest.raises(CloisterError) as caught:
+            from_liar(liar, image.digest, tmp_path / "plain", lie)
+        codes[caught.value.code] += 1
+        require_fix(caught.value.code)
+
+    flip()
+    assert set(codes) <= {"oci.distribution.digest_mismatch", "oci.encryption.mac_mismatch"}, codes
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encrypted image in a directory."""
+    place = tmp_path_factory.mktemp("local")
+    built = build_layout(place / "plain", *LAYERS)
+    sink = OCILayout(place / "encrypted", create=True)
+    encrypt_image(built.layout, built.digest, sink, tag="v1", recipients=[PacketWrapper(KEK_ID, KEK)])
+    return place / "encrypted"
+
+
+def test_any_flipped_bit_of_a_directory_is_refused_or_makes_no_difference(layout: Path, tmp_path: Path) -> None:
+    """All files of a layout, its index and its marker among them: what names the image is the index, so that a bit
+    there may hide the image, never make another of it."""
+    meant = decrypted(OCILayout(layout), "v1", tmp_path / "plain")
+    files = sorted(path.relative_to(layout) for path in layout.rglob("*") if path.is_file())
+    codes = Counter[str]()
+
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def flip(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(files))
+        content = bytearray((layout / name).read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(layout, copy)
+        (copy / name).write_bytes(content)
+        try:
+            found = decrypted(OCILayout(copy), "v1", tmp_path / "plain")
+        except CloisterError as err:
+            codes[err.code] += 1
+            require_fix(err.code)
+        else:
+            codes[""] += 1
+            assert name.name in ("index.json", "oci-layout"), name
+            assert found == meant
+
+    flip()
+    assert codes["oci.layout.digest_mismatch"] > EXAMPLES / 4, codes
+
+
+def resealed(image: Published, change: str) -> tuple[Digest, list[evil.Lie]]:
+    """Return another manifest, named by its own digest: what decryption has to notice without any signature."""
+    document = image.document()
+    one, two = document["layers"]
+    if change == "layers exchanged":
+        document["layers"] = [two, one]
+    elif change == "keys exchanged":
+        one["annotations"][PROVIDER_KEYS], two["annotations"][PROVIDER_KEYS] = (
+            two["annotations"][PROVIDER_KEYS],
+            one["annotations"][PROVIDER_KEYS],
+        )
+    elif change == "MACs exchanged":
+        one["annotations"][PUBLIC_OPTIONS], two["annotations"][PUBLIC_OPTIONS] = (
+            two["annotations"][PUBLIC_OPTIONS],
+            one["annotations"][PUBLIC_OPTIONS],
+        )
+    elif change == "layer left out":
+        document["layers"] = [one]
+    elif change == "layer repeated":
+        document["layers"] = [one, one]
+    elif change == "last byte of a layer":
+        content = image.blob(two)
+        two.update(image.put(content[:-1] + bytes([content[-1] ^ 1])))
+    raw = json.dumps(document).encode()
+    return Digest.of(raw), [evil.answered(str(Digest.of(raw)), raw, OCI_MANIFEST)]
+
+
+RESEALED = {
+    "layers exchanged": "oci.layer.diff_id_mismatch",
+    "keys exchanged": "oci.encryption.mac_mismatch",
+    "MACs exchanged": "oci.encryption.mac_mismatch",
+    "layer left out": "imagetool.layers.diff_ids",
+    "layer repeated": "oci.layer.diff_id_mismatch",
+    "last byte of a layer": "oci.encryption.mac_mismatch",
+}
+
+
+@pytest.mark.parametrize("change", RESEALED)
+def test_a_manifest_that_somebody_else_wrote(
+    image: Published, liar: evil.EvilRegistry, tmp_path: Path, change: str
+) -> None:
+    digest, lies = resealed(image, change)
+    refusal_of(RESEALED[change], from_liar, liar, digest, tmp_path / "plain", *lies)
+    assert not (tmp_path / "plain" / "blobs" / "sha256" / parse_digest(str(digest)).hex).exists()

@@ -18,6 +18,11 @@ command's between the same files, without starting Python.
 
 Medians of wall time and of CPU time; the machine's other work disturbs wall time far more. With `--check` a missed
 target is exit code 1, `--quick` takes 3 MB and asks for no target but equal digests: it is what `make test` runs.
+`--guest` shows the guest's side instead, in this process: a sealed layer whose ciphertext is in memory, authenticated,
+decrypted and unpacked into a memory file system by the guest's pull, and by the same steps one after the other with
+zlib (`stock`); and the whole pull of an encrypted and signed image from a registry into a tree, beside `skopeo copy`
+with decryption and `umoci unpack`. Trees are compared before a row is printed.
+
 `--memory` compares the most memory a run had with layers of 30 MB and of 3 GB. No network. Layers are made once and
 kept in the cache (`CLOISTER_CACHE`).
 """
@@ -38,10 +43,12 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -51,17 +58,29 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from cloister.crypto.aead import ctr_stream
+from cloister.crypto.signer import ECDSAP256Signer
+from cloister.guest.images import LayerFetch, PulledImage, memory_spool, unpack
 from cloister.imagetool.compression import compressed
-from cloister.oci.digest import Digest
+from cloister.imagetool.encrypt import encrypt_image
+from cloister.imagetool.sign import sign_image
+from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.document import encode_document
+from cloister.oci.encryption.annotations import parse_layer_encryption
+from cloister.oci.encryption.packet import unwrap_private_options
+from cloister.oci.encryption.wrapping import open_recipients
+from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, LayerType, parse_manifest
+from cloister.oci.rootfs import RootDirectory
 from cloister.oci.store import read_manifest
 from cloister.sdk.home import home_from_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
+from conformance.registry_process import RegistryProcess  # noqa: E402
 from conformance.tools import ToolMissing, install_from_suite, tool_version  # noqa: E402  # after its place is known
+from unit.oci import builders  # noqa: E402
 
 MB: Final = 10**6
 MIB: Final = 1 << 20
@@ -301,10 +320,10 @@ def floor(chunks: Sequence[bytes]) -> None:
 
 
 def timed(work: Callable[[], None]) -> Taken:
-    """Run something in this process."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    """Run something in this process; CPU time is with that of processes that ended."""
+    wall, cpu = time.perf_counter(), sum(os.times()[:4])
     work()
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu, 0)
+    return Taken(time.perf_counter() - wall, sum(os.times()[:4]) - cpu, 0)
 
 
 def in_process(row: Row, folder: Path, source: Path, target: Path) -> None:
@@ -319,6 +338,156 @@ def in_process(row: Row, folder: Path, source: Path, target: Path) -> None:
     else:
         checked = not row.options
         decrypt_between(places, [f"{folder}/key.pem"], keks=KeyEncryptionKeys(), check_diff_ids=checked)
+
+
+# -- the guest
+
+GUEST_TARGET: Final = 1.5
+
+
+class Keys:
+    """A key broker that is there."""
+
+    def wait_attested(self) -> None:
+        """Return."""
+
+    @contextmanager
+    def resource(self, path: object) -> Iterator[bytearray]:
+        """Give the one key."""
+        yield bytearray(builders.KEK)
+
+
+class GuestImage:
+    """An encrypted and signed image in a registry."""
+
+    def __init__(self, layer: str, size: int, folder: Path, registry: RegistryProcess) -> None:
+        source = OCILayout(cached_layout(layer, size))
+        signer = ECDSAP256Signer.generate()
+        self.name = f"bench/{layer}"
+        self.registry = registry
+        self.client = registry.client(self.name)
+        recipients = [*builders.RECIPIENTS, *open_recipients([f"jwe:{folder}/key.pub"])]
+        self.digest = encrypt_image(source, TAG, self.client, tag=TAG, recipients=recipients).digest
+        sign_image(self.client, self.digest, signer, repository=builders.REFERENCE.name)
+        self.stored = read_manifest(self.client, self.digest)
+        self.image = builders.verify(self.client, self.digest, signer)
+
+    def fetch(self) -> PulledImage:
+        """Begin to fetch."""
+        connect = partial(self.registry.client, self.name)
+        return LayerFetch(connect, self.stored, memory_spool, lambda _: None).finish(self.image)
+
+    def fetched(self) -> PulledImage:
+        """Fetch and wait for all of it."""
+        pulled = self.fetch()
+        for blob in pulled.blobs:
+            blob.wait()
+        return pulled
+
+    def stock(self, pulled: PulledImage | None, root: Path) -> None:
+        """Authenticate, decrypt, inflate and unpack one after the other, with what Python brings."""
+        assert pulled is not None
+        root.mkdir()
+        with RootDirectory(root) as tree:
+            unpacker = LayerUnpacker(tree, UnpackOptions(ownership=False, devices=DeviceNodes.SKIP_BELOW_DEV))
+            for index, blob in enumerate(pulled.blobs):
+                encryption = parse_layer_encryption(self.image.manifest.layers[index])
+                private = unwrap_private_options(encryption.packets()[0], builders.KEK)
+                mac = hmac.new(private.key, digestmod=hashlib.sha256)
+                for chunk in blob.follow():
+                    mac.update(chunk)
+                assert mac.digest() == encryption.public.hmac
+                nonce = encryption.public.nonce or private.nonce
+                assert nonce is not None
+                plain = DigestVerifier(private.digest, None, code="bench", path="layer")
+                packed = plain.checked(ctr_stream(private.key, nonce, blob.wait().chunks()))
+                unpacked = DigestVerifier(self.image.config.diff_ids[index], None, code="bench", path="layer")
+                unpacker.apply(unpacked.checked(gunzipped(packed)))
+        pulled.close()
+
+
+def gunzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Inflate one member with zlib."""
+    member = zlib.decompressobj(31)
+    for chunk in chunks:
+        data = chunk
+        while data and not member.eof:
+            yield member.decompress(data, MIB // 4)
+            data = member.unconsumed_tail
+    yield member.flush()
+
+
+def tree_digest(root: Path) -> str:
+    """Return a digest of names and contents."""
+    names = sorted(path for path in root.rglob("*") if path.is_file())
+    content = [f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in names]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def measure_guest(size: int, runs: int, folder: Path, *, judged: bool) -> list[str]:
+    """Print the guest's rows; return what missed its target."""
+    missed = []
+    print("\nGuest: seconds, wall / CPU of this process and its children; medians.\n")
+    print("| | guest | stock | x stock | whole pull | skopeo copy + umoci unpack | x |\n|---|---|---|---|---|---|---|")
+    skopeo_path = next((found.encrypt(folder, folder)[0] for found in rivals(folder)[0] if found.name == NEW), "")
+    with (
+        RegistryProcess(folder / "registry") as registry,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as memory,  # as in the guest
+    ):
+        for layer in ("text", "gzip"):
+            image = GuestImage(layer, size, folder, registry)
+            work: dict[str, Callable[[PulledImage | None, Path], None]] = {
+                "guest": guest_unpack,
+                "stock": image.stock,
+                "pull": partial(guest_pull, image),
+            }
+            if skopeo_path:
+                work["tools"] = partial(tools_pull, skopeo_path, image, folder)
+            taken: dict[str, list[Taken]] = {name: [] for name in work}
+            seen = set()
+            for _ in range(runs):
+                for name, do in work.items():
+                    pulled = image.fetched() if name in ("guest", "stock") else None
+                    root = Path(memory, "root")
+                    taken[name].append(timed(partial(do, pulled, root)))
+                    seen.add(tree_digest(root / "rootfs" if name == "tools" else root))
+                    shutil.rmtree(root)
+            if len(seen) != 1:
+                raise SystemExit(f"{layer}: the trees are not the same")
+            wall = {name: statistics.median(one.wall for one in results) for name, results in taken.items()}
+            cpu = {name: statistics.median(one.cpu for one in results) for name, results in taken.items()}
+            cell = {name: f"{wall[name]:.2f} / {cpu[name]:.2f}" for name in wall}
+            ratio = wall["stock"] / wall["guest"]
+            beside = f"{wall['tools'] / wall['pull']:.1f}" if "tools" in wall else "-"
+            print(
+                f"| {layer} | {cell['guest']} | {cell['stock']} | {ratio:.2f} | {cell['pull']} "
+                f"| {cell.get('tools', 'not here')} | {beside} |",
+                flush=True,
+            )
+            if judged and ratio < GUEST_TARGET:
+                missed.append(f"guest unpack {layer}: {ratio:.2f}, target {GUEST_TARGET}")
+    return missed
+
+
+def guest_unpack(pulled: PulledImage | None, root: Path) -> None:
+    """Do what the guest does."""
+    assert pulled is not None
+    unpack(pulled, Keys(), str(root), ownership=False, decrypted=lambda _: None)
+
+
+def guest_pull(image: GuestImage, _: PulledImage | None, root: Path) -> None:
+    """Do what the guest does, from the first byte on."""
+    guest_unpack(image.fetch(), root)
+
+
+def tools_pull(skopeo_path: str, image: GuestImage, folder: Path, _: PulledImage | None, root: Path) -> None:
+    """Pull with decryption and unpack, by the tools there are; `root` becomes a bundle."""
+    with scratch() as place:
+        remote = f"docker://{image.registry.address}/{image.name}:{TAG}"
+        copy = [skopeo_path, "--policy", f"{folder}/policy.json", "copy", "--quiet", "--src-tls-verify=false"]
+        run([*copy, "--decryption-key", f"{folder}/key.pem", remote, f"oci:{place}/plain:{TAG}"])
+        rootless = [] if os.geteuid() == 0 else ["--rootless"]
+        run(["umoci", "unpack", *rootless, "--image", f"{place}/plain:{TAG}", str(root)])
 
 
 # -- measurement
@@ -446,6 +615,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("--quick", action="store_true", help="3 MB, one run, no targets: only that results are equal")
     parser.add_argument("--memory", action="store_true", help="also memory with 30 MB and 3 GB, which takes minutes")
+    parser.add_argument("--guest", action="store_true", help="the guest's unpacking and whole pulls instead")
     arguments = parser.parse_args()
     size, runs = (3 * MB, 1) if arguments.quick else (arguments.size * MB, arguments.runs)
     missed: list[str] = []
@@ -457,6 +627,10 @@ def main() -> None:
             f"at the start; Python {platform.python_version()}; {size / MB:.0f} MB, {runs} runs; "
             f"{', '.join(missing) or 'all programs there'}"
         )
+        if arguments.guest:
+            missed = measure_guest(size, runs, folder, judged=not arguments.quick)
+            finish(missed, check=arguments.check)
+            return
         print("\nWall / CPU seconds; `x` is how many times as fast ours is as the program, or of the floor.\n")
         print(f"| | {OLD} | {NEW} | {OURS} | in process | floor | x {OLD} | x {NEW} | x floor | memory, MiB |")
         print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -465,9 +639,14 @@ def main() -> None:
                 missed += report(row, measure(row, size, runs, folder), judged=not arguments.quick)
         if arguments.memory:
             missed += measure_memory(folder, min(runs, 3))
+    finish(missed, check=arguments.check)
+
+
+def finish(missed: Sequence[str], *, check: bool) -> None:
+    """Tell what missed its target; with `check` that is exit code 1."""
     for text in missed:
         print(f"missed: {text}", file=sys.stderr)
-    if arguments.check and missed:
+    if check and missed:
         raise SystemExit(1)
 
 

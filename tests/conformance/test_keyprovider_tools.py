@@ -36,7 +36,7 @@ from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.trust.access import TOKEN_FILE
 from cloister.wire.protobuf import encode_field
 from conformance.test_skopeo_images import PROVIDER
-from conformance.tools import cache_directory, require_tool, skip_or_fail
+from conformance.tools import cache_directory, require_go, require_tool, skip_or_fail
 from images import TAG, BuildFailed, busybox_image, layered_image
 from trust_process import Owner, Running, make_owner, running
 from trust_world import MODEL
@@ -346,13 +346,11 @@ def decoder() -> str:
     program = home / "ctd-decoder"
     if program.exists():
         return str(program)
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
-    if go is None:
-        skip_or_fail("Go is not installed (Debian: golang-go)")
+    go = require_go(minimum=(1, 24))
     home.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "GOBIN": str(home), "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod"}
+    environment = {**os.environ, "GOBIN": str(home), "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod", **go.environment}
     result = subprocess.run(
-        [go, "install", DECODER], env=environment, capture_output=True, text=True, timeout=400, check=False
+        [go.program, "install", DECODER], env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     if result.returncode:
         skip_or_fail(f"{DECODER} cannot be had: {result.stderr.strip()[-300:]}")

@@ -30,12 +30,15 @@ from cloister.host.vmm.backends import launcher_for
 from cloister.host.vmm.kvm import probe_kvm
 from cloister.imagetool.podvm.cpio import write_cpio
 from cloister.imagetool.podvm.tree import Tree
+from cloister.oci.digest import Digest
+from cloister.oci.rootimage import RootImage, build_root_image
 from cloister.protocol.guestapi import FailedEvent
 from cloister.protocol.initdata import build_initdata
 from cloister.protocol.launch import LaunchProfile
 from cloister.sdk.bundle import build_bundle, launch_files
 from cloister.sdk.home import Home
 from conformance.tools import cache_directory, skip_or_fail
+from unit.oci.builders import archive, directory, file, hard_link, header, symlink
 
 pytestmark = pytest.mark.vm
 
@@ -207,6 +210,68 @@ def test_corrupt_root(launch: Launch, built: Bundle, tmp_path: Path) -> None:
     assert ended(vm) is ExitReason.VERITY_PANIC, output(vm)
     with pytest.raises(Refused, match=r"host\.vm\.verity_panic"):
         vm.terminate().require_clean()
+
+
+def root_of_container(built: Bundle, folder: Path) -> tuple[Bundle, RootImage]:
+    """Return a bundle whose root is the root image of two layers: what `cloister image verity` writes."""
+    busybox = built.kernel.with_name("busybox").read_bytes()
+    lower = archive(
+        *(directory(name) for name in (b"dev", b"proc", b"sys", b"run", b"tmp")),
+        file(b"bin/busybox", busybox, mode=0o755),
+        file(b"usr/lib/cloister/read-ahead", b"/bin/busybox\n"),
+        file(b"sbin/init", ROOT_INIT, mode=0o755),
+        file(b"data/gone", b"x"),
+        file(b"data/owned", b"y" * 5000, mode=0o4640, uid=1234, gid=70_000, mtime=1_234_567_890),
+        hard_link(b"data/again", b"data/owned"),
+        symlink(b"data/link", b"owned"),
+        header(b"data/node", kind=b"3", mode=0o600, device=(10, 70_000)),
+        *(file(b"many/%03d" % number, b"%d" % number) for number in range(300)),
+    )
+    layers = [lower, archive(file(b"data/.wh.gone"), file(b"data/\xff odd", b"z"))]
+    with (folder / "root.img").open("w+b") as out:
+        made = build_root_image([[layer] for layer in layers], [Digest.of(layer) for layer in layers], out, str(folder))
+    verity = f"{made.data_blocks}:{made.root_hash.hex()}:{made.salt.hex()}"
+    cmdline = re.sub(r"cloister\.verity=\S+", f"cloister.verity={verity}", built.cmdline)
+    return replace(built, root=folder / "root.img", cmdline=cmdline), made
+
+
+ROOT_INIT = b"""#!/bin/busybox sh
+exec > /dev/ttyS0 2>&1
+cd /data
+for i in *; do [ "$i" = link ] || echo "SEEN=$(/bin/busybox stat -c '%n %f %u %g %h %s %Y %t %T' "$i")"; done
+echo "SEEN=link $(/bin/busybox readlink link)"
+echo "SUM=$(/bin/busybox sha256sum < owned)"
+echo "MANY=$(/bin/busybox cat /many/* | /bin/busybox sha256sum)"
+echo "FROM=$(/bin/busybox grep ' / ' /proc/mounts)"
+/bin/busybox poweroff -f
+"""
+
+
+def test_kernel_mounts_a_root_image_through_dm_verity(launch: Launch, built: Bundle, tmp_path: Path) -> None:
+    bundle, _ = root_of_container(built, tmp_path)
+    vm = boot(launch, bundle=bundle, vcpus=1)
+    assert said(vm, "SEEN") == [
+        "again 89a0 1234 70000 2 5000 1234567890 0 0",
+        "node 2180 0 0 1 0 1700000000 a 11170",
+        "owned 89a0 1234 70000 2 5000 1234567890 0 0",
+        *[line for line in said(vm, "SEEN") if line.endswith(" odd 81a4 0 0 1 1 1700000000 0 0")],
+        "link owned",
+    ]
+    assert len(said(vm, "SEEN")) == 5
+    assert said(vm, "SUM") == [f"{hashlib.sha256(b'y' * 5000).hexdigest()}  -"]
+    many = b"".join(b"%d" % number for number in range(300))
+    assert said(vm, "MANY") == [f"{hashlib.sha256(many).hexdigest()}  -"]
+    assert any(line.startswith("/dev/dm-0 / erofs ro") for line in said(vm, "FROM"))
+
+
+def test_kernel_refuses_a_root_image_of_another_hash(launch: Launch, built: Bundle, tmp_path: Path) -> None:
+    bundle, made = root_of_container(built, tmp_path)
+    image = bytearray(bundle.root.read_bytes())
+    for place in range(0, made.hash_offset, 4096):
+        image[place + 2000] ^= 1
+    bundle.root.write_bytes(image)
+    vm = launch(bundle=bundle, vcpus=1)
+    assert ended(vm) is ExitReason.VERITY_PANIC, output(vm)
 
 
 @pytest.mark.parametrize("backend", [Backend.SEABIOS, Backend.OVMF])

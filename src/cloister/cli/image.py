@@ -112,12 +112,10 @@ def encrypt_command(
     if sealed.zstd:
         step(
             "!!",
-            "CoCo guests cannot run this",
+            "for Cloister's guests only",
             f"{_count(sealed.zstd, 'layer')} zstd and encrypted, which CoCo guests cannot read",
         )
-        step.note(
-            "pods of Cloister can; for others encrypt the original again with --compress gzip (content stays the same)"
-        )
+        step.note("for a CoCo guest, encrypt the original again with --compress gzip (content stays the same)")
     if sealed.foreign:
         step("!!", "NOT encrypted", f"{_count(sealed.foreign, 'layer')} fetched from elsewhere, readable to everybody")
     step.note(f"next: cloister image sign {destination}{_naming(destination)}")

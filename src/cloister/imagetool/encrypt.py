@@ -53,7 +53,7 @@ class SealedImage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         image: manifests before and after, of every platform.
         plain_bytes: of all encrypted layers as they were.
-        zstd: layers that are zstd and encrypted, which guests of Confidential Containers cannot read.
+        zstd: layers that are zstd and encrypted, which CoCo's guests cannot read.
         recompressed: layers whose compression was changed.
         foreign: layers that are fetched from elsewhere and were left as they are.
     """

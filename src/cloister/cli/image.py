@@ -61,7 +61,7 @@ def encrypt_command(
         typer.Option(
             metavar="FORM",
             help="none: layers stay as they are; gzip: plain and zstd ones become gzip; zstd: plain ones become zstd; "
-            "guest: only zstd ones become gzip.",
+            "guest: only zstd ones become gzip, for guests of Confidential Containers.",
         ),
     ] = Compress.NONE,
     leave_foreign: Annotated[
@@ -307,7 +307,9 @@ def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
         for line in lines:
             print_line(f"  for        {scheme}: {line}")
     if any(layer["encrypted"] and not layer["for_guests"] for layer in described["layers"]):
-        print_line("  guests     cannot run it: they need a kbs recipient, and layers that are not zstd")
+        print_line("  guests     cannot open it: they need a kbs recipient")
+    if any(layer["encrypted"] and layer["compression"] == "zstd" for layer in described["layers"]):
+        print_line("  CoCo       guests cannot read its layers: zstd and encrypted")
     print_line("  everybody can read")
     for item in described["readable"]:
         print_line(f"    {item['what']:<28} {item['value']}")
@@ -319,6 +321,8 @@ def _print_image(described: dict[str, Any]) -> None:  # Any: JSON
         )
     if not described["signatures"]:
         print_line("  signature  none")
+    else:
+        print_line("  to verify  cloister image verify")
 
 
 def _common_recipients(layers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:  # Any: JSON

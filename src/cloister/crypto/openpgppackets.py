@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from cloister.errors import FormatRefused
+from cloister.wire.limits import OPENPGP_PACKETS
 
 CODE: Final = "crypto.openpgp"
 PKESK: Final = 1
@@ -23,7 +24,6 @@ COMPRESSED: Final = 8
 LITERAL: Final = 11
 PUBLIC_SUBKEY: Final = 14
 SEIPD: Final = 18
-_PACKETS: Final = 4096
 
 
 class Packet(NamedTuple):
@@ -51,11 +51,15 @@ def dearmor(data: bytes) -> bytes:
 
 
 def read_packets(data: bytes, *, ceiling: int) -> Iterator[Packet]:
-    """Yield the packets of `data`, partial bodies joined whatever the length of their parts."""
+    """Yield the packets of `data`, partial bodies joined whatever the length of their parts.
+
+    Raises:
+        FormatRefused: longer than `ceiling` (`crypto.openpgp.too_long`), too many, or no packets (`.malformed`).
+    """
     if len(data) > ceiling:
-        raise malformed("length")
+        raise FormatRefused(f"{CODE}.too_long", "too many bytes of OpenPGP data", expected=f"at most {ceiling}")
     at = 0
-    for _ in range(_PACKETS):
+    for _ in range(OPENPGP_PACKETS):
         if at == len(data):
             return
         head = data[at]
@@ -67,8 +71,9 @@ def read_packets(data: bytes, *, ceiling: int) -> Iterator[Packet]:
         else:
             width = (1, 2, 4, 0)[head & 3]
             start = at + 1 + width
-            at = start + int.from_bytes(data[at + 1 : start], "big")
-            if not width or at > len(data):
+            # Without a length it is the rest: so GnuPG writes what it compresses.
+            at = start + int.from_bytes(data[at + 1 : start], "big") if width else len(data)
+            if at > len(data):
                 raise malformed("packet")
             yield Packet((head >> 2) & 0x0F, data[start:at])
     if at != len(data):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA384, SHA512, HashAlgorithm
 
+from cloister.crypto.openpgppackets import Reader, dearmor, read_packets
 from cloister.errors import FormatRefused, Refused
-from cloister.wire.base64 import decode_b64
-from cloister.wire.limits import OPENPGP_KEYRING_BYTES, OPENPGP_MESSAGE_BYTES, OPENPGP_PACKETS
+from cloister.wire.limits import OPENPGP_KEYRING_BYTES, OPENPGP_MESSAGE_BYTES
 
 _CODE: Final = "crypto.openpgp"
 _SIGNATURE, _ONE_PASS, _PUBLIC, _COMPRESSED, _LITERAL, _USER_ID, _SUBKEY = 2, 4, 6, 8, 11, 13, 14
@@ -100,7 +100,7 @@ def parse_keyring(data: bytes) -> tuple[SigningKey, ...]:
     """
     found: list[SigningKey] = []
     group: list[tuple[int, bytes]] = []
-    for tag, body in (*_packets(_dearmour(data), OPENPGP_KEYRING_BYTES), (_PUBLIC, b"")):
+    for tag, body in (*read_packets(dearmor(data), ceiling=OPENPGP_KEYRING_BYTES), (_PUBLIC, b"")):
         if tag == _PUBLIC:
             found += _keys_of(group)
             group = []
@@ -131,7 +131,7 @@ def verify_message(
         Refused: `crypto.openpgp.unknown_key`, `.bad_signature`, `.algorithm`, `.key_expired`, `.signature_expired`.
     """
     # 1
-    content, raw_signature = _split_message(_dearmour(data))
+    content, raw_signature = _split_message(dearmor(data))
     signature = _parse_signature(raw_signature)
     if signature.kind != _BINARY or signature.unknown_critical:
         raise FormatRefused(f"{_CODE}.message", "signature is of another kind than over binary data")
@@ -177,10 +177,10 @@ def verify_message(
 
 
 def _split_message(data: bytes) -> tuple[bytes, bytes]:
-    packets = [item for item in _packets(data, OPENPGP_MESSAGE_BYTES) if item[0] not in _IGNORED]
+    packets = [item for item in read_packets(data, ceiling=OPENPGP_MESSAGE_BYTES) if item[0] not in _IGNORED]
     if len(packets) == 1 and packets[0][0] == _COMPRESSED:
         plain = _decompress(packets[0][1])
-        packets = [item for item in _packets(plain, OPENPGP_MESSAGE_BYTES) if item[0] not in _IGNORED]
+        packets = [item for item in read_packets(plain, ceiling=OPENPGP_MESSAGE_BYTES) if item[0] not in _IGNORED]
     if [tag for tag, _ in packets] != [_ONE_PASS, _LITERAL, _SIGNATURE]:
         raise FormatRefused(f"{_CODE}.message", "not one signed message: other packets")
     literal = packets[1][1]
@@ -386,37 +386,6 @@ def _issuer(signature: _Signature) -> str:
     return (signature.subpackets.get(_ISSUER) or signature.unhashed.get(_ISSUER) or b"").hex().upper()
 
 
-def _packets(data: bytes, ceiling: int) -> Iterator[tuple[int, bytes]]:
-    """Yield type and body of each packet (RFC 4880, section 4.2)."""
-    if len(data) > ceiling:
-        raise FormatRefused(f"{_CODE}.too_long", "too many bytes", expected=f"at most {ceiling}")
-    for count in range(OPENPGP_PACKETS + 1):
-        if not data:
-            return
-        if count == OPENPGP_PACKETS or not data[0] & 0x80:
-            raise _malformed("not a packet" if count < OPENPGP_PACKETS else "too many packets")
-        tag, body, data = _new_packet(data) if data[0] & 0x40 else _old_packet(data)
-        yield tag, body
-
-
-def _old_packet(data: bytes) -> tuple[int, bytes, bytes]:
-    size = {0: 1, 1: 2, 2: 4}.get(data[0] & 3)
-    if size is None:  # of indeterminate length: the rest of the file
-        return (data[0] >> 2) & 0xF, data[1:], b""
-    length = int.from_bytes(data[1 : 1 + size], "big")
-    return (data[0] >> 2) & 0xF, *_cut(data, 1 + size, length)
-
-
-def _new_packet(data: bytes) -> tuple[int, bytes, bytes]:
-    tag, rest, body = data[0] & 0x3F, data[1:], b""
-    while rest and 224 <= rest[0] < 255:  # partial lengths
-        piece, rest = _cut(rest, 1, 1 << (rest[0] & 0x1F))
-        body += piece
-    length, start = _length(rest)
-    piece, rest = _cut(rest, start, length)
-    return tag, body + piece, rest
-
-
 def _length(data: bytes) -> tuple[int, int]:
     """Return a length and how many bytes it took."""
     if not data:
@@ -432,41 +401,21 @@ def _length(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[1:5], "big"), 5
 
 
-def _cut(data: bytes, start: int, length: int) -> tuple[bytes, bytes]:
-    if len(data) < start + length:
-        raise _malformed("packet is cut off")
-    return data[start : start + length], data[start + length :]
-
-
 def _numbers(data: bytes, count: int) -> list[int]:
     """Return exactly `count` multiprecision integers."""
-    found = []
-    for _ in range(count):
-        bits = int.from_bytes(data[:2], "big")
-        piece, data = _cut(data, 2, (bits + 7) // 8)
-        found.append(int.from_bytes(piece, "big"))
-    if data:
+    reader = Reader(data)
+    found = [int.from_bytes(reader.number(), "big") for _ in range(count)]
+    if reader.rest():
         raise _malformed("bytes behind the last number")
     return found
 
 
 def _number_bytes(data: bytes) -> bytes:
-    piece, rest = _cut(data, 2, (int.from_bytes(data[:2], "big") + 7) // 8)
-    if rest:
+    reader = Reader(data)
+    piece = reader.number()
+    if reader.rest():
         raise _malformed("bytes behind the last number")
     return piece
-
-
-def _dearmour(data: bytes) -> bytes:
-    """Return the bytes of ASCII armour (RFC 4880, section 6.2; the checksum proves nothing and is not looked at)."""
-    if not data.lstrip().startswith(b"-----BEGIN PGP "):
-        return data
-    lines = data.decode("ascii", "replace").strip().splitlines()
-    body = lines[1:-1]
-    if "" in (stripped := [line.strip() for line in body]):
-        body = body[stripped.index("") + 1 :]
-    text = "".join(line.strip() for line in body if not line.startswith("="))
-    return decode_b64(text, path="armour", ceiling=OPENPGP_KEYRING_BYTES)
 
 
 def _malformed(message: str, actual: str = "") -> FormatRefused:

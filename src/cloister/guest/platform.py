@@ -151,6 +151,8 @@ class Simulated:
         self._key = options["simulation-key"]
         self.work = options["state"]
         self._room: ScratchRoom | None = None
+        # Before there are threads: those that fetch seal what they get, and `cryptography` has import cycles.
+        import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
 
     def open_control(self) -> ControlPort:
         """Connect to the launcher."""

@@ -25,7 +25,6 @@ import msgspec
 from cloister.crypto.aead import ctr_stream
 from cloister.errors import ImageRefused
 from cloister.imagetool.beside import checked_beside
-from cloister.imagetool.compression import decompressed
 from cloister.imagetool.layers import (
     Progress,
     Work,
@@ -43,9 +42,10 @@ from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import LayerEncryption, parse_layer_encryption, without_encryption
 from cloister.oci.encryption.options import PrivateOptions, agreed_nonce
 from cloister.oci.encryption.wrapping import KeyUnwrapper, unwrap_layer_key
+from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, ImageManifest, LayerType, parse_config
 from cloister.oci.store import ImageSink, ImageSource, checked_blob, copy_blob, read_blob
-from cloister.wire.limits import IMAGE_CONFIG_BYTES, MANIFEST_BYTES, MIB
+from cloister.wire.limits import IMAGE_CONFIG_BYTES, LAYER_UNPACKED_BYTES, MANIFEST_BYTES, MIB
 
 Stream = Callable[[], Iterable[bytes]]
 """Begins a layer's ciphertext anew."""
@@ -187,7 +187,7 @@ class _Layer:
     def _check_archive(self, plain: Iterable[bytes]) -> None:
         """Compare the archive inside with the configuration."""
         archive = DigestVerifier(self._diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=self._path)
-        for chunk in made_ahead(decompressed(plain, self.target.compression, path=self._path)):
+        for chunk in made_ahead(inflate(plain, self.target.compression, ceiling=LAYER_UNPACKED_BYTES)):
             archive.update(chunk)
         archive.finish()
 

@@ -25,7 +25,7 @@ import msgspec
 
 from cloister.crypto.aead import AES256_KEY_BYTES, CTR_NONCE_BYTES, ctr_stream
 from cloister.errors import ImageRefused
-from cloister.imagetool.compression import Compress, compressed, decompressed
+from cloister.imagetool.compression import Compress, compressed
 from cloister.imagetool.layers import (
     Progress,
     Work,
@@ -41,9 +41,10 @@ from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import encryption_annotations, without_encryption
 from cloister.oci.encryption.options import PrivateOptions, PublicOptions, encode_private_options
 from cloister.oci.encryption.wrapping import KeyWrapper, wrap_layer_key
+from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, ImageManifest, LayerType, parse_config, parse_layer_type
 from cloister.oci.store import ImageSink, ImageSource, checked_blob, read_blob
-from cloister.wire.limits import IMAGE_CONFIG_BYTES, MANIFEST_BYTES
+from cloister.wire.limits import IMAGE_CONFIG_BYTES, LAYER_UNPACKED_BYTES, MANIFEST_BYTES
 
 
 class SealedImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +202,7 @@ class _Layer:
     def _recompressed(self, stored: Iterable[bytes], path: str) -> Iterator[bytes]:
         """Yield the layer with its new compression, and take the digest of that."""
         verifier = DigestVerifier(self._diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=path)
-        archive = verifier.checked(decompressed(made_ahead(stored), self.type.compression, path=path))
+        archive = verifier.checked(inflate(made_ahead(stored), self.type.compression, ceiling=LAYER_UNPACKED_BYTES))
         hasher = hashlib.sha256()
         for chunk in compressed(made_ahead(archive), self.target.compression):
             hasher.update(chunk)

@@ -43,11 +43,10 @@ def describe_image(source: ImageSource, selector: str, *, platform: str = "") ->
     manifest = parse_manifest(stored.raw, media_type=stored.media_type)
     raw_config = read_blob(source, manifest.config, ceiling=IMAGE_CONFIG_BYTES)
     config = parse_config(raw_config)
-    digest = Digest.of(stored.raw)
     layers = [_describe_layer(layer, f"layers[{number}]") for number, layer in enumerate(manifest.layers)]
     return {
         "schema": 2,
-        "digest": str(digest),
+        "digest": str(manifest.digest),
         "index": str(Digest.of(named.raw)) if named.is_index else "",
         "platforms": platforms,
         "platform": f"{config.os}/{config.architecture}",
@@ -80,7 +79,7 @@ def _describe_layer(layer: Descriptor, path: str) -> dict[str, Any]:  # Any: JSO
         "foreign": layer_type.foreign,
         "encrypted": layer_type.encrypted,
         "recipients": recipients,
-        "for_guests": PACKET_SCHEME in recipients and layer_type.compression != "zstd",
+        "for_guests": PACKET_SCHEME in recipients,
     }
 
 

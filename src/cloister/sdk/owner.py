@@ -23,7 +23,6 @@ import msgspec
 
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import Refused
-from cloister.imagetool.compression import Compress
 from cloister.imagetool.encrypt import encrypt_image, is_sealed
 from cloister.imagetool.layers import Progress
 from cloister.imagetool.podvm import PodVMBundle, Shape
@@ -193,7 +192,6 @@ class Owner:
                 store,
                 tag=tag,
                 recipients=[PacketWrapper(kek.uri, key)],
-                compress=Compress.GUEST,
                 progress=progress,
             )
         return sealed.digest, True

@@ -211,6 +211,18 @@ def test_inspect_says_when_an_element_cannot_be_read(built: Built, tmp_path: Pat
         assert lines[0].startswith(("cannot be read", "names nobody")), (scheme, lines)
 
 
+def test_a_key_of_the_trust_service_is_made_once(private_home: Path) -> None:
+    path = parse_resource_uri(KEK_ID)
+    first, second = KeyEncryptionKeys(), KeyEncryptionKeys()
+    key = first.for_recipient(path)
+    assert (first.made, first.found) == ([KEK_ID], [])
+    assert second.for_recipient(path) == key == second.at(path)
+    assert (second.made, second.found) == ([], [KEK_ID])
+    with pytest.raises(CloisterError) as caught:
+        second.at(parse_resource_uri("kbs:///default/image-kek/none"))
+    assert caught.value.code == "trust.resource.missing"
+
+
 class Overtaken:
     """An owner whose trust service gets the key from somebody else right before it is stored."""
 

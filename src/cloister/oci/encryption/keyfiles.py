@@ -18,9 +18,8 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -35,6 +34,9 @@ from cloister.errors import Refused
 from cloister.wire.base64 import decode_b64url
 from cloister.wire.limits import KIB, MIB
 from cloister.wire.strictjson import JSONObject, parse_json_object
+
+if TYPE_CHECKING:
+    from cryptography import x509  # a visible part of a command's start, and public keys do without
 
 KEY_FILE_BYTES: Final = 4 * MIB  # a keyring of a few hundred people
 PASSWORD_BYTES: Final = 4 * KIB
@@ -107,7 +109,7 @@ class KeyEncryptionKey:
     key: bytes = field(repr=False)
 
 
-KeyFile = OpeningKey | x509.Certificate | SecretKeyring | TokenKeyFile | KeyEncryptionKey
+KeyFile: TypeAlias = "OpeningKey | x509.Certificate | SecretKeyring | TokenKeyFile | KeyEncryptionKey"
 """What `parse_key_file` finds."""
 
 
@@ -234,6 +236,8 @@ def parse_certificate(data: bytes, *, path: str = "") -> x509.Certificate:
     Raises:
         Refused: `oci.encryption.key_file.*`.
     """
+    from cryptography import x509
+
     if _PEM.search(data):
         return _loaded(lambda: x509.load_pem_x509_certificate(data), _CERTIFICATE, data, path)
     return _loaded(lambda: x509.load_der_x509_certificate(data), _CERTIFICATE, data, path)
@@ -260,6 +264,8 @@ def parse_key_file(data: bytes, password: bytes | None = None, *, path: str = ""
         return TokenKeyFile(data=data)
     if len(data) == AES256_KEY_BYTES:
         return KeyEncryptionKey(key=data)
+    from cryptography import x509
+
     try:
         return x509.load_der_x509_certificate(data)
     except ValueError:

@@ -358,6 +358,21 @@ def test_a_wrong_plain_digest_is_refused(sealed: Sealed, tmp_path: Path) -> None
     assert refused(lambda: list(layer.open())) == "oci.encryption.plain_digest_mismatch"
 
 
+def test_private_options_that_name_the_archive_are_read(sealed: Sealed) -> None:
+    """skopeo writes them so where it compresses and encrypts at once; the archive is checked then, as always."""
+    image = verify(sealed.store, sealed.digest, sealed.signer)
+    good = private_options(sealed, image, 0)
+    other = PrivateOptions(key=good.key, digest=image.config.diff_ids[0], nonce=good.nonce)
+    layers = [
+        authenticate_layer(image, 0, spool(sealed.store, image.manifest.layers[0]), options)
+        for options in (good, other)
+    ]
+    assert list(layers[0].open()) == list(layers[1].open())
+    of_another = PrivateOptions(key=good.key, digest=image.config.diff_ids[1], nonce=good.nonce)
+    layer = authenticate_layer(image, 0, spool(sealed.store, image.manifest.layers[0]), of_another)
+    assert refused(lambda: list(layer.open())) == "oci.encryption.plain_digest_mismatch"
+
+
 def test_a_wrong_or_missing_nonce_is_refused(sealed: Sealed) -> None:
     image = verify(sealed.store, sealed.digest, sealed.signer)
     good = private_options(sealed, image, 0)

@@ -187,14 +187,16 @@ class AuthenticatedLayer:
         place = f"layers[{self.index}]"
         beside = made_ahead if self._blob.size > CHUNK_BYTES else iter  # one chunk gains nothing from a thread
         chunks = self._blob.chunks()
+        diff_id = self.image.config.diff_ids[self.index]
         if self._private is not None:
-            plain = DigestVerifier(
-                self._private.digest, None, code="oci.encryption", reason="plain_digest_mismatch", path=place
-            )
-            chunks = beside(plain.checked(ctr_stream(self._private.key, self._nonce, chunks)))
-        unpacked = DigestVerifier(
-            self.image.config.diff_ids[self.index], None, code="oci.layer", reason="diff_id_mismatch", path=place
-        )
+            plain = ctr_stream(self._private.key, self._nonce, chunks)
+            # skopeo, when it compresses and encrypts at once, names the archive here. It is checked below.
+            if self._private.digest != diff_id:
+                named = self._private.digest
+                reason = "plain_digest_mismatch"
+                plain = DigestVerifier(named, None, code="oci.encryption", reason=reason, path=place).checked(plain)
+            chunks = beside(plain)
+        unpacked = DigestVerifier(diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=place)
         return unpacked.checked(beside(inflate(chunks, self._type.compression, ceiling=ceiling)))
 
     def close(self) -> None:

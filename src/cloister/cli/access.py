@@ -15,7 +15,7 @@ from cloister.cli.administered import (
     print_table,
     write_private,
 )
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_line
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli.administered import administered, moment, parse_moment, print_struct, print_table, short
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_line
 from cloister.cli.refusals import refusal_number
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloister.cli.evidence import EndorsementOption, platform_choice
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import EXIT_UNAVAILABLE, StepPrinter, exit_code, print_error, print_json, print_line
 from cloister.cli.progress import CountBar
 from cloister.errors import CloisterError, Refused

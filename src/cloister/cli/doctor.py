@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 from rich.text import Text
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import EXIT_UNAVAILABLE, level_text, print_json, stdout
 from cloister.rats.claims import LEVEL_MEANING, Level
 from cloister.sdk.bundle import find_bundle, launch_files

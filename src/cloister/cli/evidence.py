@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import EXIT_REFUSED, EXIT_UNAVAILABLE, StepPrinter, print_json, stdout, visible
 from cloister.cli.refusals import refusal_number
 from cloister.rats.claims import LEVEL_MEANING, Claims

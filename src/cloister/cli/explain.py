@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from cloister.cli.administered import CAOption, ServerOption, StateOption, TenantOption, TokenFileOption
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_json, print_line
 from cloister.cli.refusals import Refusal, find_refusal, refusal_number
 from cloister.errors import Refused

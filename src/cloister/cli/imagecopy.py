@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json
 from cloister.cli.progress import BytesBar
 

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloister.cli.forms import Output, OutputOption
 from cloister.errors import Refused
 from cloister.host.vmm.spec import Accelerator, Backend, PortForward
 from cloister.podpolicy.generate import pod_label
 from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.rats.claims import Level
 from cloister.wire.limits import KIB, RESOURCE_BYTES
-
-__all__ = [
-    "Output",
-    "OutputOption",
-    "choose_accelerator",
-    "choose_backend",
-    "level_line",
-    "parse_environment",
-    "parse_level",
-    "parse_name",
-    "parse_publish",
-]
 
 _LEVEL_SHORT = {
     Level.MEASURED: "this machine's root is not kept out",

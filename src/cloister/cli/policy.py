@@ -18,7 +18,7 @@ from cloister.cli.administered import (
     read_text,
     short,
 )
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_line
 from cloister.protocol.resourceuri import parse_prefix_spelling
 

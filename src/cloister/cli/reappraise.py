@@ -11,7 +11,7 @@ import typer
 from msgspec.structs import replace
 
 from cloister.cli.administered import administered
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import EXIT_REFUSED, print_json, print_line, short_digest
 from cloister.cli.progress import CountBar
 from cloister.cli.refusals import refusal_number

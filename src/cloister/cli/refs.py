@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_json, print_line, stdout, visible
 from cloister.cli.podvm import prepare_bundle
 from cloister.protocol.launch import LaunchProfile

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli.administered import administered, moment, print_struct, print_table, read_text, short
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_line
 from cloister.cli.refs import app
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.cli.administered import administered, moment, print_struct, print_table, write_private
-from cloister.cli.options import Output, OutputOption
+from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_json, print_line
 from cloister.crypto.aead import AES256_KEY_BYTES
 from cloister.errors import FormatRefused, Refused

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cloister.cli.forms import Output
 from cloister.cli.imagecopy import copy_command
-from cloister.cli.options import Output
 from cloister.cli.registry import serve_command
 from cloister.errors import CloisterError
 from cloister.oci.digest import Digest

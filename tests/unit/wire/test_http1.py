@@ -47,6 +47,10 @@ def test_request() -> None:
     assert encode_request("PUT", "/x", "h", {}, None).endswith(b"Content-Length: 0\r\n\r\n")
 
 
+def test_a_proxy_is_asked_with_the_whole_address() -> None:
+    assert encode_request("GET", "http://h/x", "h", {}, None).startswith(b"GET http://h/x HTTP/1.1\r\n")
+
+
 @pytest.mark.parametrize(
     ("method", "target", "host", "headers"),
     [
@@ -55,7 +59,9 @@ def test_request() -> None:
         ("GET", "/\x00", "h", {}),
         ("GET", "/\u00e9", "h", {}),
         ("GET", "a", "h", {}),
-        ("GET", "http://h/", "h", {}),
+        ("GET", "https://h/", "h", {}),
+        ("GET", "http:/h/", "h", {}),
+        ("GET", "http://h/ x", "h", {}),
         ("GE T", "/", "h", {}),
         ("GET", "/", "h\r\nX: y", {}),
         ("GET", "/", "h", {"A": "b\r\nC: d"}),

@@ -53,6 +53,7 @@ LOWER: Final = {  # what is more than a parser: the rest of its lines is run by 
     "cloister.oci.layer": 80.0,  # what only root may do
     "cloister.oci.location": 40.0,  # opening and writing places
     "cloister.oci.referrers": 40.0,  # attaching
+    "cloister.oci.session": 80.0,  # accounts, and answers that ask for them
     "cloister.oci.rootfs": 80.0,  # depths no small archive has
     "cloister.oci.signing.simplesigning": 70.0,  # several signatures of one image
     "cloister.tee.collateral.cache": 70.0,  # writing, locking and dropping files

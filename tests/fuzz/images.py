@@ -174,7 +174,16 @@ def _annotation_files() -> list[bytes]:
 
 
 def _options(data: bytes) -> None:
-    each(lambda: options.parse_public_options(data), lambda: options.parse_private_options(data))
+    each(
+        lambda: options.agreed_nonce(
+            options.parse_public_options(data), options.parse_private_options(_OPTIONS), path="layers[0]"
+        ),
+        lambda: options.agreed_nonce(
+            options.parse_public_options(_PUBLIC), options.parse_private_options(data), path="layers[0]"
+        ),
+        lambda: same(options.parse_private_options(data).wipe(), None),
+        lambda: same("k" * 8 in repr(options.parse_private_options(data)), False),
+    )
 
 
 def _packet(data: bytes) -> None:

@@ -19,7 +19,7 @@ demo: setup          ## the main job: seal an unchanged image, boot a measured p
 	@$(BIN)/cloister demo
 
 unit: $(VENV)/.done  ## unit and architecture tests, no network, no VM, no other program, on all processors
-	@$(BIN)/python tools/unit.py tests/unit tests/architecture -- -m 'not tool' --hypothesis-profile quick -p no:schemathesis
+	@$(BIN)/python tools/unit.py tests/unit tests/architecture -- -m 'not tool and not long' --hypothesis-profile quick -p no:schemathesis
 
 test: setup          ## all tests, with real tools and real pod VMs
 	@tools/setup test-packages

@@ -19,6 +19,8 @@ from evidence_world import Site, snp_machine
 from identity_world import DOMAIN, grant, policy
 from trust_world import quick_directory
 
+pytestmark = pytest.mark.long  # seconds, all together
+
 AT = ("--at", "2026-01-01T12:00:00+00:00")
 
 

@@ -183,6 +183,7 @@ class TestSealedFile:
             store.unseal(share)
         assert not store.sealed
 
+    @pytest.mark.long
     def test_a_passphrase(self, tmp_path: Path) -> None:
         place = tmp_path / "root.key"
         seal_file_by_passphrase(place, PASSPHRASE)

@@ -86,6 +86,7 @@ def test_a_broker_that_cannot_be_reached_ends_it_with_its_time() -> None:
     assert broker.asked >= 1
 
 
+@pytest.mark.long
 def test_a_broker_that_is_silent_ends_it_with_its_time() -> None:
     """Whoever holds the network back can keep a renewal waiting, not the lease alive."""
     silent = threading.Event()

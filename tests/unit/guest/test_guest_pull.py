@@ -265,7 +265,7 @@ def test_disk_that_is_full(pull: Pull, when: int) -> None:
 
 
 def test_scratch_room_that_is_used_up(pull: Pull) -> None:
-    pull.room = ScratchRoom(4 * CHUNK_BYTES)
+    pull.room = ScratchRoom(CHUNK_BYTES)
     assert pull.refused() == "oci.spool.full"
 
 

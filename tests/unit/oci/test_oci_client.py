@@ -291,6 +291,7 @@ def test_an_upload_whose_last_answer_was_lost_is_done(tmp_path: Path, size: int)
 # -- tags -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_tags_are_listed_and_deleted(tmp_path: Path) -> None:
     client = client_over(InProcessTransport(RegistryApp(RegistryStore(tmp_path))))
     for number in range(1005):

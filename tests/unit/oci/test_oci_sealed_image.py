@@ -425,6 +425,7 @@ def test_verified_types_cannot_be_made_by_hand(kind: type) -> None:
         kind(object(), *[None] * count)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_layer(tmp_path: Path, signer: ECDSAP256Signer) -> None:
     import tracemalloc
 

@@ -37,6 +37,8 @@ from cloister.testing.firmware import fake_bundle, fake_firmware, fake_report
 from cloister.testing.tpm import EndorsementCA, FakeTPM
 from cloister.wire.base64 import encode_b64
 
+pytestmark = pytest.mark.long  # seconds, all together
+
 CA = EndorsementCA()
 EK = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PLATFORM = FakePlatform(FakeIntel())
@@ -202,6 +204,7 @@ def test_other_firmware(world: World, profile: LaunchProfile, known: str) -> Non
     assert changed(answer) == ["firmware"] and answer["undetermined"] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("profile", PROFILES)
 def test_other_shapes(world: World, profile: LaunchProfile) -> None:
     for vcpus, memory, expected in (

@@ -468,6 +468,7 @@ def test_tpm_evidence_with_a_certified_ak_keeps_the_contract_too(
     assert violations(authenticator_for("tpm"), case) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tee", VERIFIED)
 def test_every_verifier_keeps_the_contract(tee: str, case_of: CaseMaker) -> None:
     case = case_of(tee)

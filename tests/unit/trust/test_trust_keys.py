@@ -544,6 +544,7 @@ class TestVaultAway:
             a_second_later(keys)
             keys.check()
 
+    @pytest.mark.long
     def test_a_slow_one_holds_requests_no_longer_than_its_time(self, tmp_path: Path) -> None:
         with (
             FakeVault(tmp_path) as vault,

@@ -85,6 +85,7 @@ def test_started_at_once_they_have_the_same_keys(replicas: list[Replica]) -> Non
     assert one.keys._keystore.identities() == (one.keys.ring.root,)
 
 
+@pytest.mark.long
 def test_rotated_at_once_every_row_of_every_tenant_opens(replicas: list[Replica]) -> None:
     one, two = replicas
     paths = [parse_resource_path(f"default/model/r{number}") for number in range(12)]

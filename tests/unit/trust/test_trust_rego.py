@@ -153,6 +153,7 @@ def test_an_endless_policy_denies_in_time() -> None:
         assert engine.decide(ALLOW_ALL, QUERY, {}).allowed, "another process goes on"
 
 
+@pytest.mark.long
 def test_a_policy_that_takes_too_much_memory_denies() -> None:
     with RegoEngine(seconds=20) as engine:
         assert engine.decide(ALLOW_ALL, QUERY, {}).allowed

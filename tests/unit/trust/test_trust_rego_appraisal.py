@@ -23,6 +23,8 @@ from trust_world import MODEL, Factory, Guest, World, error_of, init_data
 
 from .test_trust_sample import LINE, Bare
 
+pytestmark = pytest.mark.long  # seconds, all together
+
 pytest.importorskip("regopy", reason="the extra `rego` is not installed")
 
 POLICY = b"""package policy

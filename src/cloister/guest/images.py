@@ -167,7 +167,6 @@ def verify_image(source: ImageSource, container: ContainerPolicy, stored: Stored
     """
     from cloister.crypto.signer import ECDSAP256PublicKey
     from cloister.oci.digest import parse_digest
-    from cloister.oci.signing.referred import read_bundles
     from cloister.oci.signing.simplesigning import read_candidates
     from cloister.oci.signing.verify import ExactRepository, verify_manifest
     from cloister.oci.store import read_blob
@@ -181,6 +180,8 @@ def verify_image(source: ImageSource, container: ContainerPolicy, stored: Stored
     try:
         verified = verify_manifest(stored.raw, expected=digest, candidates=classic, keys=keys, repository=rule)
     except ImageRefused:
+        from cloister.oci.signing.referred import read_bundles
+
         bundles = read_bundles(source, digest)  # only now: most images need no second look
         if not bundles:
             raise

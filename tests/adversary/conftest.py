@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from adversary.pulls import Published, forget_refusals
 from cloister.sdk.owner import SealedReference
+from cloister.testing.evilregistry import EvilRegistry
+from conformance.registry_process import RegistryProcess
 from conformance.tools import skip_or_fail
 from guest_world import World, make_world
 from images import BuildFailed, busybox_image, layered_image
@@ -50,3 +53,19 @@ def busybox(world: World, busybox_layout: str) -> SealedReference:
 def layered(world: World, layered_layout: str) -> SealedReference:
     """Four layers, sealed."""
     return world.seal(layered_layout)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """An image that is encrypted, signed and pushed to a registry of its own."""
+    place = tmp_path_factory.mktemp("published")
+    with RegistryProcess(place / "registry") as registry:
+        yield Published(registry, place / "layout")
+        forget_refusals()
+
+
+@pytest.fixture(scope="module")
+def liar(image: Published) -> Iterator[EvilRegistry]:
+    """Stands before that registry and changes what it is told to."""
+    with EvilRegistry(image.registry.port) as registry:
+        yield registry

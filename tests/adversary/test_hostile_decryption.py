@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pulls import KEK, LAYERS, Published, forget_refusals
+from adversary.pulls import KEK, LAYERS, Published
 from cloister.errors import CloisterError
 from cloister.imagetool.decrypt import decrypt_image
 from cloister.imagetool.encrypt import encrypt_image
@@ -29,7 +28,6 @@ from cloister.oci.reference import parse_reference
 from cloister.oci.store import ImageSource
 from cloister.oci.transport import HTTPTransport
 from cloister.testing import evilregistry as evil
-from conformance.registry_process import RegistryProcess
 from unit.oci.builders import KEK_ID, build_layout
 
 pytestmark = [
@@ -38,20 +36,6 @@ pytestmark = [
 ]
 EXAMPLES = 150
 KEYS = [PacketUnwrapper(lambda path: KEK)]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    place = tmp_path_factory.mktemp("decryption")
-    with RegistryProcess(place / "registry") as registry:
-        yield Published(registry, place / "layout")
-        forget_refusals()
-
-
-@pytest.fixture(scope="module")
-def liar(image: Published) -> Iterator[evil.EvilRegistry]:
-    with evil.EvilRegistry(image.registry.port) as registry:
-        yield registry
 
 
 def decrypted(source: ImageSource, selector: Digest | str, place: Path) -> dict[str, Any]:

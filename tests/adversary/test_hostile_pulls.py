@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pulls import LAYERS, NAME, SIGNER, Published, forget_refusals, policy_of, pull
+from adversary.pulls import LAYERS, NAME, SIGNER, Published, policy_of, pull
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS
@@ -28,7 +28,6 @@ from cloister.oci.signing.simplesigning import (
     signature_tag,
 )
 from cloister.testing import evilregistry as evil
-from conformance.registry_process import RegistryProcess
 from unpacking import Node
 
 pytestmark = [
@@ -38,20 +37,6 @@ pytestmark = [
 ]
 EXAMPLES = 300
 Tree = dict[bytes, Node]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    place = tmp_path_factory.mktemp("pulls")
-    with RegistryProcess(place / "registry") as registry:
-        yield Published(registry, place / "layout")
-        forget_refusals()
-
-
-@pytest.fixture(scope="module")
-def liar(image: Published) -> Iterator[evil.EvilRegistry]:
-    with evil.EvilRegistry(image.registry.port) as registry:
-        yield registry
 
 
 @pytest.fixture(scope="module")

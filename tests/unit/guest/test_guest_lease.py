@@ -132,7 +132,7 @@ def kept(lease: Lease) -> tuple[threading.Thread, list[CloisterError]]:
         except CloisterError as err:
             ends.append(err)
 
-    thread = threading.Thread(target=keep)
+    thread = threading.Thread(target=keep, daemon=True)  # a failing test leaves it waiting
     thread.start()
     return thread, ends
 

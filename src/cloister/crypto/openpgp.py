@@ -160,6 +160,7 @@ def _encryption_keys(sequoia: Any, certificate: Any) -> list[EncryptionKey]:  # 
     """Return the keys of `certificate` that Sequoia encrypts to: those that a message it makes is for."""
     try:
         probe = bytes(sequoia.encrypt(bytes=b"", recipients=[certificate], armor=False))
+        whole = bytes(certificate)  # not every certificate that is read can be written again
     except (RuntimeError, ValueError) as err:
         raise Refused(
             f"{CODE}.certificate",
@@ -171,7 +172,7 @@ def _encryption_keys(sequoia: Any, certificate: Any) -> list[EncryptionKey]:  # 
     accepted = {
         _recipient_id(packet.body) for packet in read_packets(probe, ceiling=MESSAGE_BYTES) if packet.tag == PKESK
     }
-    packets = read_packets(bytes(certificate), ceiling=KEYRING_BYTES)
+    packets = read_packets(whole, ceiling=KEYRING_BYTES)
     named = [read_public_key(Reader(packet.body)) for packet in packets if packet.tag in (PUBLIC_KEY, PUBLIC_SUBKEY)]
     usable = [encryption_key(key) for key in named if key is not None and key.fingerprint[-8:] in accepted]
     if not usable:

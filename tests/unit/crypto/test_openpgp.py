@@ -114,6 +114,13 @@ def test_certificates_that_cannot_be_encrypted_to() -> None:
     assert refused(lambda: find_recipients(public(expired), ["Eve"])) == "crypto.openpgp.certificate"
 
 
+def test_a_certificate_that_sequoia_reads_but_cannot_write_again() -> None:
+    ring = public(secret())
+    issuer = ring.index(b"\x16\x21\x04")  # length, type, and version of the key whose fingerprint follows
+    altered = ring[: issuer + 2] + b"\x09" + ring[issuer + 3 :]
+    assert refused(lambda: find_recipients(altered, ["alice@cloister.test"])) == "crypto.openpgp.certificate"
+
+
 def test_an_armored_keyring() -> None:
     ring = str(secret().extract_certificate()).encode()
     assert ring.startswith(b"-----BEGIN PGP PUBLIC KEY BLOCK-----")

@@ -45,7 +45,7 @@ def packet(tag: int, body: bytes) -> bytes:
 def test_a_signed_message_verifies() -> None:
     found = verify(sign(b"content"))
     assert found.content == b"content"
-    assert len(found.key.fingerprint) == 40 and abs(found.signed_at - NOW) < timedelta(minutes=5)
+    assert len(found.key.fingerprint) == 40 and abs(found.signed_at - datetime.now(UTC)) < timedelta(minutes=5)
     assert verify(sign(b"")).content == b""
 
 

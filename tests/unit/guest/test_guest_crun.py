@@ -65,7 +65,11 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def children_of_this() -> set[int]:
     """Processes whose parent is this one, also the ones that ended and were not waited for."""
-    return {int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+    found: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended has none
+            found.update(int(pid) for pid in file.read_text().split())
+    return found
 
 
 def runtime(place: Path, script: str) -> CrunRuntime:

@@ -16,7 +16,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from cloister.tlog.merkle import leaf_hash
 from cloister.tlog.receipt import LogPins, parse_receipt, verify_receipt
 from cloister.trust.events import LogEvent
 from cloister.trust.releaselog import ReleaseLog, make_release_log
+from cloister.trust.releaselog.log import Appended
 from cloister.trust.store.database import Store
 
 ENTRIES = 10_000
@@ -80,7 +81,7 @@ def main() -> int:
 
 def print_row(batch: int, seconds: float, store: Store, log: ReleaseLog, key: Ed25519PrivateKey) -> None:
     spent: list[float] = []
-    original = log.before_commit
+    original = log._write
 
     def timed(connection: Connection) -> list[object]:
         begun = time.perf_counter()
@@ -88,16 +89,16 @@ def print_row(batch: int, seconds: float, store: Store, log: ReleaseLog, key: Ed
         spent.append(time.perf_counter() - begun)
         return appended
 
-    def hook(connection: Connection) -> None:
+    def write(connection: Connection, entries: Sequence[Appended]) -> None:
         begun = time.perf_counter()
-        original(connection)
+        original(connection, entries)
         if spent:
             spent[-1] += time.perf_counter() - begun
 
-    log.before_commit = hook  # type: ignore[method-assign]  # timed for this figure
+    log._write = write  # type: ignore[method-assign]  # timed for this figure
     bare = per_entry(batch, seconds, lambda: store.write(lambda connection: None))
     whole = per_entry(batch, seconds, lambda: store.write(timed) and None)
-    del log.before_commit
+    del log._write
     one = store.write(lambda connection: log.append(connection, event()))
     text = log.receipt(one, deadline=0)
     pins = LogPins(key=log.key)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -70,7 +70,8 @@ def encode_leaf(kind: str, at: str, salt: bytes, fields: Mapping[str, str]) -> b
         raise FormatRefused(_MALFORMED, "no kind, time or salt of an entry", actual=f"{kind[:20]} {at[:40]}")
     if not 0 < len(fields) <= FIELDS:
         raise FormatRefused(_MALFORMED, "too many fields, or none", expected=f"1 to {FIELDS}")
-    commitments = {name: commit(field_salt(salt, name), value, name=name) for name, value in fields.items()}
+    salts = _field_salts(salt)
+    commitments = {name: commit(salts(name), value, name=name) for name, value in fields.items()}
     return encode_canonical({"v": VERSION, "kind": kind, "at": at, "commitments": commitments})
 
 
@@ -94,7 +95,19 @@ def parse_leaf(entry: bytes) -> Leaf:
 
 def field_salt(salt: bytes, name: str) -> bytes:
     """Return the salt of one field, which opens that field and no other."""
-    return hmac.digest(salt, name.encode("utf-8", "surrogatepass"), "sha256")
+    return _field_salts(salt)(name)
+
+
+def _field_salts(salt: bytes) -> Callable[[str], bytes]:
+    """Return what makes the salts of an entry's fields: half the time of an HMAC that begins anew for each."""
+    keyed = hmac.new(salt, None, "sha256")
+
+    def salt_of(name: str) -> bytes:
+        own = keyed.copy()
+        own.update(name.encode("utf-8", "surrogatepass"))
+        return own.digest()
+
+    return salt_of
 
 
 def commit(salt: bytes, value: str, *, name: str) -> str:

@@ -13,12 +13,14 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from cloister.errors import Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
-from cloister.trust.store.numbering import OF_TENANT, insert_numbered, number_of
-from cloister.trust.store.prepared import Prepared
+from cloister.trust.store.numbering import OF_TENANT, NumberedRows, insert_numbered, number_of
+from cloister.trust.store.prepared import Prepared, PreparedRows
 from cloister.trust.store.schema import audit, log_nodes, nonces
+from statements import statements
 from store_places import Place
 
 PUT = Prepared(insert(nonces))
+MANY = PreparedRows(nonces)
 FIND = Prepared(select(nonces.c.hash, nonces.c.issued_at).where(nonces.c.hash == bindparam("wanted")))
 COUNT = Prepared(select(func.count()).select_from(nonces))
 
@@ -40,8 +42,10 @@ def test_what_is_written_is_read(store: Store) -> None:
 
 
 def test_many_rows_at_once(store: Store) -> None:
-    many = [{"level": 1, "position": number, "hash": bytes([number]) * 32} for number in range(5)]
-    store.write(lambda connection: Prepared(insert(log_nodes)).run_all(connection, many))
+    many = [{"level": 1, "position": number, "hash": bytes([number]) * 32} for number in range(203)]
+    with statements() as seen:
+        store.write(lambda connection: PreparedRows(log_nodes).run(connection, many))
+    assert sum("log_nodes" in text for text in seen) == 6, "64, 64, 64, 8, 2 and 1"
     read = Prepared(select(log_nodes.c.position, log_nodes.c.hash).order_by(log_nodes.c.position))
     assert [(place, bytes(data)) for place, data in store.read(lambda connection: read.rows(connection, {}))] == [
         (item["position"], item["hash"]) for item in many
@@ -51,7 +55,7 @@ def test_many_rows_at_once(store: Store) -> None:
 def test_constants_of_the_statement_are_bound(store: Store) -> None:
     statement = Prepared(insert_count := select(nonces.c.hash).where(nonces.c.issued_at == 3, nonces.c.hash != "no"))
     assert "3" not in str(insert_count)
-    store.write(lambda connection: PUT.run_all(connection, [row("yes", issued=3), row("no", issued=3)]))
+    store.write(lambda connection: MANY.run(connection, [row("yes", issued=3), row("no", issued=3)]))
     assert store.read(lambda connection: statement.rows(connection, {})) == [("yes",)]
 
 
@@ -61,6 +65,22 @@ def test_numbers_are_given_in_order(store: Store) -> None:
     values = {**empty, "tenant": DEFAULT_TENANT, OF_TENANT: DEFAULT_TENANT, "at": 0, "resource_version": 0}
     given = [store.write(lambda connection: number_of(numbered.row(connection, values))) for _ in range(3)]
     assert given == [1, 2, 3]
+
+
+def test_many_rows_of_many_tenants_are_numbered_in_order(store: Store) -> None:
+    """Each tenant's from its newest on, without a gap, in every size of a statement."""
+    empty = {column.name: "" for column in audit.columns if column.name != "sequence"}
+    numbered, made = NumberedRows(audit), 0
+    for count in (1, 2, 3, 7, 70, 133):
+        rows = [
+            {**empty, "tenant": f"t{(made + place) % 3}", "at": made + place, "resource_version": 0}
+            for place in range(count)
+        ]
+        store.write(lambda connection, rows=rows: numbered.run(connection, rows))  # type: ignore[misc]  # bound by default
+        made += count
+    read = select(audit.c.tenant, audit.c.sequence, audit.c.at).order_by(audit.c.at)
+    found = store.read(lambda connection: connection.execute(read).all())
+    assert [tuple(item) for item in found] == [(f"t{at % 3}", at // 3 + 1, at) for at in range(made)]
 
 
 def test_a_broken_rule_is_an_integrity_error_and_spoils_nobody_else(store: Store) -> None:
@@ -131,7 +151,7 @@ def test_many_readers_share_the_connections(store: Store) -> None:
 
 
 def test_several_rows_where_one_is_meant_are_a_fault(store: Store) -> None:
-    store.write(lambda connection: PUT.run_all(connection, [row("one"), row("two")]))
+    store.write(lambda connection: MANY.run(connection, [row("one"), row("two")]))
     with pytest.raises(RuntimeError):
         store.read(lambda connection: Prepared(select(nonces.c.hash)).row(connection, {}))
 

@@ -19,7 +19,7 @@ from cloister.rats.policy import parse_appraisal_policy
 from cloister.rats.reference import ReferenceEntry
 from cloister.tee.registry import claims_reader_for
 from cloister.trust.store.evidence import EvidenceStore, StoredEvidence, seal_binding
-from cloister.trust.store.records import store_appraisal
+from cloister.trust.store.records import appraisal_row, store_appraisal
 from cloister.trust.store.schema import evidence
 from cloister.trust.verifier.collateral import CollateralSource
 from cloister.trust.verifier.reappraisal import Candidate, Outcome, newest_of_each, reappraise
@@ -289,7 +289,7 @@ def test_a_thousand_results_take_bounded_time_and_report_each(site: Site) -> Non
                 sealed = seal_binding(
                     site.service.keys.ring, record.id, msgspec.structs.replace(binding, runtime_data=runtime)
                 )
-                store_appraisal(connection, record, one.body, binding=sealed)
+                store_appraisal(connection, appraisal_row(record, one.body, binding=sealed))
 
         return work
 

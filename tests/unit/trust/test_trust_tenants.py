@@ -39,6 +39,7 @@ from cloister.trust.store.records import (
     AuditRow,
     DenialRecord,
     RecordStore,
+    appraisal_row,
     store_appraisal,
     store_audit,
 )
@@ -93,9 +94,8 @@ class Space:
         self.store.write(lambda connection: store_audit(connection, mark, audit(mark)))
         self.records.record_denial(denial(mark), audit(mark, denial=DENIAL))
         bound = seal_binding(KEY, ATTESTATION, binding(mark), **self.own)
-        self.store.write(
-            lambda connection: store_appraisal(connection, appraisal(mark), mark.encode(), binding=bound, **self.own)
-        )
+        row = appraisal_row(appraisal(mark), mark.encode(), binding=bound, **self.own)
+        self.store.write(lambda connection: store_appraisal(connection, row))
         session = self.begin()
         self.cookie = self.sessions.cookie(session, activated=True)
         self.store.write(lambda connection: self.sessions.keep(connection, session, mark, at=NOW))
@@ -345,15 +345,9 @@ def test_one_tenants_denials_push_out_no_others(spaces: dict[str, Space], monkey
         record = denial("other-2", f"d-{number:010}")
         spaces["other-2"].records.record_denial(record, audit("other-2", denial=record.id))
         result = appraisal("other-2")
-        spaces["other-2"].store.write(
-            lambda connection, result=result, number=number: store_appraisal(  # type: ignore[misc]  # bound by default
-                connection,
-                AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"}),
-                b"x",
-                binding=b"",
-                tenant="other-2",
-            )
-        )
+        result = AppraisalRecord(**{**as_dict(result), "id": f"a-{number:010}"})
+        row = appraisal_row(result, b"x", binding=b"", tenant="other-2")
+        spaces["other-2"].store.write(lambda connection, row=row: store_appraisal(connection, row))  # type: ignore[misc]  # bound by default
     assert spaces["acme"].seen() == everything("acme")
     kept = [
         attempt(lambda number=number: spaces["other-2"].records.denial(f"d-{number:010}").tee) for number in range(6)

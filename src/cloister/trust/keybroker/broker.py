@@ -75,7 +75,7 @@ from cloister.trust.rowseal import RowSealer
 from cloister.trust.store.database import Store
 from cloister.trust.store.evidence import seal_binding
 from cloister.trust.store.leases import Lease
-from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, store_appraisal, store_audit
+from cloister.trust.store.records import RELEASED, RENEWED, RecordStore, appraisal_row, store_appraisal, store_audit
 from cloister.trust.store.resources import Resource, ResourceStore
 from cloister.trust.store.sessions import Session, SessionStore
 from cloister.trust.tracing import mark, span
@@ -436,7 +436,8 @@ class KeyBroker:
             event = LogEvent(kind=kind, at=context.at, tenant=parts.tenant, fields=event_fields(row))
             return grant.lease if grant is not None else None, parts.events.append(connection, event)
 
-        lease, appended = parts.store.write(work, seconds=left)
+        leases = rule is not None and bool(rule.lease_seconds)
+        lease, appended = parts.store.write(work, seconds=left, single=not leases)
         headers: Headers = ()
         if lease is not None:
             # Rounded down: a guest must not believe in a second that it does not have.
@@ -451,11 +452,13 @@ class KeyBroker:
         tenant = self._parts.tenant
         binding = seal_binding(self._parts.root_key, appraised.record.id, appraised.binding, tenant=tenant)
 
+        kept = appraisal_row(appraised.record, appraised.body, binding=binding, tenant=tenant)
+
         def work(connection: Connection) -> None:
             self._sessions.keep(connection, session, appraised.token, at=context.at)
-            store_appraisal(connection, appraised.record, appraised.body, binding=binding, tenant=tenant)
+            store_appraisal(connection, kept)
 
-        self._parts.store.write(work)
+        self._parts.store.write(work, single=True)
 
 
 def _init_data(member: InitDataMember | None) -> InitData | None:

@@ -97,13 +97,13 @@ class HighWater:
             raise self._failed(err) from err
 
     def _slots(self) -> list[tuple[Mark, int]]:
+        try:
+            whole = os.pread(self._descriptor, _SLOT_PLACES[-1] + _SLOT.size, 0)
+        except OSError as err:
+            raise self._failed(err) from err
         found = []
         for place in _SLOT_PLACES:
-            try:
-                data = os.pread(self._descriptor, _SLOT.size, place)
-            except OSError as err:
-                raise self._failed(err) from err
-            mark = Mark()
+            data, mark = whole[place : place + _SLOT.size], Mark()
             if len(data) == _SLOT.size:
                 size, root, check = _SLOT.unpack(data)
                 if hashlib.sha256(data[: 8 + HASH_BYTES]).digest() == check:

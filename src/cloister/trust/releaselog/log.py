@@ -1,9 +1,8 @@
 """The log itself: entries in the transaction of what they are about, one signed checkpoint per transaction.
 
-Entries get their place when they are appended, by what is in the database then: what a job that refused had appended
-was undone with it, and the next one takes its place. Before the commit the checkpoint over all of them is signed and
-stored with them; so an entry that is durable is in a signed checkpoint. Inclusion proofs are made from the tree as it
-was and the batch, without reading.
+Entries get their place at the end of the transaction: what a job that refused had appended is forgotten with it. They
+are written together, with the signed checkpoint over all of them; so an entry that is durable is in a signed
+checkpoint. Inclusion proofs are made from the tree as it was and the batch, without reading.
 
 Nothing is appended before it is known that the log in the database is the one that was shown to others
 (`cloister.trust.releaselog.guard`).
@@ -16,10 +15,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,42 +38,51 @@ from cloister.trust.releaselog.cosigning import Cosigner, Witness
 from cloister.trust.releaselog.guard import Guard
 from cloister.trust.releaselog.highwater import HighWater, Mark
 from cloister.trust.store.database import Store
+from cloister.trust.store.deferred import defer
 
 TENANT_FIELD: Final = "tenant"
 FIRST_ANSWER_SECONDS: Final = 3.0
 _ORIGIN: Final = "cloister/release-log/"
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """The entries of one transaction; `note` and `size` are set when it is about to commit.
+    """The entries of one transaction.
 
     Attributes:
         transaction: whose; compared by identity.
-        base: size of the log before it.
-        hashes: leaf hashes of its entries.
+        tree: after them.
         nodes: what proofs are made from: subtrees of the tree before, and all that the batch made.
+        note: the checkpoint over them.
     """
 
     transaction: object
-    base: int
-    hashes: list[bytes] = field(default_factory=list)
-    nodes: dict[Node, bytes] = field(default_factory=dict)
-    tree: CompactRange = field(default_factory=CompactRange)
-    size: int = 0
-    note: SignedNote | None = None
+    tree: CompactRange
+    nodes: dict[Node, bytes]
+    note: SignedNote
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(slots=True, kw_only=True, repr=False)
 class Appended:
-    """An entry that was appended; of use once its transaction is durable."""
+    """An entry that was appended; of use once its transaction is durable.
+
+    Attributes:
+        kind: as appended.
+        at: as in the leaf.
+        salt: of its fields.
+        fields: as appended, with the tenant.
+        leaf: what everybody sees.
+        position: its index, once the transaction is about to commit.
+        batch: all that are about to commit, then.
+    """
 
     kind: str
     at: str
     salt: bytes
     fields: Mapping[str, str]
-    position: int
-    batch: _Batch
+    leaf: bytes
+    position: int = -1
+    batch: _Batch | None = None
 
 
 class ReleaseLog:
@@ -97,6 +105,7 @@ class ReleaseLog:
         self._high_water = high_water
         self._tree: CompactRange | None = None
         self._batch: _Batch | None = None
+        self._known: object = None  # the transaction in which it was seen that the tree is the database's
         self._newest: SignedNote | None = None
         self._store: Store | None = None
 
@@ -173,47 +182,19 @@ class ReleaseLog:
             FormatRefused: unknown kind, or fields above a ceiling (`tlog.entry.malformed`).
             Unavailable: the log must not be written now (`trust.releaselog.*`); what is logged must not happen either.
         """
-        batch = self._batch_of(connection)
+        self._require_known(connection)
         salt = self._random(SALT_BYTES)
         at = event.at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         fields = {**event.fields, TENANT_FIELD: event.tenant}
         leaf = encode_leaf(event.kind, at, salt, fields)
-        digest = leaf_hash(leaf)
-        position = batch.base + len(batch.hashes)
-        row: dict[str, Any] = {  # Any: each column has its own type
-            "position": position,
-            "leaf": leaf,
-            "hash": digest,
-            "salt": salt,
-            "tenant": event.tenant,
-            "fields": msgspec.json.encode(fields),
-        }
-        rows.INSERT_ENTRY.run(connection, row)
-        batch.hashes.append(digest)
-        return Appended(kind=event.kind, at=at, salt=salt, fields=fields, position=position, batch=batch)
+        appended = Appended(kind=event.kind, at=at, salt=salt, fields=fields, leaf=leaf)
+        defer(connection, self._write, appended)
+        return appended
 
     def before_commit(self, connection: Connection) -> None:
-        """Sign the checkpoint of the batch and store it with the entries; part of the store's hook."""
-        batch, self._batch = self._batch, None
-        if batch is None or batch.transaction is not connection.get_transaction():
-            return
-        self._forget_undone(connection, batch)
-        if not batch.hashes:
-            return
-        tree = self._require_tree().copy()
-        batch.nodes = dict(tree.nodes())
-        made = []
-        for digest in batch.hashes:
-            for (level, position), data in tree.append(digest):
-                batch.nodes[level, position] = data
-                if level:
-                    made.append({"level": level, "position": position, "hash": data})
-        if made:
-            rows.INSERT_NODE.run_all(connection, made)
-        note = self._sign(tree)
-        rows.INSERT_CHECKPOINT.run(connection, {"size": tree.size, "note": note.encode()})
-        batch.tree, batch.size, batch.note = tree, tree.size, note
-        self._batch = batch
+        """Forget the batch of a transaction that could not be committed; part of the store's hook."""
+        if self._batch is not None and self._batch.transaction is not connection.get_transaction():
+            self._batch = None
 
     def after_commit(self) -> None:
         """Go on from the batch, which is durable; part of the store's hook.
@@ -223,13 +204,13 @@ class ReleaseLog:
                 those who wait is that it is not known, and nothing is appended until the mark can be written.
         """
         batch, self._batch = self._batch, None
-        if batch is None or batch.note is None:
+        if batch is None:
             return
-        self._tree = batch.tree
+        tree = self._tree = batch.tree
         self._newest = batch.note
         if self._cosigner is not None:
-            self._cosigner.offer(batch.size, batch.note)
-        self._high_water.raise_to(Mark(size=batch.size, root=batch.tree.root()))
+            self._cosigner.offer(tree.size, batch.note)
+        self._high_water.raise_to(Mark(size=tree.size, root=tree.root()))
 
     def receipt(self, appended: object, *, cosignatures: int = 0, deadline: float) -> str:
         """Return the receipt of an entry whose transaction is durable, as the value of its header.
@@ -246,14 +227,14 @@ class ReleaseLog:
 
     def receipt_of(self, appended: object, *, cosignatures: int = 0, deadline: float) -> Receipt:
         """As `receipt`, not encoded."""
-        if not isinstance(appended, Appended) or appended.batch.note is None:
+        if not isinstance(appended, Appended) or appended.batch is None:
             raise TypeError("not an entry of this log that was committed")
         batch, position = appended.batch, appended.position
-        note, size = batch.note, batch.size
+        note, size = batch.note, batch.tree.size
         if cosignatures:
             note, size = self._wait_cosigned(position, cosignatures, deadline)
         ranges = inclusion_ranges(position, size)
-        if size == batch.size:
+        if size == batch.tree.size:
             nodes = batch.nodes
         else:
             nodes = self._require_store().read(lambda connection: rows.read_nodes(connection, nodes_for(ranges)))
@@ -264,7 +245,7 @@ class ReleaseLog:
             fields=appended.fields,
             index=position,
             proof=prove(ranges, lambda level, index: nodes[level, index]),
-            checkpoint=note.encode() if note is not None else "",
+            checkpoint=note.encode(),
         )
 
     def stored_receipt(
@@ -307,23 +288,44 @@ class ReleaseLog:
             self._cosigner.close()
         self._high_water.close()
 
-    def _batch_of(self, connection: Connection) -> _Batch:
-        """Return the batch of the running transaction, without what was undone in it."""
-        transaction = connection.get_transaction()
-        batch = self._batch
-        if batch is not None and batch.transaction is transaction:
-            self._forget_undone(connection, batch)
-            return batch
-        self._batch = None
+    def _require_known(self, connection: Connection) -> None:
+        """Return if the tree that is known is that of the database, for the running transaction; it alone writes."""
         self.check()
+        transaction = connection.get_transaction()
+        if self._known is transaction:
+            return
         size = rows.count_entries(connection)
         if self._tree is None or self._tree.size != size:
             self._reload(connection, size)
-        self._batch = _Batch(transaction=transaction, base=size)
-        return self._batch
+        self._known = transaction
 
-    def _forget_undone(self, connection: Connection, batch: _Batch) -> None:
-        del batch.hashes[rows.count_entries(connection) - batch.base :]
+    def _write(self, connection: Connection, entries: Sequence[Appended]) -> None:
+        """Give the entries of a transaction their places and store them with a signed checkpoint over all of them."""
+        tree = self._require_tree().copy()
+        nodes, stored, made = dict(tree.nodes()), [], []
+        for entry in entries:
+            entry.position, digest = tree.size, leaf_hash(entry.leaf)
+            stored.append(
+                {
+                    "position": entry.position,
+                    "leaf": entry.leaf,
+                    "hash": digest,
+                    "salt": entry.salt,
+                    "tenant": entry.fields[TENANT_FIELD],
+                    "fields": msgspec.json.encode(entry.fields),
+                }
+            )
+            for (level, position), data in tree.append(digest):
+                nodes[level, position] = data
+                if level:
+                    made.append({"level": level, "position": position, "hash": data})
+        note = self._sign(tree)
+        rows.INSERT_ENTRIES.run(connection, stored)
+        rows.INSERT_NODES.run(connection, made)
+        rows.INSERT_CHECKPOINT.run(connection, {"size": tree.size, "note": note.encode()})
+        self._batch = _Batch(transaction=connection.get_transaction(), tree=tree, nodes=nodes, note=note)
+        for entry in entries:
+            entry.batch = self._batch
 
     def _reload(self, connection: Connection, size: int) -> None:
         """Take the log from the database: another process appended, or nothing was known yet.

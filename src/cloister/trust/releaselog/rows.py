@@ -13,11 +13,11 @@ from cloister.tlog.checkpoint import Checkpoint, verify_checkpoint
 from cloister.tlog.entry import Leaf, parse_leaf
 from cloister.tlog.note import SignedNote, VerifierKey, parse_note
 from cloister.tlog.tree import CompactRange, Node, nodes_of
-from cloister.trust.store.prepared import Prepared
+from cloister.trust.store.prepared import Prepared, PreparedRows
 from cloister.trust.store.schema import log_checkpoints, log_entries, log_nodes
 
-INSERT_ENTRY: Final = Prepared(insert(log_entries))
-INSERT_NODE: Final = Prepared(insert(log_nodes))
+INSERT_ENTRIES: Final = PreparedRows(log_entries)
+INSERT_NODES: Final = PreparedRows(log_nodes)
 INSERT_CHECKPOINT: Final = Prepared(insert(log_checkpoints))
 _SIZE: Final = Prepared(select(func.max(log_entries.c.position)))
 _NEWEST: Final = select(log_checkpoints.c.size, log_checkpoints.c.note).order_by(log_checkpoints.c.size.desc()).limit(1)
@@ -79,7 +79,7 @@ class Head:
 
 
 def count_entries(connection: Connection) -> int:
-    """Return the number of entries that are there, those of the running transaction included."""
+    """Return the number of entries that are there."""
     [(newest,)] = _SIZE.rows(connection, {})
     return 0 if newest is None else int(newest) + 1
 

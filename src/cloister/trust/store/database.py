@@ -1,8 +1,9 @@
 """The store: one writer, group commit, deadlines instead of hangs; on SQLite or on PostgreSQL.
 
 All writes of a process go through one thread with one connection, which puts the jobs that wait into one transaction,
-each in its own savepoint, and tells every waiter only after the commit. Processes take turns by transaction: on SQLite
-by a lock file, on PostgreSQL by an advisory lock, so that there is one writer at any instant, wherever it is.
+each in its own savepoint, writes what they left for its end (`deferred`), and tells every waiter only after the
+commit. Processes take turns by transaction: on SQLite by a lock file, on PostgreSQL by an advisory lock, so that there
+is one writer at any instant, wherever it is.
 
 A waiter has a deadline; when it passes, the job is abandoned if it has not begun, and the caller refuses. A job that
 had begun may still commit: the record then says more than happened, never less.
@@ -29,6 +30,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from cloister.errors import Refused, Unavailable
 from cloister.trust.store import schema, setup
+from cloister.trust.store.deferred import Deferred
 from cloister.trust.store.failures import too_late, unavailable
 from cloister.trust.store.migrations import HEAD
 from cloister.trust.store.prepared import Prepared
@@ -101,7 +103,7 @@ class BatchHook(Protocol):
     """What is done once per group of writes, in the writer's thread."""
 
     def before_commit(self, connection: Connection) -> None:
-        """Work in the transaction of a batch, after its jobs, of which at least one did not refuse.
+        """Work in the transaction of a batch, after its jobs, of which at least one did not refuse, and what they left.
 
         What a refusing job wrote was undone before; ask the database, not one's memory, what is there. Raising undoes
         the whole batch and is what all its waiters get.
@@ -127,6 +129,7 @@ class _Job(Generic[_T]):
     """
 
     work: Callable[[Connection], _T]
+    single: bool = False
     state: str = "waiting"
     settled: bool = False
     waiting: threading.Lock = field(default_factory=_held_lock)
@@ -194,7 +197,7 @@ class Store:
         """
         self._busy = busy
 
-    def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None) -> _T:
+    def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None, single: bool = False) -> _T:
         """Run `work` in a transaction and return its result once that is durable.
 
         What `work` raises of Cloister's own errors undoes its changes and comes back here.
@@ -202,13 +205,15 @@ class Store:
         Args:
             work: gets the writing connection; must be quick and do nothing but database work.
             seconds: deadline, not longer than the store's own.
+            single: `work` runs no statement that would have to be undone when it refuses, apart from what it defers:
+                then it needs no savepoint. When a statement of it fails, so does the whole batch.
 
         Raises:
             Unavailable: `trust.store.timeout`, `trust.store.locked`, `trust.store.failed`, `trust.store.overload`.
         """
         if self._jobs.qsize() >= _WAITING:
             raise Unavailable("trust.store.overload", "too many writes are waiting", hint="try again later")
-        job: _Job[_T] = _Job(work)
+        job: _Job[_T] = _Job(work, single)
         with self._state:
             if self._closed:
                 raise Unavailable("trust.store.failed", _CLOSED)
@@ -363,17 +368,26 @@ class Store:
         connection, transaction = self._begin()
         ran = False
         with transaction:
+            deferred = Deferred(connection)
             for job in batch:
                 if not self._claim(job):
                     continue
-                if len(batch) > 1:
-                    ran = _run_in_savepoint(connection, job, self._database.hint) or ran
-                else:  # alone it needs none, which saves two exchanges with a server
-                    ran = _run(connection, job, self._database.hint)
-                    if not ran:
-                        transaction.rollback()
-            if self._hook is not None and ran:
-                self._hook.before_commit(connection)
+                left = len(deferred)
+                if (
+                    job.single or len(batch) == 1
+                ):  # alone it needs no savepoint, which saves two exchanges with a server
+                    done = _run(connection, job, self._database.hint)
+                else:
+                    done = _run_in_savepoint(connection, job, self._database.hint)
+                if not done:
+                    deferred.cut(left)
+                ran = done or ran
+            if ran:
+                deferred.write(connection)
+                if self._hook is not None:
+                    self._hook.before_commit(connection)
+            else:
+                transaction.rollback()
         return ran
 
     def _begin(self) -> tuple[Connection, RootTransaction]:
@@ -441,6 +455,8 @@ def _run(connection: Connection, job: _Job[Any], hint: str) -> bool:
     try:
         job.result = job.work(connection)
     except (IntegrityError, ValueRefused) as err:
+        if job.single:
+            raise  # nothing to go back to
         job.error = unavailable(err, hint=hint)
     except SQLAlchemyError:
         raise  # the transaction cannot be trusted any more: the whole batch fails

@@ -10,16 +10,20 @@ their types (`cloister.trust.store.database`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Dialect, Insert
+from sqlalchemy import BigInteger, BindParameter, ColumnElement, Connection, Dialect, Insert, Table, bindparam, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.expression import Executable
 
 Row = tuple[Any, ...]  # Any: columns have their own types
 Parameters = Mapping[str, Any]  # Any: the same
+Given = Callable[[str], BindParameter[Any]]  # Any: the same
+"""Names a parameter of a row."""
+NOTHING: Final[Mapping[str, Any]] = {}  # Any: nothing is in it
+_MOST_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,6 @@ class Prepared:
         """Run it, for statements that return nothing."""
         self._run(connection, parameters, rows=False)
 
-    def run_all(self, connection: Connection, many: Iterable[Parameters]) -> None:
-        """Run it once for each of `many`; for statements that return nothing."""
-        compiled = self._for(connection)
-        given = [compiled.values(each) for each in many]
-        with _Driven(connection) as cursor:
-            cursor.executemany(compiled.text, given)
-
     def _run(self, connection: Connection, parameters: Parameters, *, rows: bool) -> list[Row]:
         compiled = self._for(connection)
         with _Driven(connection) as cursor:
@@ -93,9 +90,65 @@ class Prepared:
         return known
 
 
+class PreparedRows:
+    """An insert of any number of rows: 64, 32, .. or 1 with a statement, so that few texts do for all numbers.
+
+    Args:
+        table: takes a value for each of its columns.
+        made: columns whose values the statement makes, from parameters of the row; those that are no columns are
+            numbers.
+    """
+
+    def __init__(self, table: Table, made: Mapping[str, Callable[[Given], ColumnElement[Any]]] = NOTHING) -> None:
+        self._table = table
+        self._made = made
+        self._columns = [column.name for column in table.columns if column.name not in self._made]
+        self._statements: dict[int, Prepared] = {}
+
+    def run(self, connection: Connection, rows: Sequence[Parameters]) -> None:
+        """Insert `rows`.
+
+        Raises:
+            SQLAlchemyError: the database refuses one, or is gone.
+        """
+        for some in pieces(rows):
+            self.run_piece(connection, some)
+
+    def run_piece(self, connection: Connection, rows: Sequence[Parameters]) -> None:
+        """As `run`, for a piece of `pieces`: one statement."""
+        values = {f"{name}_{place}": value for place, row in enumerate(rows) for name, value in row.items()}
+        self._for(len(rows)).run(connection, values)
+
+    def _for(self, count: int) -> Prepared:
+        known = self._statements.get(count)
+        if known is None:
+            known = self._statements[count] = Prepared(
+                insert(self._table).values([self._row(place) for place in range(count)])
+            )
+        return known
+
+    def _row(self, place: int) -> dict[str, ColumnElement[Any]]:  # Any: columns have their own types
+        columns = self._table.columns
+
+        def given(name: str) -> BindParameter[Any]:
+            return bindparam(f"{name}_{place}", type_=columns[name].type if name in columns else BigInteger())
+
+        row: dict[str, ColumnElement[Any]] = {name: given(name) for name in self._columns}
+        return row | {name: make(given) for name, make in self._made.items()}
+
+
+def pieces(rows: Sequence[Parameters]) -> Iterator[Sequence[Parameters]]:
+    """Yield `rows` in order, in pieces of 64, 32, .. or 1."""
+    done = 0
+    while left := len(rows) - done:
+        count = min(_MOST_AT_ONCE, 1 << (left.bit_length() - 1))
+        yield rows[done : done + count]
+        done += count
+
+
 def _compile(statement: Executable, dialect: Dialect) -> _Compiled:
     keys = None
-    if isinstance(statement, Insert) and statement.select is None:
+    if isinstance(statement, Insert) and statement.select is None and not statement._multi_values:
         keys = [column.name for column in statement.table.columns]
     compiled: Any = statement.compile(dialect=dialect, column_keys=keys)  # type: ignore[attr-defined]  # all have it
     constants = {name: value for name, value in compiled.params.items() if value is not None}

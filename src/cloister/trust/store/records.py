@@ -19,9 +19,10 @@ from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.rats.result import Finding, Severity
 from cloister.trust.store.database import Store
-from cloister.trust.store.numbering import OF_TENANT, insert_numbered, number_of
-from cloister.trust.store.prepared import Prepared
-from cloister.trust.store.schema import audit, denials, evidence
+from cloister.trust.store.deferred import defer
+from cloister.trust.store.numbering import OF_TENANT, NumberedRows, insert_numbered, newest_number, number_of
+from cloister.trust.store.prepared import Parameters, Prepared
+from cloister.trust.store.schema import INT64, audit, denials, evidence
 from cloister.trust.store.times import from_micros, to_micros
 
 DENIALS_KEPT: Final = 20_000
@@ -34,11 +35,14 @@ _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, low
 _ID_CHARS: Final = 10
 
 # Made once: building a statement costs more than running it.
-_INSERT_AUDIT: Final = insert_numbered(audit)
+_INSERT_AUDIT: Final = NumberedRows(audit)
 _INSERT_DENIAL: Final = insert_numbered(denials)
-_INSERT_EVIDENCE: Final = insert_numbered(evidence)
+_INSERT_EVIDENCE: Final = NumberedRows(evidence)
 _FORGET_EVIDENCE: Final = Prepared(
-    delete(evidence).where(evidence.c.tenant == bindparam(OF_TENANT), evidence.c.sequence <= bindparam("oldest"))
+    delete(evidence).where(
+        evidence.c.tenant == bindparam(OF_TENANT),
+        evidence.c.sequence <= newest_number(evidence, bindparam(OF_TENANT)) - bindparam("kept", type_=INT64),
+    )
 )
 _ABSENT: Final = "\ufffd"  # U+FFFD: what cannot be stored stays visible as something
 
@@ -208,7 +212,7 @@ class RecordStore:
         def work(connection: Connection) -> None:
             values = {"id": record.id, "at": to_micros(record.at), "stage": record.stage, "code": record.code}
             values |= {"resource": record.resource, "attestation": record.attestation}
-            whole = {**_storable(self._tenant, values), "record": msgspec.json.encode(record)}
+            whole = {**_storable(self._tenant, values), OF_TENANT: self._tenant, "record": msgspec.json.encode(record)}
             newest = number_of(_INSERT_DENIAL.row(connection, whole))
             store_audit(connection, self._tenant, row)
             if besides is not None:
@@ -292,18 +296,10 @@ class RecordStore:
         return tuple(audit_row_of(row) for row in rows)
 
 
-def store_appraisal(
-    connection: Connection,
-    record: AppraisalRecord,
-    body: bytes,
-    *,
-    binding: bytes,
-    tenant: str = DEFAULT_TENANT,
-) -> None:
-    """Keep evidence and result, within the caller's transaction.
+def appraisal_row(record: AppraisalRecord, body: bytes, *, binding: bytes, tenant: str = DEFAULT_TENANT) -> Parameters:
+    """Return evidence with its result as `store_appraisal` takes it.
 
     Args:
-        connection: of the transaction.
         record: the result.
         body: the evidence as received.
         binding: what it was bound to, sealed (`cloister.trust.store.evidence`).
@@ -311,10 +307,12 @@ def store_appraisal(
     """
     values = {"id": record.id, "at": to_micros(record.at), "tee": record.tee}
     kept = {"body": body, "result": msgspec.json.encode(record), "binding": binding}
-    whole = {**_storable(tenant, values), **kept}
-    newest = number_of(_INSERT_EVIDENCE.row(connection, whole))
-    if newest > EVIDENCE_KEPT:
-        _FORGET_EVIDENCE.run(connection, {OF_TENANT: tenant, "oldest": newest - EVIDENCE_KEPT})
+    return {**_storable(tenant, values), **kept}
+
+
+def store_appraisal(connection: Connection, row: Parameters) -> None:
+    """Keep evidence and result, at the end of the caller's transaction."""
+    defer(connection, _insert_evidence, row)
 
 
 def stored_finding(finding: Finding) -> StoredFinding:
@@ -350,15 +348,26 @@ def random_id(kind: str) -> str:
 
 
 def store_audit(connection: Connection, tenant: str, row: AuditRow) -> None:
-    """Keep an audit row, within the caller's transaction: what it is about happens only once that is durable."""
+    """Keep an audit row, at the end of the caller's transaction: what it is about happens only once that is durable."""
     values = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("at", "sequence")}
-    _INSERT_AUDIT.row(connection, _storable(tenant, {**values, "at": to_micros(row.at)}))
+    defer(connection, _INSERT_AUDIT.run, _storable(tenant, {**values, "at": to_micros(row.at)}))
+
+
+def _insert_evidence(connection: Connection, rows: Sequence[Parameters]) -> None:
+    _INSERT_EVIDENCE.run(connection, rows)
+    for tenant in {row["tenant"] for row in rows}:
+        _FORGET_EVIDENCE.run(connection, {OF_TENANT: tenant, "kept": EVIDENCE_KEPT})
 
 
 def _storable(tenant: str, values: dict[str, Any]) -> dict[str, Any]:  # Any: as the columns take them
-    """Return the parameters of a numbered row; guests chose some of the words, and PostgreSQL keeps no NUL."""
+    """Return the parameters of a numbered row; guests chose some of the words, and PostgreSQL keeps no NUL.
+
+    Raises:
+        UnicodeEncodeError: no text that a database keeps; here, where it fails nobody else's write.
+    """
     words = {name: item.replace("\0", _ABSENT) if isinstance(item, str) else item for name, item in values.items()}
-    return {**words, "tenant": tenant, OF_TENANT: tenant}
+    "".join(item for item in words.values() if isinstance(item, str)).encode()
+    return {**words, "tenant": tenant}
 
 
 def _prune_denials(connection: Connection, tenant: str, newest: int) -> None:

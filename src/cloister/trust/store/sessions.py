@@ -32,8 +32,9 @@ from cloister.protocol.kbs import VERSION, VERSIONS
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.rowseal import KEY_ID_BYTES, RowSealer
 from cloister.trust.store.database import Store
+from cloister.trust.store.deferred import defer
 from cloister.trust.store.dialects import upsert
-from cloister.trust.store.prepared import Prepared
+from cloister.trust.store.prepared import Prepared, PreparedRows
 from cloister.trust.store.schema import INT64, nonce_marks, nonces, sessions
 from cloister.trust.store.tenancy import sealed_name
 from cloister.trust.store.times import to_micros
@@ -77,7 +78,7 @@ _SPEND: Final = Prepared(
     )
     .returning(nonces.c.hash)
 )
-_KEEP: Final = Prepared(insert(sessions))
+_KEEP: Final = PreparedRows(sessions)
 _TOKEN: Final = Prepared(
     select(sessions.c.token).where(sessions.c.tenant == bindparam("of_tenant"), sessions.c.key == bindparam("wanted"))
 )
@@ -216,6 +217,8 @@ class SessionStore:
     def keep(self, connection: Connection, session: Session, token: str, *, at: datetime) -> None:
         """Spend a session's nonce for an Attestation Result, which the session then has, in the caller's transaction.
 
+        Nothing has to be undone when it refuses: the nonce is spent by one statement, the result deferred.
+
         Raises:
             Refused: it was spent before (`trust.session.nonce_used`).
         """
@@ -223,7 +226,7 @@ class SessionStore:
             raise _used()
         row = {"tenant": self._tenant, "key": session.key, "tee": session.tee, "nonce": _hash(session.nonce)}
         times = {"issued_at": session.issued, "expires_at": session.expires}
-        _KEEP.run(connection, {**row, **times, "token": token, "version": session.version})
+        defer(connection, _KEEP.run, {**row, **times, "token": token, "version": session.version})
 
     def token(self, cookie: str, *, at: datetime) -> str:
         """Return the token of an attested session.
@@ -292,7 +295,8 @@ class SessionStore:
 
     def _derived(self, key: bytes, label: bytes, data: bytes) -> bytes:
         """Return 32 bytes; tenant and label come first and end unmistakably, so that no two uses share an input."""
-        return hmac.digest(key, sealed_name(self._tenant, label.decode()).encode() + b"\0" + data, "sha256")
+        named = sealed_name(self._tenant, label.decode()).encode() + b"\0" + data
+        return hmac.new(key, named, "sha256").digest()  # unlike hmac.digest() it gives no other thread a turn
 
     def _named(self, session: Session) -> dict[str, str | int]:
         return {"of_tenant": self._tenant, "wanted": _hash(session.nonce), "issued": session.issued}

@@ -26,7 +26,7 @@ class Transaction(Store):
     def __init__(self, connection: Connection) -> None:
         self._open = connection
 
-    def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None) -> _T:
+    def write(self, work: Callable[[Connection], _T], *, seconds: float | None = None, single: bool = False) -> _T:
         """Run `work` at once, in the open transaction; the deadline is that of the transaction."""
         return work(self._open)
 

@@ -56,6 +56,8 @@ class Nemeses:
             "clock jumps": self._jump,
             "replica and database killed": self._kill_both,
         }
+        if any(replica.workers > 1 for replica in replicas):
+            self.kinds["worker killed"] = self._kill_worker
         self.skipped: dict[str, str] = {}
         if database.disk.reason is not None:
             self._skip("disk full", database.disk.reason)
@@ -106,6 +108,13 @@ class Nemeses:
         replica = self._some()
         self._note(f"SIGKILL of replica {replica.number}")
         replica.kill()
+
+    def _kill_worker(self) -> None:
+        """Its supervisor starts it again; the other one goes on meanwhile."""
+        replica = self._some()
+        self._note(f"SIGKILL of a worker of replica {replica.number}")
+        if not replica.kill_worker(self._choose):
+            self._history.fault(f"replica {replica.number} has no workers")
 
     def _stop_replica(self) -> None:
         """The server must end the transaction that the stopped one holds, so that the others go on."""

@@ -1,6 +1,7 @@
 """Break the trust service on purpose, under load, and hold what its clients saw against what it recorded.
 
     python tests/chaos/run.py --seconds 600 --seed 1 --database postgresql
+    python tests/chaos/run.py --seconds 600 --seed 1 --workers 2
     python tests/chaos/run.py --kills 200 --seed 1 --database sqlite
 
 Prints a report as JSON; the exit code is 1 when a promise was broken. The seed fixes what is done and with which
@@ -70,8 +71,8 @@ class Report:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def run_postgresql(directory: Path, *, seconds: float, seed: int, only: Sequence[str] = ()) -> Report:
-    """Three replicas on one PostgreSQL server, everything broken in turn, or `only` some kinds."""
+def run_postgresql(directory: Path, *, seconds: float, seed: int, only: Sequence[str] = (), workers: int = 1) -> Report:
+    """Three replicas of so many workers on one PostgreSQL server, everything broken in turn, or `only` some kinds."""
     history = History()
     with ExitStack() as stack:
         where = stack.enter_context(disk(directory))
@@ -85,7 +86,9 @@ def run_postgresql(directory: Path, *, seconds: float, seed: int, only: Sequence
             state = directory / f"replica{number}"
             state.mkdir(mode=0o700)
             shutil.copy2(owner.state / "root.key", state)
-            replicas.append(Replica(number, state, proxies, database.proxied_url, database.server.port))
+            replicas.append(
+                Replica(number, state, proxies, database.proxied_url, database.server.port, workers=workers)
+            )
         with Supervisor(replicas, history) as supervisor:
             supervisor.wait_serving(START_SECONDS)
             history.began = time.monotonic()
@@ -179,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long faults are injected (PostgreSQL)")
     parser.add_argument("--kills", type=int, default=200, help="how often the service is killed (SQLite)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes of each replica (PostgreSQL)")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument(
         "--only", action="append", default=[], metavar="KIND", help="a kind of fault, as reports name it"
@@ -189,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         directory = given.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         if given.database == "postgresql":
-            report = run_postgresql(directory, seconds=given.seconds, seed=given.seed, only=given.only)
+            report = run_postgresql(
+                directory, seconds=given.seconds, seed=given.seed, only=given.only, workers=given.workers
+            )
         else:
             report = run_sqlite(directory, kills=given.kills, seed=given.seed)
     print(json.dumps(report.as_dict(), indent=1))

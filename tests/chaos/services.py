@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -34,13 +35,16 @@ class Replica:
 
     Attributes:
         number: which.
+        workers: processes of it that answer; with more than one the first process is their supervisor.
         front: proxy between clients and it.
         back: proxy between it and the database.
         starts: how often it was started.
     """
 
-    def __init__(self, number: int, state: Path, proxies: Proxies, database: str, database_port: int) -> None:
-        self.number, self.state = number, state
+    def __init__(
+        self, number: int, state: Path, proxies: Proxies, database: str, database_port: int, *, workers: int = 1
+    ) -> None:
+        self.number, self.state, self.workers = number, state, workers
         self.front, self.back = proxies.make(), proxies.make()
         self.back.target = database_port
         self._database = database.format(port=self.back.port)
@@ -59,6 +63,7 @@ class Replica:
         self.starts += 1
         arguments = ["--database", self._database, "--ready-file", str(self._ready), "--die-with-parent"]
         arguments += ["--store-seconds", str(STORE_SECONDS), "--request-seconds", str(REQUEST_SECONDS)]
+        arguments += ["--workers", str(self.workers)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command(self.state, *arguments), stdout=log, stderr=log, env=self._environment()
@@ -74,21 +79,42 @@ class Replica:
         return code
 
     def kill(self) -> None:
+        """End all its processes at once, the supervisor first: it would start the others again."""
         assert self.process is not None
         self.may_end = True
+        others = self.others()
         self.process.kill()
+        _signal(others, signal.SIGKILL)
+
+    def kill_worker(self, choose: random.Random) -> bool:
+        """End one of several workers, which its supervisor starts again; return False when there was none."""
+        others = self.others()
+        if others:
+            _signal([choose.choice(others)], signal.SIGKILL)
+        return bool(others)
 
     def signal(self, number: int) -> None:
         assert self.process is not None
+        others = self.others()
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
+        _signal(others, number)
+
+    def others(self) -> list[int]:
+        """Return its processes but the first, in the order in which they were started."""
+        assert self.process is not None
+        try:
+            text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        except OSError:
+            return []  # it has ended
+        return [int(pid) for pid in text.split()]
 
     def set_clock(self, seconds: int) -> None:
         self.clock.write_text(f"{seconds:+d}")
 
     def end(self) -> None:
         if self.process is not None:
-            self.process.kill()
+            self.kill()
             self.process.wait(20)
 
     def _environment(self) -> dict[str, str]:
@@ -103,6 +129,12 @@ class Replica:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
         }
+
+
+def _signal(processes: Sequence[int], number: int) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 class Supervisor:

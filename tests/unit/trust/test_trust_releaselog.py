@@ -32,6 +32,7 @@ from cloister.trust.releaselog.cosigning import Cosigner
 from cloister.trust.releaselog.highwater import HighWater, Mark
 from cloister.trust.releaselog.log import origin_of
 from cloister.trust.store.database import Store
+from cloister.trust.store.deferred import defer
 from statements import statements
 from tlog_world import MemoryLog, MemoryWitness, mth
 
@@ -220,6 +221,21 @@ class TestAppend:
             connection.exec_driver_sql("no statement")
 
         assert refusal(lambda: opened.store.write(fail)) == "trust.store.failed"
+        (one,) = append(opened, release(2))
+        assert verify(opened, one).index == 1
+
+    def test_a_commit_that_fails_after_the_checkpoint_was_signed(self, site: Site) -> None:
+        """What commits next, without an entry, must not be taken for it."""
+        opened = site.open()
+        append(opened, release(0))
+
+        def fail_late(connection: Connection) -> None:
+            opened.log.append(connection, release(1))
+            defer(connection, lambda connection, _: connection.exec_driver_sql("no statement") and None, None)
+
+        assert refusal(lambda: opened.store.write(fail_late)) == "trust.store.failed"
+        opened.store.write(lambda connection: None)
+        assert size_of(opened.log.newest, opened.log) == HighWater(site.directory).read().size == 1
         (one,) = append(opened, release(2))
         assert verify(opened, one).index == 1
 

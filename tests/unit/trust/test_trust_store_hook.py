@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Connection, func, insert, select
@@ -14,6 +15,7 @@ from cloister.errors import Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.store.database import Store
 from cloister.trust.store.deferred import defer
+from cloister.trust.store.records import AuditRow, store_audit
 from cloister.trust.store.schema import nonces
 from statements import statements
 from store_places import Place
@@ -166,6 +168,13 @@ class TestDeferred:
         errors = together(store, lambda c: leave(c, "same"), lambda c: leave(c, "same"))
         assert [type(error) for error in errors] == [Unavailable, Unavailable]
         assert names(store) == set()
+
+    def test_a_row_that_no_database_takes_fails_its_own_job(self, store: Store) -> None:
+        """It is looked at when it is left: at the end it would fail everybody's."""
+        row = AuditRow(at=datetime.now(UTC), decision="denied", code="x", resource="\ud800")
+        errors = together(store, lambda c: store_audit(c, DEFAULT_TENANT, row), lambda c: put(c, "b"))
+        assert [type(error) for error in errors] == [UnicodeEncodeError, type(None)]
+        assert "b" in names(store)
 
 
 def test_a_single_job_runs_without_a_savepoint(store: Store) -> None:

@@ -98,6 +98,7 @@ CPUS = os.cpu_count() or 1
 # Targets: the floor's share of the service's CPU time, p99 of p50 at half load, cost of audit and log, of the policy.
 SHARE, SPREAD, RECORDS, POLICY = 0.75, 5.0, 0.10, 0.05
 OVERLOAD = 10
+PAIRS = 10  # of runs with audit and log and without: of fewer the median jumps where other work comes and goes
 QUEUE = 32  # admitted at once in the overload row
 # Names of the service's threads, as far as the kernel keeps them, and what they are.
 PARTS = {"trust-request": "requests", "trust-store-wri": "store's writer"}
@@ -799,14 +800,15 @@ def _row(name: str, cost: float, base: float, seen: Load) -> None:
 
 
 def measure_records(tee: str, directory: Path, arguments: argparse.Namespace, report: Report) -> None:
-    """Compare CPU time with audit and log and without, in turn."""
+    """Compare CPU time with audit and log and without, in turn, now one first and now the other."""
     site = Site(directory / f"{tee}-records", tee)
     with serving(site) as whole, serving(site, how="serve-without-records") as bare:
         site.check(whole.url)
         pairs = []
-        for _ in range(3):
-            without = load(site, bare, arguments.seconds / 2, arguments.clients)
-            pairs.append((load(site, whole, arguments.seconds / 2, arguments.clients), without))
+        for number in range(PAIRS):
+            order = (whole, bare) if number % 2 else (bare, whole)
+            first, second = (load(site, service, arguments.seconds / 2, arguments.clients) for service in order)
+            pairs.append((first, second) if number % 2 else (second, first))
     extra = statistics.median(on.cost / off.cost - 1 for on, off in pairs)
     slower = statistics.median(1 - on.rate / off.rate for on, off in pairs)
     verdict = report.judge(f"{tee}: audit and log", extra <= RECORDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,13 @@ import typer
 
 from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
+from cloister.cli.progress import BytesBar
 from cloister.sdk.home import home_from_environment
 
 if TYPE_CHECKING:
     from cloister.oci.location import ImageLocation
     from cloister.oci.signing.collect import ReadMore
-    from cloister.oci.signing.evaluate import Evaluation
+    from cloister.oci.signing.evaluate import Evaluation, Finding
     from cloister.oci.signing.requirements import Requirement
     from cloister.oci.signing.verify import RepositoryRule
     from cloister.oci.store import ImageStore
@@ -101,8 +103,10 @@ def _sign_with_key(
     from cloister.sdk.owner import Owner
 
     signer = ECDSAP256Signer.from_pem(key.read_bytes()) if key else Owner(home_from_environment()).signer()
-    sign = sign_image if form is SignatureForm.COSIGN else sign_bundle
-    digest = sign(store, place.selector, signer, repository=name)
+    if form is SignatureForm.COSIGN:
+        digest = sign_image(store, place.selector, signer, repository=name, at=datetime.now(UTC))
+    else:
+        digest = sign_bundle(store, place.selector, signer, repository=name)
     fingerprint = signer.public_key.fingerprint
     return {"digest": str(digest), "key": fingerprint, "signer": f"key {short_digest(fingerprint)}"}
 
@@ -167,16 +171,31 @@ def verify_command(
     predicate_type: Annotated[
         str, typer.Option(help="Kind of statement in a bundle [default: a signature, no other attestation].")
     ] = "",
+    digest: Annotated[
+        str, typer.Option(help="Refuse any other image than the one with this digest, whatever the tag says.")
+    ] = "",
+    not_before: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", help="Refuse signatures made before, and those of which nobody trusted says when."
+        ),
+    ] = "",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Read configuration and layers too; else only the manifest is read.")
+    ] = False,
     platform: Annotated[str, typer.Option(help="Which image of an index [default: this machine's].")] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Say whether an image is signed by whom you trust, and of every signature why it counts or not.
 
-    The digest in the answer is the image that was judged: use it by that digest. Nothing is fetched twice.
+    The digest in the answer is the image that was judged: use it by that digest. Nothing is fetched twice. An older
+    image, well signed, under a tag that was moved back is refused with --digest or --not-before only.
     """
+    from cloister.cli.administered import parse_moment
+    from cloister.oci.digest import parse_digest
     from cloister.oci.location import open_source, parse_location
     from cloister.oci.signing.verify import ExactRepository
-    from cloister.sdk.imagesignature import verify_signatures
+    from cloister.sdk.imagesignature import check_content, verify_signatures
     from cloister.sdk.owner import PLATFORM, open_transport, registry_access
 
     ways = [bool(policy), bool(key), bool(certificate_identity or certificate_oidc_issuer), bool(notation_policy)]
@@ -196,11 +215,25 @@ def verify_command(
             identity = certificate_identity, certificate_oidc_issuer
             requirements = _by_identity(identity, trusted_root, rule, predicate_type)
     with open_transport() as transport, open_source(place, registry_access(place, transport)) as source:
-        evaluation = verify_signatures(source, place.selector, requirements, platform=platform or PLATFORM, more=more)
+        evaluation = verify_signatures(
+            source,
+            place.selector,
+            requirements,
+            platform=platform or PLATFORM,
+            more=more,
+            digest=parse_digest(digest) if digest else None,
+            not_before=parse_moment(not_before, "--not-before"),
+        )
+        read = 0
+        if layers and evaluation.manifest is not None:
+            with BytesBar("reading layers") as bar:
+                read = check_content(source, evaluation.manifest, advance=bar.advance)
     if output is Output.JSON:
-        print_json(_as_json(evaluation, scope))
+        print_json({**_as_json(evaluation, scope), "blobs_checked": read})
     else:
         _print(evaluation, scope)
+        if evaluation.manifest is not None:
+            print_line(f"  content    {_read_words(read)}")
     evaluation.require()
 
 
@@ -262,6 +295,16 @@ def _by_identity(
     return (KeylessRequirement(trust=trust, repository=rule, predicate_type=predicate_type or SIGN_PREDICATE),)
 
 
+def _read_words(read: int) -> str:
+    if read:
+        return f"configuration and layers are as the manifest says: {read} blobs read"
+    return "configuration and layers were not read (--layers reads them)"
+
+
+def _moment(finding: Finding) -> str:
+    return finding.signed_at.isoformat(timespec="seconds") if finding.signed_at is not None else ""
+
+
 def _as_json(evaluation: Evaluation, scope: str) -> dict[str, Any]:  # Any: JSON
     results = [
         {
@@ -272,7 +315,7 @@ def _as_json(evaluation: Evaluation, scope: str) -> dict[str, Any]:  # Any: JSON
                     "place": finding.place,
                     "format": finding.form,
                     "over": finding.subject,
-                    **({"signer": finding.signer} if not finding.code else {}),
+                    **({"signer": finding.signer, "signed_at": _moment(finding)} if not finding.code else {}),
                     **({"code": finding.code, "reason": finding.reason} if finding.code else {}),
                 }
                 for finding in result.findings
@@ -300,7 +343,8 @@ def _print(evaluation: Evaluation, scope: str) -> None:
             print_line(
                 f"      {'ok' if not finding.code else 'no':<3} {finding.form}, {finding.place}, over {finding.subject}"
             )
-            print_line(f"          {finding.signer or f'{finding.code}: {finding.reason}'}")
+            when = f", {_moment(finding)}" if finding.signed_at is not None else ""
+            print_line(f"          {f'{finding.code}: {finding.reason}' if finding.code else finding.signer + when}")
         if not result.findings:
             print_line("      no signature was found")
     if evaluation.manifest is not None and not evaluation.proved:

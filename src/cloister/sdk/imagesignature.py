@@ -6,7 +6,7 @@ and hands values to the evaluator. The result holds the very manifest bytes that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +38,9 @@ from cloister.oci.signing.requirements import (
 )
 from cloister.oci.signing.simplesigning import CERTIFICATE_ANNOTATION, SignatureCandidate, parse_payload
 from cloister.oci.signing.trustpolicy import NotationRequirement, parse_trust_policy, select_policy
-from cloister.oci.signing.verify import BundleCandidate
+from cloister.oci.signing.verify import BundleCandidate, VerifiedManifest, require_digest
 from cloister.oci.store import ImageSource
+from cloister.oci.transfer import copy_blobs
 from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.wire.limits import CERTIFICATE_BYTES, OPENPGP_KEYRING_BYTES, OPENPGP_MESSAGE_BYTES
 
@@ -60,6 +61,8 @@ def verify_signatures(
     platform: str,
     more: ReadMore | None = None,
     now: datetime | None = None,
+    digest: Digest | None = None,
+    not_before: datetime | None = None,
 ) -> Evaluation:
     """Fetch an image's manifest once, find its signatures and judge them.
 
@@ -70,16 +73,66 @@ def verify_signatures(
         platform: which image of an index.
         more: reads simple signing's stores; without it a registry's own are read, where they can count.
         now: aware time, the clock's by default.
+        digest: of the manifest, or of the index that names it, whatever the selector is; None for any.
+        not_before: aware time; older signatures do not count.
 
     Raises:
-        ImageRefused: the image or a list of signatures cannot be read.
+        ImageRefused: the image or a list of signatures cannot be read; `oci.signing.manifest_mismatch`,
+            `oci.signing.age.unproved`.
         Unavailable: the source cannot be read now.
     """
+    image = read_image(source, selector, platform)
+    if digest is not None and all(Digest.of(raw, digest.algorithm) != digest for raw in image.artifacts):
+        require_digest(image.artifacts[-1], digest)
+    return judge_image(source, image, requirements, more=more, now=now, not_before=not_before)
+
+
+def judge_image(
+    source: ImageSource,
+    image: ImageBytes,
+    requirements: Sequence[Requirement],
+    *,
+    more: ReadMore | None = None,
+    now: datetime | None = None,
+    not_before: datetime | None = None,
+) -> Evaluation:
+    """Find the signatures of an image that was fetched, and judge them; as `verify_signatures`."""
     if more is None and isinstance(source, RegistryClient) and any(_asks_openpgp(item) for item in requirements):
         more = extension_reader(source)
-    image = read_image(source, selector, platform)
     found = collect_signatures(source, image, more)
-    return evaluate(image, found, requirements, now=now or datetime.now(UTC))
+    return evaluate(image, found, requirements, now=now or datetime.now(UTC), not_before=not_before)
+
+
+def check_content(
+    source: ImageSource, verified: VerifiedManifest, *, advance: Callable[[int], None] | None = None
+) -> int:
+    """Read configuration and layers of an image and compare them with what its manifest says; return how many.
+
+    Raises:
+        ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
+        Unavailable: the source cannot be read now.
+    """
+    blobs = (verified.manifest.config, *verified.manifest.layers)
+    copy_blobs(source, _Nowhere(), blobs, advance=advance)
+    return len({blob.digest for blob in blobs})
+
+
+class _Nowhere:
+    """A sink that keeps nothing: what goes through `copy_blobs` to it was checked."""
+
+    def has_blob(self, digest: Digest) -> bool:
+        return False
+
+    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        for _ in chunks:
+            pass
+        return Digest.of(b""), 0
+
+    def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
+        return Digest.of(raw)
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        return False
 
 
 def policy_requirements(

@@ -12,6 +12,7 @@ from cloister.cli.forms import Output, OutputOption
 from cloister.cli.imageverity import verity_command
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
+from cloister.cli.trustservice import OpenService, with_trust_service
 from cloister.imagetool.compression import Compress
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ KeyFileOption = Annotated[
 
 
 @app.command("encrypt")
+@with_trust_service
 def encrypt_command(
+    service: OpenService,
     source: SourceArgument,
     destination: SealedArgument,
     recipient: Annotated[
@@ -77,7 +80,7 @@ def encrypt_command(
     """
     from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 
-    keks = KeyEncryptionKeys(key_file)
+    keks = KeyEncryptionKeys(key_file, service=service)
     with BytesBar("encrypting") as bar:
         sealed = encrypt_between(
             parse_places(source, destination),
@@ -122,7 +125,9 @@ def encrypt_command(
 
 
 @app.command("decrypt")
+@with_trust_service
 def decrypt_command(
+    service: OpenService,
     source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
     destination: Annotated[str, typer.Argument(help=f"Where the plain image goes: {_PLACES}.")],
     key: Annotated[
@@ -154,7 +159,7 @@ def decrypt_command(
         found = decrypt_between(
             parse_places(source, destination),
             key,
-            keks=KeyEncryptionKeys(key_file),
+            keks=KeyEncryptionKeys(key_file, service=service),
             platform=platform,
             check_diff_ids=check_diff_ids,
             progress=bar,
@@ -174,7 +179,9 @@ def decrypt_command(
 
 
 @app.command("rewrap")
+@with_trust_service
 def rewrap_command(
+    service: OpenService,
     source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
     destination: Annotated[
         str, typer.Argument(help="Where the image with other recipients goes [default: where it is].")
@@ -208,7 +215,7 @@ def rewrap_command(
             remove=[PACKET_SCHEME if scheme == "kbs" else scheme for scheme in remove or []],
             only_added=replace,
             keys=key or [],
-            keks=KeyEncryptionKeys(key_file),
+            keks=KeyEncryptionKeys(key_file, service=service),
             platform=platform,
             progress=bar,
         )

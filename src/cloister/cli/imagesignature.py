@@ -12,6 +12,7 @@ import typer
 from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
+from cloister.cli.trustservice import OpenService, with_trust_service
 from cloister.sdk.home import home_from_environment
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ def _sign_notation(
     return {"digest": str(digest), "signer": loaded.chain[0].subject.rfc4514_string()}
 
 
+@with_trust_service
 def verify_command(
+    service: OpenService,
     image: Annotated[str, typer.Argument(help=f"The image: {_PLACES}.")],
     policy: Annotated[
         Path | None, typer.Option(help="Accept what this policy.json of containers/image accepts.")
@@ -204,7 +207,7 @@ def verify_command(
     place = parse_location(image)
     scope, more, requirements = "", None, ()  # type: tuple[str, ReadMore | None, tuple[Requirement, ...]]
     if policy is not None:
-        scope, more, requirements = _by_policy(policy, registries_d, place)
+        scope, more, requirements = _by_policy(policy, registries_d, place, service)
     elif notation_policy is not None:
         requirements = _by_notation(notation_policy, place, repository)
     else:
@@ -238,15 +241,14 @@ def verify_command(
 
 
 def _by_policy(
-    policy: Path, registries_d: Path | None, place: ImageLocation
+    policy: Path, registries_d: Path | None, place: ImageLocation, service: OpenService
 ) -> tuple[str, ReadMore | None, tuple[Requirement, ...]]:
     from cloister.protocol.resourceuri import parse_resource_uri
     from cloister.sdk import imagesignature as signatures
-    from cloister.sdk.owner import Owner
 
     def resource(uri: str) -> bytes:
-        with Owner(home_from_environment()).admin() as admin:
-            return admin.get_resource(parse_resource_uri(uri))
+        with service() as client:
+            return client.get_resource_content(parse_resource_uri(uri))
 
     read = signatures.key_reader(resource)
     scope, requirements = signatures.policy_requirements(signatures.read_file(policy), place, read)

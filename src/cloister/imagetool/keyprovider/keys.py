@@ -45,10 +45,17 @@ class AdministeredKeys:
 
     Args:
         open_administration: connects to it.
+        made: told of each key that was made and stored.
     """
 
-    def __init__(self, open_administration: Callable[[], AbstractContextManager[AdminClient]]) -> None:
+    def __init__(
+        self,
+        open_administration: Callable[[], AbstractContextManager[AdminClient]],
+        *,
+        made: Callable[[ResourcePath], None] = lambda _: None,
+    ) -> None:
         self._open = open_administration
+        self._made = made
 
     def existing(self, path: ResourcePath) -> bytes:
         """Return the key at `path`."""
@@ -70,6 +77,7 @@ class AdministeredKeys:
                 if err.code != _CONFLICT:
                     raise
                 return client.get_resource_content(path)
+            self._made(path)
             return key
 
 

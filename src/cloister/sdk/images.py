@@ -7,7 +7,7 @@ there is something to write to it, so that a source, recipient or key that is re
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,12 +26,12 @@ from cloister.oci.location import ImageLocation, LocationKind, open_sink, open_s
 from cloister.oci.store import ImageSink, ImageSource, read_manifest
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.home import home_from_environment
-from cloister.sdk.registryaccess import open_transport, registry_access
 
 if TYPE_CHECKING:
     from cloister.imagetool.decrypt import DecryptedImage
     from cloister.imagetool.encrypt import SealedImage
     from cloister.imagetool.rewrap import RewrappedImage
+    from cloister.oci.location import RegistryAccess
     from cloister.sdk.owner import Owner
 
 _KEK_BYTES: Final = 32
@@ -66,7 +66,7 @@ class KeyEncryptionKeys:
             if any(entry.path == path for entry in admin.list_resources()):
                 self.found.append(path.uri)
                 return admin.get_resource(path)
-            key = secrets.token_bytes(_KEK_BYTES)
+            key = os.urandom(_KEK_BYTES)
             try:
                 admin.put_resource(path, key, replaces=0)
             except Refused as err:
@@ -213,15 +213,21 @@ def rewrap_between(
 def _opened(place: Place, *, sealed: bool) -> Iterator[tuple[ImageSource, ImageSink]]:
     # Each has its own connections: they are used by different threads.
     with ExitStack() as stack:
-        accesses = [
-            registry_access(location, stack.enter_context(open_transport()))
-            for location in (place.source, place.target)
-        ]
+        accesses = [_access(location, stack) for location in (place.source, place.target)]
         open_target = partial(open_sink, place.target, accesses[1], sealed=sealed)
         # Refused now, and written to when it is entered; only a layout is made at once, and it is never refused.
         known = None if place.target.kind is LocationKind.LAYOUT else open_target()
         source = stack.enter_context(open_source(place.source, accesses[0]))
         yield source, _LateSink(lambda: stack.enter_context(known or open_target()))
+
+
+def _access(location: ImageLocation, stack: ExitStack) -> RegistryAccess | None:
+    """Return how to reach the registry of a location until `stack` ends; files need none, and load nothing for it."""
+    if location.reference is None:
+        return None
+    from cloister.sdk.registryaccess import open_transport, registry_access
+
+    return registry_access(location, stack.enter_context(open_transport()))
 
 
 class _LateSink:

@@ -97,12 +97,13 @@ def build_app(*words: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(_root)
-    for name in words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS:
+    named = words if words[:1] and words[0] in _COMMANDS else ()
+    for name in named[:1] or _COMMANDS:
         found = _COMMANDS[name]
         if isinstance(found, _Verb):
             _add_verb(made, name, found)
         else:
-            _add_group(made, name, found, *words[1:2])
+            _add_group(made, name, found, *named[1:2])
     return made
 
 

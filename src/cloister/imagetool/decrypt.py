@@ -24,7 +24,6 @@ import msgspec
 
 from cloister.crypto.aead import ctr_stream
 from cloister.errors import ImageRefused
-from cloister.imagetool.beside import checked_beside
 from cloister.imagetool.layers import (
     Progress,
     Work,
@@ -154,7 +153,7 @@ class _Layer:
         """Check the ciphertext, then store the plain layer, then check that."""
         with _read_twice(source, self.descriptor) as (first, again):
             self._authenticate(made_ahead(work.counted(first())))
-            self.digest, _ = sink.write_blob(self._plain(again(), check_diff_id=check_diff_id))
+            self.digest, _ = sink.write_blob(made_ahead(self._plain(again(), check_diff_id=check_diff_id)))
         self._require(self.digest, check_diff_id=check_diff_id)
 
     @property
@@ -179,16 +178,30 @@ class _Layer:
 
     def _plain(self, ciphertext: Iterable[bytes], *, check_diff_id: bool) -> Iterator[bytes]:
         nonce = agreed_nonce(self._encryption.public, self._opened, path=self._path)
-        plain = made_ahead(ctr_stream(self._opened.key, nonce, ciphertext))
+        plain = ctr_stream(self._opened.key, nonce, ciphertext)
         if self.target.compression and (check_diff_id or self._names_archive):
-            return checked_beside(plain, self._check_archive)
+            return self._with_archive_checked(plain)
         return plain
 
-    def _check_archive(self, plain: Iterable[bytes]) -> None:
-        """Compare the archive inside with the configuration."""
+    def _with_archive_checked(self, plain: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass `plain` through and compare the archive inside with the configuration behind the last chunk."""
+        taken: list[bytes] = []
+
+        def noted() -> Iterator[bytes]:
+            for chunk in made_ahead(plain):
+                taken.append(chunk)
+                yield chunk
+
+        def inflated() -> Iterator[tuple[bytes, list[bytes]]]:
+            for piece in inflate(noted(), self.target.compression, ceiling=LAYER_UNPACKED_BYTES):
+                yield piece, taken.copy()
+                taken.clear()
+            yield b"", taken
+
         archive = DigestVerifier(self._diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=self._path)
-        for chunk in made_ahead(inflate(plain, self.target.compression, ceiling=LAYER_UNPACKED_BYTES)):
-            archive.update(chunk)
+        for piece, chunks in made_ahead(inflated()):
+            archive.update(piece)
+            yield from chunks
         archive.finish()
 
     def _require(self, digest: Digest, *, check_diff_id: bool) -> None:

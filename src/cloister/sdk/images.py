@@ -25,7 +25,6 @@ from cloister.oci.location import ImageLocation, LocationKind, open_sink, open_s
 from cloister.oci.store import ImageSink, ImageSource, read_manifest
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.home import home_from_environment
-from cloister.sdk.registryaccess import open_transport, registry_access
 
 if TYPE_CHECKING:
     from cloister.client.admin import AdminClient
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from cloister.imagetool.encrypt import SealedImage
     from cloister.imagetool.keyprovider.keys import KEKStore
     from cloister.imagetool.rewrap import RewrappedImage
+    from cloister.oci.location import RegistryAccess
 
 _NO_TAG: Final = "latest"
 
@@ -81,7 +81,7 @@ class KeyEncryptionKeys:
         return self._store().existing(path)
 
     def _store(self) -> KEKStore:
-        # Only here: most images are not for a key broker, and this brings the network library.
+        # Only here: most images are for no key broker.
         from cloister.imagetool.keyprovider.keys import AdministeredKeys, OneKey, read_key
 
         if self._file is not None:
@@ -203,15 +203,21 @@ def rewrap_between(
 def _opened(place: Place, *, sealed: bool) -> Iterator[tuple[ImageSource, ImageSink]]:
     # Each has its own connections: they are used by different threads.
     with ExitStack() as stack:
-        accesses = [
-            registry_access(location, stack.enter_context(open_transport()))
-            for location in (place.source, place.target)
-        ]
+        accesses = [_access(location, stack) for location in (place.source, place.target)]
         open_target = partial(open_sink, place.target, accesses[1], sealed=sealed)
         # Refused now, and written to when it is entered; only a layout is made at once, and it is never refused.
         known = None if place.target.kind is LocationKind.LAYOUT else open_target()
         source = stack.enter_context(open_source(place.source, accesses[0]))
         yield source, _LateSink(lambda: stack.enter_context(known or open_target()))
+
+
+def _access(location: ImageLocation, stack: ExitStack) -> RegistryAccess | None:
+    """Return how to reach the registry of a location until `stack` ends; files need none, and load nothing for it."""
+    if location.reference is None:
+        return None
+    from cloister.sdk.registryaccess import open_transport, registry_access
+
+    return registry_access(location, stack.enter_context(open_transport()))
 
 
 class _LateSink:

@@ -10,13 +10,15 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from cloister.client.admin import AdminClient
 from cloister.crypto.aead import AES256_KEY_BYTES
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.oci.encryption.packet import require_kek
 from cloister.protocol.resourceuri import ResourcePath
+
+if TYPE_CHECKING:
+    from cloister.client.admin import AdminClient
 
 _MISSING: Final = "trust.resource.missing"
 _CONFLICT: Final = "trust.resource.conflict"

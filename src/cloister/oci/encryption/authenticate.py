@@ -197,7 +197,7 @@ class AuthenticatedLayer:
                 plain = DigestVerifier(named, None, code="oci.encryption", reason=reason, path=place).checked(plain)
             chunks = beside(plain)
         unpacked = DigestVerifier(diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=place)
-        return unpacked.checked(beside(inflate(chunks, self._type.compression, ceiling=ceiling)))
+        return beside(unpacked.checked(beside(inflate(chunks, self._type.compression, ceiling=ceiling))))
 
     def close(self) -> None:
         """Give the room back; it cannot be opened any more."""

@@ -45,7 +45,7 @@ from cloister.oci.encryption.wrapping import KeyUnwrapper, unwrap_layer_key
 from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, ImageManifest, LayerType, parse_config
 from cloister.oci.store import ImageSink, ImageSource, checked_blob, copy_blob, read_blob
-from cloister.wire.limits import IMAGE_CONFIG_BYTES, LAYER_UNPACKED_BYTES, MANIFEST_BYTES, MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, IMAGE_CONFIG_BYTES, LAYER_UNPACKED_BYTES, MANIFEST_BYTES
 
 Stream = Callable[[], Iterable[bytes]]
 """Begins a layer's ciphertext anew."""
@@ -296,7 +296,7 @@ def _read_twice(source: ImageSource, descriptor: Descriptor) -> Iterator[tuple[S
 
         def again() -> Iterator[bytes]:
             file.seek(0)
-            while chunk := file.read(MIB):
+            while chunk := file.read(BLOB_PIECE_BYTES):
                 yield chunk
 
         yield first, again

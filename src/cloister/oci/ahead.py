@@ -18,11 +18,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from cloister.wire.limits import MIB
 
-AHEAD_CHUNKS: Final = 4
+AHEAD_CHUNKS: Final = 2
 _KEPT_BYTES: Final = 31 * MIB
 _Made = TypeVar("_Made")
 
@@ -211,12 +212,13 @@ class Crew:
                 self._changed.wait()
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Have the C library keep what a chunk leaves free for the next one.
 
     Otherwise it returns it to the kernel and faults it in anew for every chunk, a tenth of the time that encrypting
     takes. glibc raises both of its thresholds when a block of up to 32 MiB that it had mapped is freed (mallopt(3),
-    M_MMAP_THRESHOLD); this one is never touched, so it costs two system calls. To other libraries it means nothing.
+    M_MMAP_THRESHOLD); this one is never touched, so it costs two system calls, once. Elsewhere it means nothing.
     """
     bytes(_KEPT_BYTES)
 

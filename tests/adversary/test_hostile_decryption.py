@@ -35,10 +35,7 @@ from cloister.sdk.imagesignature import SignatureCheck
 from cloister.testing import evilregistry as evil
 from unit.oci.builders import KEK_ID, build_layout
 
-pytestmark = [
-    pytest.mark.tool,
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
+pytestmark = pytest.mark.tool
 EXAMPLES = 150
 KEYS = [PacketUnwrapper(lambda path: KEK)]
 

@@ -1,7 +1,7 @@
 """Runs the embedded registry: `python -m cloister.host.registry --root DIRECTORY [--port N] ..`, see `--help`.
 
-Plain HTTP unless it is given a certificate, on 127.0.0.1 unless told otherwise. With port 0 the kernel chooses; the port
-is written to `--ready-fd` as a line once requests are answered, and to standard output otherwise. Ends cleanly on
+Plain HTTP unless it is given a certificate, on 127.0.0.1 unless told otherwise. With port 0 the kernel chooses; the
+port is written to `--ready-fd` as a line once requests are answered, and to standard output otherwise. Ends cleanly on
 SIGTERM and SIGINT, and with its parent: `--parent` asks the kernel for a SIGTERM when the thread that started it is
 gone (prctl(2), PR_SET_PDEATHSIG).
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cloister.oci.signing.evaluate import Evaluation, Finding
     from cloister.oci.signing.requirements import Requirement
     from cloister.oci.signing.verify import RepositoryRule
-    from cloister.oci.store import ImageStore
+    from cloister.oci.store import ImageSource, ImageStore
     from cloister.sdk.imagesignature import SignatureCheck
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH, docker-archive:PATH or dir:PATH"
@@ -73,20 +74,27 @@ def sign_command(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Sign an image as cosign does (key, bundle, keyless), as Notation, or as skopeo (simple); they verify it."""
-    from cloister.oci.location import open_sink, parse_location
+    from cloister.oci.location import open_sink, open_source, parse_location
     from cloister.sdk.owner import open_transport, registry_access
 
+    simple = form is SignatureForm.SIMPLE
+    if simple != (lookaside is not None) or (simple and (key is None or identity_token is not None)):
+        raise typer.BadParameter("--format simple, --lookaside DIR and --key FILE belong together")
     place = parse_location(image)
     name = _signed_name(place, repository)
-    with open_transport() as transport, open_sink(place, registry_access(place, transport), extend=True) as store:
-        if identity_token is not None:
-            signed = _sign_keyless(store, place, name, identity_token, trusted_root, fulcio_url, rekor_url)
-        elif form in (SignatureForm.COSIGN, SignatureForm.BUNDLE):
-            signed = _sign_with_key(store, place, name, key, form)
-        elif form is SignatureForm.SIMPLE:
-            signed = _sign_simple(store, place, repository, key, lookaside)
+    with ExitStack() as stack:
+        access = registry_access(place, stack.enter_context(open_transport()))
+        if key is not None and lookaside is not None:  # a file elsewhere: nothing is written where the image is
+            source = stack.enter_context(open_source(place, access))
+            signed = _sign_simple(source, place, repository, key, lookaside)
         else:
-            signed = _sign_notation(store, place, key, certificate_chain, form)
+            store = stack.enter_context(open_sink(place, access, extend=True))
+            if identity_token is not None:
+                signed = _sign_keyless(store, place, name, identity_token, trusted_root, fulcio_url, rekor_url)
+            elif form in (SignatureForm.COSIGN, SignatureForm.BUNDLE):
+                signed = _sign_with_key(store, place, name, key, form)
+            else:
+                signed = _sign_notation(store, place, key, certificate_chain, form)
     if output is Output.JSON:
         print_json({"schema": 1, "repository": name, **signed})
         return
@@ -164,7 +172,7 @@ def _sign_notation(
 
 
 def _sign_simple(
-    store: ImageStore, place: ImageLocation, repository: str, key: Path | None, lookaside: Path | None
+    source: ImageSource, place: ImageLocation, repository: str, key: Path, lookaside: Path
 ) -> dict[str, str]:
     from cloister.crypto.openpgpsign import MessageSigner
     from cloister.imagetool.simplesign import sign_simple
@@ -172,8 +180,6 @@ def _sign_simple(
     from cloister.oci.reference import parse_reference
     from cloister.sdk.imagesignature import read_file
 
-    if key is None or lookaside is None:
-        raise typer.BadParameter("a simple signature needs --key FILE and --lookaside DIR")
     path, password = split_key_text(str(key))
     signer = MessageSigner(read_file(Path(path)), None if password is None else password.decode("utf-8", "replace"))
     identity = place.reference
@@ -182,7 +188,7 @@ def _sign_simple(
     elif identity.digest is None:
         identity = msgspec.structs.replace(identity, tag=identity.selector)  # `latest` is named, as skopeo does
     digest, signed, written = sign_simple(
-        store, place.selector, signer, identity=identity, lookaside=lookaside, at=datetime.now(UTC)
+        source, place.selector, signer, identity=identity, lookaside=lookaside, at=datetime.now(UTC)
     )
     return {"digest": str(digest), "signer": f"OpenPGP key {signed.fingerprint}", "file": str(written)}
 

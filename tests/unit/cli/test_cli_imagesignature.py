@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -346,7 +345,6 @@ def lookaside_of(tmp_path: Path) -> Any:
     [
         ("no key", "crypto.openpgp.no_secret"),
         ("public key", "crypto.openpgp.no_secret"),
-        ("expired key", "crypto.openpgp.no_secret"),
         ("password of an open key", "crypto.openpgp.password"),
         ("no directory", "imagetool.simplesign.write"),
         ("no image", "oci.layout.manifest_missing"),
@@ -355,9 +353,6 @@ def lookaside_of(tmp_path: Path) -> Any:
 def test_simple_signatures_that_cannot_be_written(built: Built, tmp_path: Path, kind: str, code: str) -> None:
     owner = pysequoia.Tsk.generate("owner <owner@example.test>")
     content = {"no key": b"text", "public key": bytes(owner.extract_certificate())}.get(kind, bytes(owner))
-    if kind == "expired key":
-        content = bytes(pysequoia.Tsk.generate("o <o@example.test>", validity_seconds=1))
-        time.sleep(1.1)
     (tmp_path / "secret.pgp").write_bytes(content)
     (tmp_path / "file").write_text("")
     lookaside = tmp_path / ("file" if kind == "no directory" else "sigs")
@@ -366,7 +361,20 @@ def test_simple_signatures_that_cannot_be_written(built: Built, tmp_path: Path, 
     words = ("--key", key_text, "--lookaside", str(lookaside), *NAME)
     assert refused(lambda: raised(run("sign", place, "--format", "simple", *words))) == code
     assert not (tmp_path / "sigs").exists()
-    assert run("sign", place, "--format", "simple", *NAME).exit_code == 2
+    for wrong in (("--format", "simple"), ("--format", "simple", "--lookaside", "d"), words, (*words[2:4],)):
+        assert run("sign", place, *wrong, *NAME).exit_code == 2
+
+
+def test_an_image_is_signed_simply_where_nothing_can_be_written(built: Built, tmp_path: Path) -> None:
+    """`dir:` has no room for a signature beside the image, and needs none."""
+    (tmp_path / "secret.pgp").write_bytes(bytes(pysequoia.Tsk.generate("owner <owner@example.test>")))
+    assert run("copy", f"oci:{built.path}:v1", f"dir:{tmp_path}/d").exit_code == 0
+    before = sorted(path.name for path in (tmp_path / "d").iterdir())
+    words = ("--format", "simple", "--key", f"{tmp_path}/secret.pgp", "--lookaside", f"{tmp_path}/sigs", *NAME)
+    result = run("sign", f"dir:{tmp_path}/d", *words)
+    assert result.exit_code == 0, result.exception
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == before
+    assert (tmp_path / "sigs" / f"team/app@sha256={built.digest.hex}" / "signature-1").exists()
 
 
 # -- indexes and second fetches -------------------------------------------------------------------------------------

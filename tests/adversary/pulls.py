@@ -9,13 +9,11 @@ create a container, through any registry, with the key-encryption key at hand. A
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import json
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -53,13 +51,6 @@ LAYERS: Final = (
 )
 SECONDS: Final = 20
 _numbers = itertools.count()
-
-
-def forget_refusals() -> None:
-    """Collect what refusals of the guest's threads hold on to: the connections they came from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 class Keys:

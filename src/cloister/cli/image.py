@@ -147,14 +147,40 @@ def decrypt_command(
             help="Decompress layers to compare them with the configuration; they are authenticated either way.",
         ),
     ] = True,
+    verify_key: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="First verify that this public key signed the image, PEM; repeatable."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="First verify that this policy.json accepts the image.")
+    ] = None,
+    registries_d: Annotated[
+        Path | None, typer.Option("--registries-d", help="With --policy: where simple signing's stores are configured.")
+    ] = None,
+    repository: Annotated[
+        str, typer.Option(help="With --verify-key: repository a signature must name [default: the image's own].")
+    ] = "",
+    not_before: Annotated[
+        str, typer.Option(metavar="TIME", help="With --verify-key or --policy: refuse signatures made before.")
+    ] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Decrypt an image with one of its recipients' keys; every layer is authenticated before any of it is decrypted.
 
-    Who made the image is not proved by this: verify its signature first.
+    Who made the image is proved by --verify-key or --policy only, on the manifest that is decrypted then. Without,
+    anybody can have put layers that are not encrypted into it.
     """
     from cloister.sdk.images import KeyEncryptionKeys, decrypt_between, parse_places
 
+    check = imagesignature.signature_check(
+        source,
+        policy=policy,
+        registries_d=registries_d,
+        keys=verify_key,
+        repository=repository,
+        not_before=not_before,
+        service=service,
+    )
     with BytesBar("decrypting") as bar:
         found = decrypt_between(
             parse_places(source, destination),
@@ -162,19 +188,27 @@ def decrypt_command(
             keks=KeyEncryptionKeys(key_file, service=service),
             platform=platform,
             check_diff_ids=check_diff_ids,
+            check=check,
             progress=bar,
         )
     if output is Output.JSON:
         counts = {"decrypted": found.decrypted, "already_plain": found.plain, "diff_ids_checked": check_diff_ids}
-        print_json({**_image_json(found.image), **counts})
+        verified = {"verified": check is not None and check.proved, "signers": check.signers if check else []}
+        print_json({**_image_json(found.image), **counts, **verified})
         return
     step = StepPrinter()
+    proved = check is not None and check.proved
+    for signer in dict.fromkeys(check.signers if check is not None and proved else []):
+        step("ok", "signature verified", signer)
     step("ok", "image decrypted", f"{found.digest}")
     _print_platforms(step, found.image)
     checked = "MAC, digest and diff_id hold" if check_diff_ids else "MAC and digest hold, diff_id NOT checked"
     step("ok", _count(found.decrypted, "layer"), checked)
+    if not proved:
+        step("--", "signature", "NOT verified (--verify-key, --policy)")
     if found.plain:
-        step("--", "copied", f"{_count(found.plain, 'layer')} not encrypted")
+        whose = "they are signed with the rest" if proved else "ANYBODY can have put them there"
+        step("!!", "NOT encrypted", f"{_count(found.plain, 'layer')} copied as found: {whose}")
     step("!!", "readable now", f"to everybody who can read {destination}")
 
 

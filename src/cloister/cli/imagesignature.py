@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cloister.oci.signing.requirements import Requirement
     from cloister.oci.signing.verify import RepositoryRule
     from cloister.oci.store import ImageStore
+    from cloister.sdk.imagesignature import SignatureCheck
 
 _PLACES = "docker://REF, oci:PATH:TAG, oci-archive:PATH, docker-archive:PATH or dir:PATH"
 
@@ -238,6 +239,42 @@ def verify_command(
         if evaluation.manifest is not None:
             print_line(f"  content    {_read_words(read)}")
     evaluation.require()
+
+
+def signature_check(
+    source: str,
+    *,
+    policy: Path | None,
+    registries_d: Path | None,
+    keys: list[Path] | None,
+    repository: str,
+    not_before: str,
+    service: OpenService,
+) -> SignatureCheck | None:
+    """Return the check that the options of a verb ask for before it does its own work; None for none.
+
+    Raises:
+        typer.BadParameter: options that do not go together.
+        ImageRefused, Unavailable: policy or keys cannot be read.
+    """
+    from cloister.cli.administered import parse_moment
+    from cloister.oci.location import parse_location
+    from cloister.oci.signing.verify import ExactRepository
+    from cloister.sdk.imagesignature import SignatureCheck
+
+    if policy is None and not keys:
+        if registries_d or repository or not_before:
+            raise typer.BadParameter("these options are about a signature: add --policy or --verify-key")
+        return None
+    if policy is not None and keys:
+        raise typer.BadParameter("give one of --policy, --verify-key")
+    place = parse_location(source)
+    oldest = parse_moment(not_before, "--not-before")
+    if policy is not None:
+        _, more, requirements = _by_policy(policy, registries_d, place, service)
+        return SignatureCheck(requirements, more=more, not_before=oldest)
+    rule = ExactRepository(_signed_name(place, repository), allow_unnamed=not repository)
+    return SignatureCheck(_by_key(keys or [], rule, ""), not_before=oldest)
 
 
 def _by_policy(

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from cloister.wire.limits import MIB
 
-AHEAD_CHUNKS: Final = 4
+AHEAD_CHUNKS: Final = 2
 _KEPT_BYTES: Final = 31 * MIB
 _Made = TypeVar("_Made")
 
@@ -77,18 +78,21 @@ class Crew:
     """
 
     def __init__(self, processors: int) -> None:
-        self._most_helpers = max(0, processors - 1)
+        self._processors = processors
         self._changed = threading.Condition()
         self._stages: list[_Stage] = []  # whoever asked first is nearest to the end, as a stage asks for its source
-        self._helpers = 0
+        self._helpers = self._helping = 0
+        self._users: Counter[int] = Counter()  # threads that take what is made and make nothing for others
         self._local = threading.local()
 
     def ahead(self, things: Iterable[_Made], *, most: int, waits: bool = False) -> Generator[_Made, None, None]:
         """Yield `things`; see `made_ahead`."""
         stage = _Stage(iter(things), most, own=waits)
         maker = threading.Thread(target=self._make, args=(stage,), name="ahead", daemon=True) if waits else None
+        user = 0 if self._is_at_work() else threading.get_ident()
         with self._changed:
             self._stages.append(stage)
+            self._users[user] += 1
         if maker is not None:
             maker.start()
         try:
@@ -102,7 +106,7 @@ class Crew:
                 finally:
                     del error  # it holds this frame
         finally:
-            self._leave(stage)
+            self._leave(stage, user)
             if maker is not None:
                 maker.join()
             close = getattr(stage.things, "close", None)  # ends the stages it takes from
@@ -117,7 +121,7 @@ class Crew:
                 user.sources.add(stage)
             if stage.given == 2:  # one or two things need no help
                 _keep_freed_memory()
-                if self._helpers < self._most_helpers:
+                if self._helpers < self._processors - 1:
                     self._helpers += 1
                     threading.Thread(target=self._help, name="ahead", daemon=True).start()
             self._changed.notify_all()  # the one taken before left room
@@ -181,10 +185,12 @@ class Crew:
         with self._changed:
             while self._stages:
                 stage = next((item for item in tuple(self._stages) if item.is_ready), None)
-                if stage is None:
+                if stage is None or self._is_full:
                     self._changed.wait()
-                else:
-                    self._step(stage)
+                    continue
+                self._helping += 1
+                self._step(stage)
+                self._helping -= 1
             self._helpers -= 1
             self._changed.notify_all()
 
@@ -197,11 +203,19 @@ class Crew:
                 else:
                     self._changed.wait()
 
-    def _leave(self, stage: _Stage) -> None:
+    @property
+    def _is_full(self) -> bool:
+        """Whether there is no processor for a helper, as so many use what is made."""
+        users = len(self._users) - (0 in self._users)
+        return users + self._helping >= self._processors
+
+    def _leave(self, stage: _Stage, user: int) -> None:
         """Have nobody work on a stage any more, and wait for who does."""
         with self._changed:
             stage.ended = True
             self._stages.remove(stage)
+            self._users[user] -= 1
+            self._users += Counter()  # drops who uses nothing
             self._changed.notify_all()
             while stage.running:
                 self._changed.wait()
@@ -211,12 +225,13 @@ class Crew:
                 self._changed.wait()
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Have the C library keep what a chunk leaves free for the next one.
 
     Otherwise it returns it to the kernel and faults it in anew for every chunk, a tenth of the time that encrypting
     takes. glibc raises both of its thresholds when a block of up to 32 MiB that it had mapped is freed (mallopt(3),
-    M_MMAP_THRESHOLD); this one is never touched, so it costs two system calls. To other libraries it means nothing.
+    M_MMAP_THRESHOLD); this one is never touched, so it costs two system calls, once. Elsewhere it means nothing.
     """
     bytes(_KEPT_BYTES)
 

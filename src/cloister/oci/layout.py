@@ -33,7 +33,7 @@ from cloister.oci.manifest import (
     parse_index,
 )
 from cloister.oci.store import ImageSource, StoredManifest, referrers_tag
-from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, KIB, MANIFEST_BYTES
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 LAYOUT_VERSION: Final = "1.0.0"
@@ -79,7 +79,7 @@ class OCILayout:
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob's bytes, unchecked."""
         with open_plain(self._blob(descriptor.digest)) as file:
-            while chunk := file.read(MIB):
+            while chunk := file.read(BLOB_PIECE_BYTES):
                 yield chunk
 
     def has_blob(self, digest: Digest) -> bool:

@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from cloister.crypto.aead import AES256_KEY_BYTES, GCM_NONCE_BYTES, GCM_TAG_BYTES, open_aes256gcm, seal_aes256gcm
-from cloister.errors import ImageRefused, Refused, Unavailable
+from cloister.errors import ImageRefused, Refused, Unavailable, detached
 from cloister.wire.limits import KIB
 
 CHUNK_BYTES: Final = 256 * KIB
@@ -119,7 +119,7 @@ class Spool:
 
     def _require_open(self) -> None:
         if self._file.closed:
-            raise self._because or RuntimeError("a closed spool is used")
+            raise detached(self._because or RuntimeError("a closed spool is used"))
 
     def _to_store(self, index: int, chunk: bytes) -> bytes:
         return chunk

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cloister.imagetool.decrypt import DecryptedImage
     from cloister.imagetool.encrypt import SealedImage
     from cloister.imagetool.keyprovider.keys import KEKStore
+    from cloister.imagetool.platforms import SourceImage
     from cloister.imagetool.rewrap import RewrappedImage
     from cloister.oci.location import RegistryAccess
 
@@ -152,6 +153,7 @@ def decrypt_between(
     keks: KeyEncryptionKeys,
     platform: str = "",
     check_diff_ids: bool = True,
+    check: Callable[[ImageSource, SourceImage], None] | None = None,
     progress: Progress | None = None,
 ) -> DecryptedImage:
     """Decrypt; see `cloister.imagetool.decrypt.decrypt_image` and `open_keys`."""
@@ -166,6 +168,7 @@ def decrypt_between(
             keys=open_keys(keys, kek_at=keks.at),
             platform=platform,
             check_diff_ids=check_diff_ids,
+            check=check,
             progress=progress,
         )
 

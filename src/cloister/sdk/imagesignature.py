@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
@@ -39,10 +39,13 @@ from cloister.oci.signing.requirements import (
 from cloister.oci.signing.simplesigning import CERTIFICATE_ANNOTATION, SignatureCandidate, parse_payload
 from cloister.oci.signing.trustpolicy import NotationRequirement, parse_trust_policy, select_policy
 from cloister.oci.signing.verify import BundleCandidate, VerifiedManifest, require_digest
-from cloister.oci.store import ImageSource
+from cloister.oci.store import ImageSource, StoredManifest
 from cloister.oci.transfer import copy_blobs
 from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.wire.limits import CERTIFICATE_BYTES, OPENPGP_KEYRING_BYTES, OPENPGP_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from cloister.imagetool.platforms import SourceImage
 
 _TRANSPORTS: Final = {
     LocationKind.REGISTRY: "docker",
@@ -101,6 +104,48 @@ def judge_image(
         more = extension_reader(source)
     found = collect_signatures(source, image, more)
     return evaluate(image, found, requirements, now=now or datetime.now(UTC), not_before=not_before)
+
+
+class SignatureCheck:
+    """Verifies manifests that were read for another purpose, as the check of `decrypt_image`.
+
+    Every manifest must be signed, or the index that names it; nothing is fetched but signatures.
+
+    Args:
+        requirements, more, not_before: as of `verify_signatures`.
+
+    Attributes:
+        signers: who signed, one for each manifest.
+        proved: whether signatures made the verdict; a policy may accept an image whoever made it.
+    """
+
+    def __init__(
+        self,
+        requirements: Sequence[Requirement],
+        *,
+        more: ReadMore | None = None,
+        not_before: datetime | None = None,
+    ) -> None:
+        self._requirements = requirements
+        self._more = more
+        self._not_before = not_before
+        self.signers: list[str] = []
+        self.proved = False
+
+    def __call__(self, source: ImageSource, image: SourceImage) -> None:
+        """Return if the image is accepted.
+
+        Raises:
+            ImageRefused: `oci.signing.unsigned`, `.no_valid_signature`, `.rejected`, `.age.unproved`.
+            Unavailable: the source cannot be read now.
+        """
+        evaluations = []
+        for manifest in image.manifests:
+            found = ImageBytes(StoredManifest(manifest.raw, manifest.media_type), image.index)
+            evaluation = judge_image(source, found, self._requirements, more=self._more, not_before=self._not_before)
+            self.signers.append(evaluation.require().signer)
+            evaluations.append(evaluation)
+        self.proved = all(evaluation.proved for evaluation in evaluations)
 
 
 def check_content(

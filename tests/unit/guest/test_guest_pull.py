@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -332,6 +334,42 @@ def test_archive_that_is_refused_ends_the_fetch(tmp_path: Path, signer: ECDSAP25
     stalled.set()
     pull.nothing_left()
     assert not pull.root.exists()
+
+
+class Lying:
+    """A source whose blobs are not what they are named by."""
+
+    code = "test.lying"
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        yield bytes(descriptor.size)
+
+
+@pytest.mark.parametrize("use", ["nobody waits", "wait", "follow"])
+def test_a_refusal_keeps_neither_blob_nor_connection_alive(pull: Pull, use: str) -> None:
+    """Without a garbage collection: a host must not fill the guest with connections of pulls that it had refused."""
+
+    def refused() -> list[weakref.ref[object]]:
+        source, blob = Lying(), ArrivingBlob(pull.image.manifest.layers[0], pull.spool)
+        codes = []
+        for action in (
+            lambda: blob.fill(source),
+            *([lambda: blob.wait()] * 2 if use == "wait" else []),
+            *([lambda: list(blob.follow())] * 2 if use == "follow" else []),
+        ):
+            try:
+                action()
+            except ImageRefused as err:
+                codes.append(err.code)
+        assert codes == ["test.lying.digest_mismatch"] * (1 if use == "nobody waits" else 3)
+        return [weakref.ref(source), weakref.ref(blob)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [kept() for kept in refused()] == [None, None]
+    finally:
+        gc.enable()
 
 
 # -- a host that writes to the scratch disk ----------------------------------------------------------------------------

@@ -142,6 +142,29 @@ def test_no_more_threads_than_processors(processors: int) -> None:
     assert processors > 1 or busy.threads == {threading.get_ident()}
 
 
+@pytest.mark.parametrize("processors", [1, 2, 4])
+def test_users_count_as_well(processors: int) -> None:
+    crew = Crew(processors)
+    busy = Busy()
+
+    def one() -> None:
+        things: Iterable[int] = iter(range(15))
+        for _ in range(3):
+            things = crew.ahead(busy.stage(things, 0.002), most=2)
+        assert list(things) == list(range(3, 18))
+
+    def run() -> None:
+        threads = [threading.Thread(target=one) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    within_time(run)
+    assert 3 <= busy.most <= max(3, processors)
+    assert not workers()
+
+
 def test_who_waits_for_others_keeps_nobody_from_computing() -> None:
     crew = Crew(2)
     arrived = threading.Event()

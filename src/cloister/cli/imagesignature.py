@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from cloister.cli.forms import Output, OutputOption
@@ -34,20 +35,30 @@ class SignatureForm(enum.StrEnum):
     BUNDLE = "bundle"
     NOTATION_JWS = "notation-jws"
     NOTATION_COSE = "notation-cose"
+    SIMPLE = "simple"
 
 
 def sign_command(
     image: Annotated[str, typer.Argument(help="The sealed image: docker://REF, oci:PATH:TAG or oci-archive:PATH:TAG.")],
     key: Annotated[
         Path | None,
-        typer.Option(help="Private key, PEM: P-256; for Notation also RSA, P-384, P-521 [default: the owner's key]."),
+        typer.Option(
+            help="Private key, PEM: P-256; for Notation also RSA, P-384, P-521; for simple an OpenPGP secret key, "
+            "FILE[:PASSWORD|:file=FILE|:fd=N] [default: the owner's key]."
+        ),
     ] = None,
     form: Annotated[
-        SignatureForm, typer.Option("--format", metavar="FORM", help="cosign, bundle, notation-jws or notation-cose.")
+        SignatureForm,
+        typer.Option("--format", metavar="FORM", help="cosign, bundle, notation-jws, notation-cose or simple."),
     ] = SignatureForm.COSIGN,
     repository: Annotated[
-        str, typer.Option(help="Registry and repository the signature names [default: the image's own].")
+        str,
+        typer.Option(help="Registry and repository the signature names, for simple with :TAG [default: the image's]."),
     ] = "",
+    lookaside: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For simple: directory that registries.d of whoever verifies names."),
+    ] = None,
     certificate_chain: Annotated[
         Path | None, typer.Option(help="For Notation: the key's certificate first, the root last, PEM.")
     ] = None,
@@ -61,7 +72,7 @@ def sign_command(
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Sign an image as cosign does (key, bundle, keyless) or as Notation does; they verify it."""
+    """Sign an image as cosign does (key, bundle, keyless), as Notation, or as skopeo (simple); they verify it."""
     from cloister.oci.location import open_sink, parse_location
     from cloister.sdk.owner import open_transport, registry_access
 
@@ -72,6 +83,8 @@ def sign_command(
             signed = _sign_keyless(store, place, name, identity_token, trusted_root, fulcio_url, rekor_url)
         elif form in (SignatureForm.COSIGN, SignatureForm.BUNDLE):
             signed = _sign_with_key(store, place, name, key, form)
+        elif form is SignatureForm.SIMPLE:
+            signed = _sign_simple(store, place, repository, key, lookaside)
         else:
             signed = _sign_notation(store, place, key, certificate_chain, form)
     if output is Output.JSON:
@@ -81,7 +94,11 @@ def sign_command(
     step("ok", "image signed", signed["digest"])
     step("ok", f"as {name}", signed["signer"])
     step("--", "not proved", "who holds the key: give its public half to whoever verifies")
-    step.note("next: cloister run " + image)
+    if "file" in signed:
+        step("ok", "in file", signed["file"])
+        step.note(f"next: cloister image verify {image} --policy FILE --registries-d DIR; guests do not read this form")
+    else:
+        step.note("next: cloister run " + image)
 
 
 def _signed_name(place: ImageLocation, repository: str) -> str:
@@ -144,6 +161,30 @@ def _sign_notation(
     media_type = NOTATION_JWS if form is SignatureForm.NOTATION_JWS else NOTATION_COSE
     digest = sign_notation(store, place.selector, loaded, media_type=media_type)
     return {"digest": str(digest), "signer": loaded.chain[0].subject.rfc4514_string()}
+
+
+def _sign_simple(
+    store: ImageStore, place: ImageLocation, repository: str, key: Path | None, lookaside: Path | None
+) -> dict[str, str]:
+    from cloister.crypto.openpgpsign import MessageSigner
+    from cloister.imagetool.simplesign import sign_simple
+    from cloister.oci.encryption.keyfiles import split_key_text
+    from cloister.oci.reference import parse_reference
+    from cloister.sdk.imagesignature import read_file
+
+    if key is None or lookaside is None:
+        raise typer.BadParameter("a simple signature needs --key FILE and --lookaside DIR")
+    path, password = split_key_text(str(key))
+    signer = MessageSigner(read_file(Path(path)), None if password is None else password.decode("utf-8", "replace"))
+    identity = place.reference
+    if repository or identity is None:
+        identity = parse_reference(repository)
+    elif identity.digest is None:
+        identity = msgspec.structs.replace(identity, tag=identity.selector)  # `latest` is named, as skopeo does
+    digest, signed, written = sign_simple(
+        store, place.selector, signer, identity=identity, lookaside=lookaside, at=datetime.now(UTC)
+    )
+    return {"digest": str(digest), "signer": f"OpenPGP key {signed.fingerprint}", "file": str(written)}
 
 
 @with_trust_service

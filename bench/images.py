@@ -30,6 +30,7 @@ kept in the cache (`CLOISTER_CACHE`).
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
 import hmac
 import os
@@ -619,6 +620,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size, runs = (3 * MB, 1) if arguments.quick else (arguments.size * MB, arguments.runs)
     missed: list[str] = []
+    compileall.compile_dir(ROOT / "src" / "cloister", quiet=2)  # as an installed command is
     with scratch() as folder:
         write_keys(folder)
         missing = rivals(folder)[1]

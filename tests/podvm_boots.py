@@ -26,7 +26,9 @@ class Booted:
     launch: bytes = b""
 
 
-def boot_once(world: World, name: str, backend: Backend, files: Bundle, shape: Shape) -> Booted:
+def boot_once(
+    world: World, name: str, backend: Backend, files: Bundle, shape: Shape, *, scratch_mib: int = 0
+) -> Booted:
     """Boot `files` on a machine of `shape`; a machine that crashed or hangs is booted again.
 
     Whether the trust service accepts the evidence does not matter here: it stores what it judges.
@@ -53,6 +55,7 @@ def boot_once(world: World, name: str, backend: Backend, files: Bundle, shape: S
             bundle=files,
             vcpus=shape.vcpus,
             memory_mib=shape.memory_mib,
+            scratch_mib=scratch_mib,
             accelerator=Accelerator.TCG,
         )
         try:

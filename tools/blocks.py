@@ -138,9 +138,9 @@ def _example() -> VMSpec:
     )
 
 
-def _arguments(platform: Platform, *, tpm: bool) -> list[str]:
+def _arguments(platform: Platform, *, tpm: bool, scratch: int | None = None) -> list[str]:
     spec = _example()
-    channels = Channels(control=10, streams=11, console=12, monitor=13, tpm=14 if tpm else None)
+    channels = Channels(control=10, streams=11, console=12, monitor=13, tpm=14 if tpm else None, scratch=scratch)
     return qemu_arguments(spec, platform, channels, Path("initdata.img"), spec.require_bundle().root)
 
 
@@ -165,11 +165,18 @@ def seabios_command() -> str:
     return f"```text\n{_lines(_seabios())}\n```"
 
 
-def _difference(platform: Platform, *, tpm: bool) -> str:
+def _difference(platform: Platform, *, tpm: bool, scratch: int | None = None) -> str:
     """Return the options that differ from the default back end's."""
     common = set(_lines(_seabios()).splitlines())
-    lines = _lines(_arguments(platform, tpm=tpm)).splitlines()
+    lines = _lines(_arguments(platform, tpm=tpm, scratch=scratch)).splitlines()
     return "\n".join(line for line in lines if line not in common)
+
+
+def scratch_options() -> str:
+    """Return what a scratch disk adds to any back end's command line."""
+    boot = seabios_boot(_example().require_bundle())
+    platform = Platform(accelerator=Accelerator.TCG, boot=boot, machine={})
+    return f"```text\n{_difference(platform, tpm=True, scratch=15)}\n```"
 
 
 def ovmf_command() -> str:
@@ -284,6 +291,7 @@ PAGES: Mapping[str, Tables] = {
     },
     "docs/reference/launchers.md": {
         "seabios": seabios_command,
+        "scratch": scratch_options,
         "ovmf": ovmf_command,
         "snp": snp_command,
         "tdx": tdx_command,

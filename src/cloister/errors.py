@@ -116,3 +116,16 @@ class Unavailable(CloisterError):
     """The answer cannot be known now: network, storage, device, tool. Trying again may succeed."""
 
     __slots__ = ()
+
+
+def detached(error: BaseException) -> BaseException:
+    """Return an equal error that does not know where this one was raised, for whoever keeps it to raise it elsewhere.
+
+    An error that was raised holds the frames it went through and all that is in them, connections among it. Only
+    Cloister's own are made anew; others are returned as they are.
+    """
+    if not isinstance(error, CloisterError):
+        return error
+    return type(error)(
+        error.code, error.message, path=error.path, expected=error.expected, actual=error.actual, hint=error.hint
+    )

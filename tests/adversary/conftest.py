@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adversary.pulls import Published, forget_refusals
+from adversary.pulls import Published
 from cloister.sdk.owner import SealedReference
 from cloister.testing.evilregistry import EvilRegistry
 from conformance.registry_process import RegistryProcess
@@ -61,7 +61,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     place = tmp_path_factory.mktemp("published")
     with RegistryProcess(place / "registry") as registry:
         yield Published(registry, place / "layout")
-        forget_refusals()
 
 
 @pytest.fixture(scope="module")

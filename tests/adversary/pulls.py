@@ -9,19 +9,18 @@ create a container, through any registry, with the key-encryption key at hand. A
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import json
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.guest import images
+from cloister.guest.scratch import ScratchDisk, SlotFile
 from cloister.imagetool.encrypt import encrypt_image
 from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest, parse_digest
@@ -53,13 +52,6 @@ LAYERS: Final = (
 )
 SECONDS: Final = 20
 _numbers = itertools.count()
-
-
-def forget_refusals() -> None:
-    """Collect what refusals of the guest's threads hold on to: the connections they came from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 class Keys:
@@ -167,7 +159,10 @@ def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable
     A thread that fetches layers of an image refused meanwhile ends by itself, soon.
     """
     room = ScratchRoom(64 << 20)
-    files: list[BinaryIO] = []
+    device = os.memfd_create("disk", os.MFD_CLOEXEC)
+    os.ftruncate(device, 64 << 20)
+    disk = ScratchDisk(device, 64 << 20)
+    files: list[BinaryIO | SlotFile] = []
     sources: list[Any] = []
 
     def connect(url: str, policy: ContainerPolicy) -> Any:
@@ -176,8 +171,13 @@ def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable
         return sources[-1]
 
     def spool() -> Spool:
+        """Every place that ciphertext may wait in, by turns."""
+        turn = next(_numbers) % 3
+        if turn == 2:
+            files.append(SlotFile(disk))
+            return SealedSpool(files[-1], None)
         files.append(os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b", buffering=0))
-        return SealedSpool(files[-1], room) if next(_numbers) % 2 else Spool(files[-1])
+        return SealedSpool(files[-1], room) if turn else Spool(files[-1])
 
     try:
         yield connect, spool
@@ -189,6 +189,8 @@ def _watched() -> Iterator[tuple[Callable[[str, ContainerPolicy], Any], Callable
         for source in sources:
             source._session._transport.close()  # the guest leaves this to the end of its process
         assert [one for one in files if not one.closed] == [], "a spool is left"
+        assert (disk.left, room.left) == (disk.slots, room.ceiling), "room of a spool is left"
+        disk.close()
 
 
 def _create(connect: Callable[[], Any], policy: ContainerPolicy, root: str, spool: Callable[[], Spool]) -> None:

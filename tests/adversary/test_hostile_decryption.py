@@ -14,36 +14,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.expect import refusal_of, require_fix
-from adversary.pulls import KEK, LAYERS, Published
+from adversary.pulls import KEK, LAYERS, NAME, SIGNER, Published
 from cloister.errors import CloisterError
 from cloister.imagetool.decrypt import decrypt_image
 from cloister.imagetool.encrypt import encrypt_image
+from cloister.imagetool.sign import sign_image
 from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS
 from cloister.oci.encryption.wrapping import PacketUnwrapper, PacketWrapper
 from cloister.oci.layout import OCILayout
-from cloister.oci.manifest import OCI_MANIFEST
+from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from cloister.oci.reference import parse_reference
+from cloister.oci.signing.keys import load_public_key
+from cloister.oci.signing.requirements import KeyRequirement
+from cloister.oci.signing.verify import ExactRepository
 from cloister.oci.store import ImageSource
 from cloister.oci.transport import HTTPTransport
+from cloister.sdk.imagesignature import SignatureCheck
 from cloister.testing import evilregistry as evil
 from unit.oci.builders import KEK_ID, build_layout
 
-pytestmark = [
-    pytest.mark.tool,
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
+pytestmark = pytest.mark.tool
 EXAMPLES = 150
 KEYS = [PacketUnwrapper(lambda path: KEK)]
 
 
-def decrypted(source: ImageSource, selector: Digest | str, place: Path) -> dict[str, Any]:
+def decrypted(source: ImageSource, selector: Digest | str, place: Path, **options: Any) -> dict[str, Any]:
     """Decrypt into a new layout and return the manifest; after a refusal there must be no image."""
     shutil.rmtree(place, ignore_errors=True)
     sink = OCILayout(place, create=True)
     try:
-        decrypt_image(source, selector, sink, tag="v1", keys=KEYS)
+        decrypt_image(source, selector, sink, tag="v1", **{"keys": KEYS, **options})
     except CloisterError:
         assert sink.get_manifest("v1") is None
         assert list(sink.images()) == []
@@ -54,13 +56,15 @@ def decrypted(source: ImageSource, selector: Digest | str, place: Path) -> dict[
     return found
 
 
-def from_liar(liar: evil.EvilRegistry, selector: Digest, place: Path, *lies: evil.Lie) -> dict[str, Any]:
+def from_liar(
+    liar: evil.EvilRegistry, selector: Digest | str, place: Path, *lies: evil.Lie, **options: Any
+) -> dict[str, Any]:
     liar.lies[:] = lies
     transport = HTTPTransport()
     reference = parse_reference(f"127.0.0.1:{liar.port}/team/app")
     try:
         client = RegistryClient(transport, reference, plain_http=True, other_origins=False, sleep=lambda _: None)
-        return decrypted(client, selector, place)
+        return decrypted(client, selector, place, **options)
     finally:
         liar.lies.clear()
         transport.close()
@@ -179,3 +183,79 @@ def test_a_manifest_that_somebody_else_wrote(
     digest, lies = resealed(image, change)
     refusal_of(RESEALED[change], from_liar, liar, digest, tmp_path / "plain", *lies)
     assert not (tmp_path / "plain" / "blobs" / "sha256" / parse_digest(str(digest)).hex).exists()
+
+
+# -- with the signature verified first --------------------------------------------------------------------------------
+
+REQUIRED = (KeyRequirement(keys=(load_public_key(SIGNER.public_key.pem()),), repository=ExactRepository(NAME)),)
+
+
+class NoKey:
+    """An unwrapper that is never to be asked."""
+
+    def unwrap(self, *_: object) -> Any:
+        raise AssertionError("a key was asked for before the image was verified")
+
+
+def plain_instead(image: Published) -> bytes:
+    """Return a manifest in which somebody put a plain layer of theirs into the place of an encrypted one."""
+    document = image.document()
+    layer = document["layers"][0]
+    layer.update(image.put(image.plain[0]))
+    layer["mediaType"] = layer["mediaType"].removesuffix("+encrypted")
+    del layer["annotations"]
+    return json.dumps(document).encode()
+
+
+def test_a_plain_layer_that_somebody_put_in_is_copied_only_without_a_check(
+    image: Published, liar: evil.EvilRegistry, tmp_path: Path
+) -> None:
+    """IM5: nothing about a plain layer can be authentic but by a signature over the manifest that names it."""
+    lie = evil.answered("v1", plain_instead(image), OCI_MANIFEST)
+    found = from_liar(liar, "v1", tmp_path / "plain", lie)
+    assert len(found["layers"]) == 2
+    check = SignatureCheck(REQUIRED)
+    refusal_of("oci.signing.unsigned", from_liar, liar, "v1", tmp_path / "plain", lie, check=check, keys=[NoKey()])
+    assert not check.proved and check.signers == []
+
+
+def test_the_manifest_that_was_verified_is_the_one_that_is_decrypted(
+    image: Published, liar: evil.EvilRegistry, tmp_path: Path
+) -> None:
+    """IM1: one request for a tag, whatever it would answer next; and every other thing once, too."""
+    moved = evil.later(evil.answered("v1", plain_instead(image), OCI_MANIFEST))
+    check = SignatureCheck(REQUIRED)
+    liar.asked.clear()
+    found = from_liar(liar, "v1", tmp_path / "plain", moved, check=check)
+    assert [layer["digest"] for layer in found["layers"]] == [str(Digest.of(layer)) for layer in image.plain]
+    assert check.proved and len(check.signers) == 1
+    assert liar.asked["v1"] == 1 and set(liar.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("platform", ["", "linux/amd64"])
+@pytest.mark.parametrize("signed", ["index", "one manifest", "nothing"])
+def test_every_platform_is_signed_or_the_index_is(
+    image: Published, liar: evil.EvilRegistry, tmp_path: Path, platform: str, signed: str
+) -> None:
+    """The second platform's manifest is somebody else's; a signature over the first one does not cover it."""
+    theirs = plain_instead(image)
+    other = image.client.write_manifest(theirs, OCI_MANIFEST)
+    entries = [
+        {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": len(image.manifest(digest))}
+        | {"platform": {"os": "linux", "architecture": name}}
+        for digest, name in ((image.digest if signed == "one manifest" else other, "amd64"), (other, "arm64"))
+    ]
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries, "annotations": {"n": signed}})
+    index = image.client.write_manifest(raw.encode(), OCI_INDEX)
+    if signed == "index":
+        sign_image(image.client, index, SIGNER, repository=NAME)
+    check = SignatureCheck(REQUIRED)
+    if signed == "index" or (signed == "one manifest" and platform):
+        assert from_liar(liar, index, tmp_path / "plain", check=check, platform=platform)
+        assert check.proved and len(check.signers) == (1 if platform else 2)
+        return
+    refusal_of(
+        "oci.signing.unsigned", from_liar, liar, index, tmp_path / "plain", check=check, platform=platform,
+        keys=[NoKey()],
+    )  # fmt: skip
+    assert not check.proved

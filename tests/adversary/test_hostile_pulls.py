@@ -30,11 +30,7 @@ from cloister.oci.signing.simplesigning import (
 from cloister.testing import evilregistry as evil
 from unpacking import Node
 
-pytestmark = [
-    pytest.mark.tool,
-    # A refusal holds the connection it came from until it is forgotten.
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
+pytestmark = pytest.mark.tool
 EXAMPLES = 300
 Tree = dict[bytes, Node]
 

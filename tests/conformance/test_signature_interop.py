@@ -27,11 +27,13 @@ from sigstore.verify import Verifier
 from sigstore.verify.policy import Identity
 
 import signing_world
+from cloister.crypto.openpgpsign import MessageSigner
 from cloister.crypto.openpgpverify import parse_keyring, verify_message
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import ImageRefused, Refused
 from cloister.imagetool.keyless import SigstoreServices, sign_keyless
 from cloister.imagetool.sign import sign_bundle, sign_image
+from cloister.imagetool.simplesign import sign_simple
 from cloister.oci.digest import Digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.layout import OCILayout
@@ -328,12 +330,41 @@ def test_policies_over_cosign_signatures_give_skopeos_verdicts(
             assert verdicts(skopeo, pushed, tmp_path, **requirement) == (expected, expected), requirement
 
 
+@pytest.fixture
+def gpg(tmp_path: Path) -> Iterator[Program]:
+    """GnuPG with a home of its own, whose agent ends with the test."""
+    program = Program(require_tool("gpg"), tmp_path)
+    (tmp_path / "gnupg").mkdir(mode=0o700)
+    program.environment["GNUPGHOME"] = str(tmp_path / "gnupg")
+    yield program
+    gpg_agent = shutil.which("gpgconf")
+    if gpg_agent:
+        subprocess.run([gpg_agent, "--kill", "all"], env=program.environment, check=False)
+
+
 @pytest.mark.tool
-def test_simple_signatures_of_skopeo(skopeo: Program, tmp_path: Path, built: Built) -> None:
-    gpg = Program(require_tool("gpg"), tmp_path)
-    home = tmp_path / "gnupg"
-    home.mkdir(mode=0o700)
-    gpg.environment["GNUPGHOME"] = skopeo.environment["GNUPGHOME"] = str(home)
+def test_a_key_of_gnupg_that_has_a_password_signs_simply(gpg: Program, tmp_path: Path) -> None:
+    loopback = ("--batch", "--pinentry-mode", "loopback", "--passphrase", "word")
+    made = gpg.run(*loopback, "--quick-gen-key", "me <me@example.test>", "ed25519", "sign", "never")
+    if made.returncode:
+        skip_or_fail(f"gpg makes no key: {made.stderr[-200:]}")
+    gpg.do(*loopback, "--output", "secret.gpg", "--export-secret-keys")
+    secret = (tmp_path / "secret.gpg").read_bytes()
+    message, key = MessageSigner(secret, "word").sign(b"content")
+    (tmp_path / "message").write_bytes(message)
+    assert gpg.run("--verify", "message").returncode == 0
+    gpg.do("--batch", "--output", "ring.gpg", "--export")
+    keyring = parse_keyring((tmp_path / "ring.gpg").read_bytes())
+    assert verify_message(message, keyring, now=datetime.now(UTC)).key == key
+    for wrong in (None, "other"):
+        with pytest.raises(Refused) as caught:
+            MessageSigner(secret, wrong).sign(b"content")
+        assert caught.value.code == "crypto.openpgp.password"
+
+
+@pytest.mark.tool
+def test_simple_signatures_of_skopeo(skopeo: Program, gpg: Program, tmp_path: Path, built: Built) -> None:
+    skopeo.environment["GNUPGHOME"] = gpg.environment["GNUPGHOME"]
     generate = gpg.run(
         "--batch", "--passphrase", "", "--quick-gen-key", "me <me@example.test>", "rsa3072", "sign", "never"
     )
@@ -358,11 +389,20 @@ def test_simple_signatures_of_skopeo(skopeo: Program, tmp_path: Path, built: Bui
         assert verdicts(skopeo, pushed, tmp_path, **signed) == (True, True)
         other = {"type": "exactReference", "dockerReference": f"{name}:v2"}
         assert verdicts(skopeo, pushed, tmp_path, **signed, signedIdentity=other) == (False, False)
-        (store / "signature-1").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        # What we write, by the same key: skopeo accepts it, refuses it under another tag, and reads what it says.
+        (store / "signature-1").unlink()
+        gpg.do("--batch", "--output", "secret.gpg", "--export-secret-keys", fingerprint)
+        signer = MessageSigner((tmp_path / "secret.gpg").read_bytes())
+        reference, at = parse_reference(f"{name}:v1"), datetime.now(UTC)
+        _, key, path = sign_simple(pushed.client, "v1", signer, identity=reference, lookaside=tmp_path / "sigs", at=at)
+        assert (path, key.fingerprint) == (store / "signature-1", fingerprint)
+        assert verdicts(skopeo, pushed, tmp_path, **signed) == (True, True)
+        assert verdicts(skopeo, pushed, tmp_path, **signed, signedIdentity=other) == (False, False)
+        said = skopeo.do("standalone-verify", "manifest.json", f"{name}:v1", fingerprint, str(path))
+        assert str(pushed.digest) in said and fingerprint in said
+        middle = len(raw) // 2  # the last bits may be padding of the compression, which GnuPG does not look at
+        (store / "signature-1").write_bytes(raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :])
         assert verdicts(skopeo, pushed, tmp_path, **signed) == (False, False)
-    gpg_agent = shutil.which("gpgconf")
-    if gpg_agent:
-        subprocess.run([gpg_agent, "--kill", "all"], env=gpg.environment, check=False)
 
 
 # -- sigstore-python as the oracle ----------------------------------------------------------------------------------

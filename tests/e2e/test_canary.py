@@ -183,6 +183,7 @@ def stage(
     workload: WorkloadRequest,
     *,
     memory_mib: int = 512,
+    scratch_mib: int = 0,
     ports: tuple[PortForward, ...] = (),
 ) -> Iterator[Stage]:
     """Seal, plan, approve and launch with a wiretap on both ports."""
@@ -201,6 +202,7 @@ def stage(
             bundle=launch_files(environment.bundle) if environment.bundle else None,
             vcpus=shape.vcpus,
             memory_mib=shape.memory_mib,
+            scratch_mib=scratch_mib,
             ports=ports,
             accelerator=Accelerator.TCG,
         )
@@ -218,7 +220,7 @@ def stage(
     "backend", [Backend.PROCESS, pytest.param(Backend.SEABIOS, marks=pytest.mark.vm)], ids=lambda item: item.value
 )
 def test_no_canary_on_the_host_side(tmp_path: Path, backend: Backend) -> None:
-    """Image, environment, secret and standard input of a program that prints all four."""
+    """Image, environment, secret and standard input of a program that prints all four; layers wait on a disk."""
     home = home_from_environment()
     output = io.BytesIO()
     reading, writing = socket.socketpair()
@@ -226,7 +228,7 @@ def test_no_canary_on_the_host_side(tmp_path: Path, backend: Backend) -> None:
         entrypoint=("sh", "-c", SCRIPT), env={"WORD": CANARIES["env"].decode()}, stdin=True, resources=(SECRET,)
     )
     view = HostView(CANARIES)
-    with reading, writing, stage(tmp_path, backend, images.layered_image(), workload) as run:
+    with reading, writing, stage(tmp_path, backend, images.layered_image(), workload, scratch_mib=16) as run:
         writing.sendall(CANARIES["data"] + b"\n")
         key = run.pod.stream_key
         streams = run.session.create(CONTAINER, registry=run.environment.registry_url, stream_key=key)

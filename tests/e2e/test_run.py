@@ -445,6 +445,7 @@ def test_options_streams_signals_and_status_of_a_measured_pod(tmp_path: Path) ->
         "while :; do sleep 0.1; done"
     )
     options = ["-i", "-e", "WORD=of the broker", "-w", "/tmp", "-u", "12:34", "--name", "mine", "--level", "measured"]
+    options += ["--scratch", "64"]
     words = ["run", "-q", *ONE_CPU, *options, "--entrypoint", "/bin/sh", location(images.busybox_image()), "-c", script]
     with running(*words, cwd=tmp_path) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -458,6 +459,7 @@ def test_options_streams_signals_and_status_of_a_measured_pod(tmp_path: Path) ->
     (directory,) = tmp_path.glob("cloister-run-*")
     summary = json.loads((directory / "run.json").read_bytes())
     assert (summary["level"], summary["exit_status"]) == ("measured", 7)
+    assert "serial=cloister-scratch" in json.dumps(summary)
 
 
 @pytest.mark.vm

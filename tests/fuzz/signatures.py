@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
@@ -158,7 +158,7 @@ def _pgp() -> tuple[bytes, bytes]:
 
 
 def _signed_message(data: bytes) -> None:
-    openpgpverify.verify_message(data, openpgpverify.parse_keyring(_pgp()[0]), now=NOW)
+    openpgpverify.verify_message(data, openpgpverify.parse_keyring(_pgp()[0]), now=datetime.now(UTC))
 
 
 _S: Final = "oci.signing"

@@ -11,11 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
+from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import CloisterError, Unavailable
+from cloister.host.registry.__main__ import tls_files
 from cloister.oci.digest import Digest
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.manifest import OCI_INDEX, Descriptor
@@ -258,3 +264,57 @@ def test_people_start_one_by_a_command(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+# -- TLS ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Files: CA, certificate for localhost, its key."""
+    authority = CertificateAuthority.create("registry root", at=datetime.now(UTC))
+    issued = authority.issue_server(("localhost",), at=datetime.now(UTC))
+    files = tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"
+    for path, content in zip(files, (authority.certificate_pem, issued.certificate_pem, issued.key_pem), strict=True):
+        path.write_bytes(content)
+    return files
+
+
+def test_push_and_pull_over_tls(tmp_path: Path, certificate: tuple[Path, Path, Path]) -> None:
+    """With tokens, whose address is told to the client, and must be https as well."""
+    ca, cert, key = certificate
+    (tmp_path / "users").write_text("ann:word\n")
+    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--users", str(tmp_path / "users"), "--tokens")
+    with RegistryProcess(tmp_path / "registry", *options) as registry:
+        reference = parse_reference(f"localhost:{registry.port}/team/app")
+
+        def client(transport: HTTPTransport, *, plain_http: bool = False) -> RegistryClient:
+            ann = Credentials("ann", "word")
+            return RegistryClient(
+                transport, reference, plain_http=plain_http, other_origins=False, credentials=ann, sleep=lambda _: None
+            )
+
+        with closing(HTTPTransport(tls=lambda: ssl.create_default_context(cafile=str(ca)))) as transport:
+            client(transport).write_manifest(INDEX, OCI_INDEX, "v1")
+            assert read_manifest(client(transport), "v1").raw == INDEX
+        with closing(HTTPTransport()) as transport:
+            for plain in (False, True):  # a certificate that nobody vouches for; no TLS at all
+                with pytest.raises(Unavailable):
+                    read_manifest(client(transport, plain_http=plain), "v1")
+
+
+@pytest.mark.parametrize("wrong", ["no key", "no certificate", "another key", "encrypted key", "text"])
+def test_certificates_that_cannot_be_used_are_told(
+    tmp_path: Path, certificate: tuple[Path, Path, Path], wrong: str
+) -> None:
+    _, cert, key = certificate
+    other = ec.generate_private_key(ec.SECP256R1())
+    if wrong in ("another key", "encrypted key"):
+        lock = NoEncryption() if wrong == "another key" else BestAvailableEncryption(b"word")
+        key.write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
+    if wrong == "text":
+        cert.write_text("no certificate")
+    with pytest.raises(Unavailable) as caught:
+        tls_files(None if wrong == "no certificate" else cert, None if wrong == "no key" else key)
+    assert caught.value.code == "host.registry.tls"
+    assert tls_files(None, None) is None

@@ -3,19 +3,17 @@
     @administered
     def list_command(client: AdminClient, output: OutputOption = Output.TEXT) -> None: ...
 
-The decorator adds `--server --token-file --ca --tenant --state` to a verb and gives it a client instead. Without a
-server the verb works on the state directory of this machine.
+The decorator adds the options of `cloister.cli.trustservice` to a verb and gives it an open client instead.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import typer
@@ -23,52 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from cloister.cli.output import print_json, print_line, stdout, visible
+from cloister.cli.trustservice import OpenService, with_trust_service
 from cloister.errors import Refused, Unavailable
-from cloister.sdk.home import home_from_environment, trust_directory
 
 if TYPE_CHECKING:
     from cloister.protocol.admin.access import Changed, Proposal
     from cloister.protocol.admin.policies import PolicyList, PolicyVersion
 
 _PRIVATE_FILE: Final = 0o600
-_CONTEXT: Final = "context"
-_COLLATERAL: Final = "collateral"  # an option of a verb that is for whoever judges: the service that runs here
 _SHOWN_DIGEST: Final = 19
 _FILE_WIDTH: Final = 4000  # characters; wider than any row
-
-ServerOption = Annotated[
-    str,
-    typer.Option("--server", metavar="URL", envvar="CLOISTER_SERVER", help="Address of the trust service."),
-]
-TokenFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        metavar="FILE",
-        envvar="CLOISTER_TOKEN_FILE",
-        help="File with an access token; with --server.",
-    ),
-]
-CAOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca", metavar="FILE", envvar="CLOISTER_CA", help="CA certificate of the service [default: the system's CAs]."
-    ),
-]
-TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Whose [default: the token's own].")]
-StateOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="Without --server: the state directory [default: $CLOISTER_HOME/trust]."
-    ),
-]
-_OPTIONS: Final[Sequence[tuple[str, Any, Any]]] = (  # Any: annotations and defaults of options
-    ("server", ServerOption, ""),
-    ("token_file", TokenFileOption, None),
-    ("ca", CAOption, None),
-    ("tenant", TenantOption, ""),
-    ("state", StateOption, None),
-)
 
 
 def administered(verb: Callable[..., None], *, group: bool = False) -> Callable[..., None]:
@@ -80,47 +42,11 @@ def administered(verb: Callable[..., None], *, group: bool = False) -> Callable[
     """
 
     @functools.wraps(verb)
-    def command(
-        *,
-        server: str,
-        token_file: Path | None,
-        ca: Path | None,
-        tenant: str,
-        state: Path | None,
-        **own: Any,  # Any: the verb's own options
-    ) -> None:
-        context: typer.Context | None = own.pop(_CONTEXT, None)
-        if context is not None and context.invoked_subcommand is not None:
-            return  # the group of a verb of its own: the verb does the work
-        from cloister.sdk.administration import AdministrationTarget, open_administration
-
-        target = AdministrationTarget(
-            server=server,
-            token_file=token_file,
-            ca_file=ca,
-            tenant=tenant,
-            state=state or trust_directory(),
-            collateral=own.pop(_COLLATERAL, None),
-        )
-        if not server and state is None:
-            home_from_environment()  # made private; a command for a server needs no home, and may have none
-        with open_administration(target) as client:
+    def opened(service: OpenService, **own: Any) -> None:  # Any: the verb's own options
+        with service() as client:
             verb(client, **own)
 
-    # The client's own type is not loaded for this: it brings the network library into every start.
-    hints = get_type_hints(verb, localns={"AdminClient": object}, include_extras=True)
-    kept = [item.replace(annotation=hints[item.name]) for item in inspect.signature(verb).parameters.values()][1:]
-    if group:
-        kept.insert(0, inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, annotation, default in _OPTIONS
-    ]
-    keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in kept]
-    command.__signature__ = inspect.Signature([*keyword, *shared])  # type: ignore[attr-defined]  # read by typer
-    command.__annotations__ = {item.name: item.annotation for item in (*keyword, *shared)}
-    del command.__wrapped__  # or the signature of the verb would be read instead
-    return command
+    return with_trust_service(opened, group=group)
 
 
 def print_struct(value: msgspec.Struct) -> None:

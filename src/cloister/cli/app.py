@@ -9,9 +9,11 @@ when Cloister itself refused or failed, as container tools do.
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Mapping
+from copy import copy
 from importlib import import_module
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -41,6 +43,8 @@ class _Verb(NamedTuple):
     options: Mapping[str, Any] = {}  # Any: of typer's `command`
 
 
+# Loading a command makes objects that stay: to look for garbage among them every 700 is a tenth of its start.
+_FEWER_COLLECTIONS: Final = 10_000
 # As with docker: what follows the image belongs to the workload, dashes and all.
 _ARGUMENTS_END_OPTIONS: Final = {"allow_interspersed_args": False}
 _COMMANDS: Final[Mapping[str, _Group | _Verb]] = {
@@ -77,8 +81,12 @@ _COMMANDS: Final[Mapping[str, _Group | _Verb]] = {
 }
 
 
-def build_app(*names: str) -> typer.Typer:
-    """Return the command tree with the named commands only, or with all."""
+def build_app(*words: str) -> typer.Typer:
+    """Return the command tree.
+
+    Args:
+        words: the first of a command line: where they name a command or a verb, the tree has nothing else in it.
+    """
     made = typer.Typer(
         name="cloister",
         help="Run an unchanged container image where the operator can neither read nor alter it, and prove it.",
@@ -89,12 +97,13 @@ def build_app(*names: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(_root)
-    for name in names or _COMMANDS:
+    named = words if words[:1] and words[0] in _COMMANDS else ()
+    for name in named[:1] or _COMMANDS:
         found = _COMMANDS[name]
         if isinstance(found, _Verb):
             _add_verb(made, name, found)
         else:
-            _add_group(made, name, found)
+            _add_group(made, name, found, *named[1:2])
     return made
 
 
@@ -106,15 +115,25 @@ def _add_verb(made: typer.Typer, name: str, verb: _Verb) -> None:
     made.command(name, short_help=verb.short_help, **options)(getattr(module, verb.function))
 
 
-def _add_group(made: typer.Typer, name: str, group: _Group) -> None:
-    app: typer.Typer = getattr(import_module(f"cloister.cli.{group.module}"), group.attribute)
-    known = {item.name for item in app.registered_commands} | {item.name for item in app.registered_groups}
+def _add_group(made: typer.Typer, name: str, group: _Group, word: str = "") -> None:
+    inner = {
+        name: getattr(import_module(f"cloister.cli.{module}"), attribute)
+        for name, (module, attribute) in group.groups.items()
+    }  # first: these modules may also add verbs to the group
+    # A copy, as what is added or left out here is for this tree.
+    app = copy(getattr(import_module(f"cloister.cli.{group.module}"), group.attribute))
+    commands, groups = app.registered_commands, app.registered_groups
+    # What typer makes of a verb's parameters is a visible part of a command's start.
+    if word not in {item.name for item in (*commands, *groups)} | {*group.verbs, *inner}:
+        word = ""
+    app.registered_commands = [item for item in commands if not word or item.name == word]
+    app.registered_groups = [item for item in groups if not word or item.name == word]
     for verb, (module, function) in group.verbs.items():
-        if verb not in known:
+        if word in ("", verb):
             app.command(verb)(getattr(import_module(f"cloister.cli.{module}"), function))
-    for inner, (module, attribute) in group.groups.items():
-        if inner not in known:
-            app.add_typer(getattr(import_module(f"cloister.cli.{module}"), attribute), name=inner)
+    for noun, verbs in inner.items():
+        if word in ("", noun):
+            app.add_typer(verbs, name=noun)
     if group.short_help is None:
         made.add_typer(app, name=name)
     else:
@@ -154,11 +173,13 @@ def run_command_line() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` wants its signal ignored
             signal.signal(number, _end)
-    named = [word for word in sys.argv[1:2] if word in _COMMANDS]
+    gc.set_threshold(_FEWER_COLLECTIONS)
     try:
-        build_app(*named)(prog_name="cloister")
+        build_app(*sys.argv[1:3])(prog_name="cloister")
     except CloisterError as error:
         print_error(error)
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        gc.freeze()  # the process ends: nobody needs to look for garbage in what it loaded

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from cloister.cli.administered import CAOption, ServerOption, StateOption, TenantOption, TokenFileOption
 from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import print_json, print_line
 from cloister.cli.refusals import Refusal, find_refusal, refusal_number
+from cloister.cli.trustservice import CAOption, ServerOption, StateOption, TenantOption, TokenFileOption
 from cloister.errors import Refused
 from cloister.rats.result import Severity
 from cloister.sdk.home import trust_directory

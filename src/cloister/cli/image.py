@@ -12,6 +12,7 @@ from cloister.cli.forms import Output, OutputOption
 from cloister.cli.imageverity import verity_command
 from cloister.cli.output import StepPrinter, print_json, print_line, short_digest
 from cloister.cli.progress import BytesBar
+from cloister.cli.trustservice import OpenService, with_trust_service
 from cloister.imagetool.compression import Compress
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ KeyFileOption = Annotated[
 
 
 @app.command("encrypt")
+@with_trust_service
 def encrypt_command(
+    service: OpenService,
     source: SourceArgument,
     destination: SealedArgument,
     recipient: Annotated[
@@ -77,7 +80,7 @@ def encrypt_command(
     """
     from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 
-    keks = KeyEncryptionKeys(key_file)
+    keks = KeyEncryptionKeys(key_file, service=service)
     with BytesBar("encrypting") as bar:
         sealed = encrypt_between(
             parse_places(source, destination),
@@ -122,7 +125,9 @@ def encrypt_command(
 
 
 @app.command("decrypt")
+@with_trust_service
 def decrypt_command(
+    service: OpenService,
     source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
     destination: Annotated[str, typer.Argument(help=f"Where the plain image goes: {_PLACES}.")],
     key: Annotated[
@@ -142,39 +147,75 @@ def decrypt_command(
             help="Decompress layers to compare them with the configuration; they are authenticated either way.",
         ),
     ] = True,
+    verify_key: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="First verify that this public key signed the image, PEM; repeatable."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="First verify that this policy.json accepts the image.")
+    ] = None,
+    registries_d: Annotated[
+        Path | None, typer.Option("--registries-d", help="With --policy: where simple signing's stores are configured.")
+    ] = None,
+    repository: Annotated[
+        str, typer.Option(help="With --verify-key: repository a signature must name [default: the image's own].")
+    ] = "",
+    not_before: Annotated[
+        str, typer.Option(metavar="TIME", help="With --verify-key or --policy: refuse signatures made before.")
+    ] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Decrypt an image with one of its recipients' keys; every layer is authenticated before any of it is decrypted.
 
-    Who made the image is not proved by this: verify its signature first.
+    Who made the image is proved by --verify-key or --policy only, on the manifest that is decrypted then. Without,
+    anybody can have put layers that are not encrypted into it.
     """
     from cloister.sdk.images import KeyEncryptionKeys, decrypt_between, parse_places
 
+    check = imagesignature.signature_check(
+        source,
+        policy=policy,
+        registries_d=registries_d,
+        keys=verify_key,
+        repository=repository,
+        not_before=not_before,
+        service=service,
+    )
     with BytesBar("decrypting") as bar:
         found = decrypt_between(
             parse_places(source, destination),
             key,
-            keks=KeyEncryptionKeys(key_file),
+            keks=KeyEncryptionKeys(key_file, service=service),
             platform=platform,
             check_diff_ids=check_diff_ids,
+            check=check,
             progress=bar,
         )
     if output is Output.JSON:
         counts = {"decrypted": found.decrypted, "already_plain": found.plain, "diff_ids_checked": check_diff_ids}
-        print_json({**_image_json(found.image), **counts})
+        verified = {"verified": check is not None and check.proved, "signers": check.signers if check else []}
+        print_json({**_image_json(found.image), **counts, **verified})
         return
     step = StepPrinter()
+    proved = check is not None and check.proved
+    for signer in dict.fromkeys(check.signers if check is not None and proved else []):
+        step("ok", "signature verified", signer)
     step("ok", "image decrypted", f"{found.digest}")
     _print_platforms(step, found.image)
     checked = "MAC, digest and diff_id hold" if check_diff_ids else "MAC and digest hold, diff_id NOT checked"
     step("ok", _count(found.decrypted, "layer"), checked)
+    if not proved:
+        step("--", "signature", "NOT verified (--verify-key, --policy)")
     if found.plain:
-        step("--", "copied", f"{_count(found.plain, 'layer')} not encrypted")
+        whose = "they are signed with the rest" if proved else "ANYBODY can have put them there"
+        step("!!", "NOT encrypted", f"{_count(found.plain, 'layer')} copied as found: {whose}")
     step("!!", "readable now", f"to everybody who can read {destination}")
 
 
 @app.command("rewrap")
+@with_trust_service
 def rewrap_command(
+    service: OpenService,
     source: Annotated[str, typer.Argument(help=f"The encrypted image: {_PLACES}.")],
     destination: Annotated[
         str, typer.Argument(help="Where the image with other recipients goes [default: where it is].")
@@ -208,7 +249,7 @@ def rewrap_command(
             remove=[PACKET_SCHEME if scheme == "kbs" else scheme for scheme in remove or []],
             only_added=replace,
             keys=key or [],
-            keks=KeyEncryptionKeys(key_file),
+            keks=KeyEncryptionKeys(key_file, service=service),
             platform=platform,
             progress=bar,
         )

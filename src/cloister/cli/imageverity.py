@@ -12,9 +12,12 @@ import typer
 from cloister.cli.forms import Output, OutputOption
 from cloister.cli.output import StepPrinter, print_json
 from cloister.cli.progress import BytesBar
+from cloister.cli.trustservice import OpenService, with_trust_service
 
 
+@with_trust_service
 def verity_command(
+    service: OpenService,
     source: Annotated[str, typer.Argument(help="The image, in any place that `image inspect` reads.")],
     destination: Annotated[
         Path | None, typer.Argument(help="File for the root image; without it only the hash is computed.")
@@ -46,7 +49,7 @@ def verity_command(
                 decrypt_between(
                     parse_places(source, plain),
                     key,
-                    keks=KeyEncryptionKeys(None),
+                    keks=KeyEncryptionKeys(service=service),
                     platform=PLATFORM,
                     check_diff_ids=False,  # done below
                     progress=bar,

@@ -21,9 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
-from cloister.cli.administered import CAOption, ServerOption, StateOption, TenantOption, TokenFileOption
 from cloister.cli.output import StepPrinter, stdout
 from cloister.cli.refusals import refusal_number
+from cloister.cli.trustservice import (
+    CAOption,
+    ServerOption,
+    StateOption,
+    TenantOption,
+    TokenFileOption,
+    trust_service,
+)
 from cloister.errors import CloisterError, Unavailable
 from cloister.wire.limits import KEY_PROVIDER_CONFIG_BYTES, KEY_PROVIDER_REQUEST_BYTES
 
@@ -101,19 +108,11 @@ class ProviderOptions:
             with released_resources(self.init_data, self.platform) as release:
                 yield ReleasedKeys(release)
             return
-        from cloister.sdk.administration import AdministrationTarget, open_administration
-        from cloister.sdk.home import home_from_environment, trust_directory
-
-        target = AdministrationTarget(
-            server=self.server,
-            token_file=self.token_file,
-            ca_file=self.ca,
-            tenant=self.tenant,
-            state=self.state or trust_directory(),
+        yield AdministeredKeys(
+            trust_service(
+                server=self.server, token_file=self.token_file, ca=self.ca, tenant=self.tenant, state=self.state
+            )
         )
-        if not self.server and self.state is None:
-            home_from_environment()
-        yield AdministeredKeys(lambda: open_administration(target))
 
     def words(self) -> list[str]:
         """Return the options as words of a command line that works from any directory."""

@@ -35,7 +35,7 @@ from cloister.cli.podvm import prepare_bundle
 from cloister.cli.refusals import refusal_number
 from cloister.cli.report import write_report
 from cloister.errors import CloisterError
-from cloister.host.vmm.spec import MEMORY_LEAST_MIB, Backend
+from cloister.host.vmm.spec import MEMORY_LEAST_MIB, SCRATCH_MIB, Backend
 from cloister.protocol.launch import MEMORY_MIB, VCPUS
 from cloister.rats.claims import Level
 from cloister.sdk.home import home_from_environment
@@ -88,6 +88,14 @@ def run_command(
     memory: Annotated[
         int, typer.Option(min=MEMORY_LEAST_MIB, max=MEMORY_MIB, help="Memory of the pod VM in MiB.")
     ] = 512,
+    scratch: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=SCRATCH_MIB,
+            help="Size in MiB of a disk on which encrypted layers wait; without it, they wait in the pod VM's memory.",
+        ),
+    ] = 0,
     resource: Annotated[
         list[str] | None, typer.Option(help="repository/type/tag the workload may fetch from the key broker.")
     ] = None,
@@ -136,6 +144,7 @@ def run_command(
             backend=choose_backend(level, profile),
             accelerator=choose_accelerator(accelerator),
             shape=Shape(vcpus=vcpus, memory_mib=memory),
+            scratch_mib=scratch,
             name=parse_name(name),
             lease_seconds=lease,
             keep_approval=keep,

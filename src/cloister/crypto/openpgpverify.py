@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -26,6 +26,7 @@ from cloister.crypto.openpgppackets import Reader, dearmor, read_packets
 from cloister.errors import FormatRefused, Refused
 from cloister.wire.limits import OPENPGP_KEYRING_BYTES, OPENPGP_MESSAGE_BYTES
 
+CLOCK_SKEW: Final = timedelta(minutes=5)  # how far the signer's clock may be ahead of ours
 _CODE: Final = "crypto.openpgp"
 _SIGNATURE, _ONE_PASS, _PUBLIC, _COMPRESSED, _LITERAL, _USER_ID, _SUBKEY = 2, 4, 6, 8, 11, 13, 14
 _IGNORED: Final = (10, 12, 17, 21)  # marker, trust, user attribute, padding
@@ -117,7 +118,8 @@ def verify_message(
 ) -> SignedMessage:
     """Return the content of a signed message.
 
-    Steps: 1 its shape; 2 a key of the keyring is named; 3 its signature holds; 4 neither key nor signature has expired.
+    Steps: 1 its shape; 2 a key of the keyring is named; 3 its signature holds; 4 neither key nor signature has expired,
+    and the signature was made after the key and not after now.
 
     Args:
         data: binary or armoured message.
@@ -128,7 +130,8 @@ def verify_message(
 
     Raises:
         FormatRefused: `crypto.openpgp.message`.
-        Refused: `crypto.openpgp.unknown_key`, `.bad_signature`, `.algorithm`, `.key_expired`, `.signature_expired`.
+        Refused: `crypto.openpgp.unknown_key`, `.bad_signature`, `.algorithm`, `.key_expired`, `.signature_expired`,
+            `.from_the_future`.
     """
     # 1
     content, raw_signature = _split_message(dearmor(data))
@@ -173,6 +176,13 @@ def verify_message(
         raise Refused(f"{_CODE}.signature_expired", "signature has expired")
     if not key.created <= signature.created:
         raise Refused(f"{_CODE}.bad_signature", "signature is older than its key")
+    if signature.created > seconds + CLOCK_SKEW.total_seconds():
+        raise Refused(
+            f"{_CODE}.from_the_future",
+            "signature is dated in the future",
+            expected=f"not after {(now + CLOCK_SKEW).isoformat(timespec='seconds')}",
+            actual=datetime.fromtimestamp(signature.created, UTC).isoformat(),
+        )
     return SignedMessage(content=content, key=key, signed_at=datetime.fromtimestamp(signature.created, UTC))
 
 

@@ -26,6 +26,7 @@ CONTAINER_LIBRARIES: Final = (
     "cloister.guest.users",
     "cloister.guest.oci_spec",
 )
+SEAL_LIBRARIES: Final = ("cloister.guest.scratch", "cryptography.hazmat.primitives.ciphers.aead")
 
 
 class Background:

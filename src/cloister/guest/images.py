@@ -376,7 +376,7 @@ class _OpenedLayers:
         watch = Stopwatch()
         for index, descriptor in enumerate(self._pulled.image.manifest.layers):
             self._private.append(self._unwrap(parse_layer_encryption(descriptor, path=f"layers[{index}]")))
-        self._ahead = made_ahead(self._authenticate())
+        self._ahead = made_ahead(self._authenticate(), waits=True)  # a layer may still be on its way
         for layer in self._ahead:
             self.waited_ms += watch.ms()
             yield layer

@@ -112,7 +112,7 @@ class _Agent:
             HostGone: the host left.
             CloisterError: why the pod cannot run.
         """
-        from cloister.guest.background import CONTAINER_LIBRARIES, Background, Libraries
+        from cloister.guest.background import CONTAINER_LIBRARIES, SEAL_LIBRARIES, Background, Libraries
         from cloister.guest.measure import InitDataMeasurement
 
         self._key_process.watch(self._lose_keys)
@@ -130,11 +130,15 @@ class _Agent:
         policy = parse_pod_policy(init_data.entry(POLICY_ENTRY).encode())
         keys = KeySource(lambda: key_proxy)
 
+        seals = SEAL_LIBRARIES if self._platform.scratch else ()
+        libraries = Libraries((*CONTAINER_LIBRARIES, *seals))
+
         def wait_registry() -> None:
             network.wait()
             self._pull_libraries.wait()
+            if seals:
+                libraries.wait()  # the threads that fetch seal what they get
 
-        libraries = Libraries(CONTAINER_LIBRARIES)
         pod = Pod(policy, init_data, self._platform, keys, self._reporter, wait_registry, libraries.wait)
         Background(lambda: self._serve(pod), "control")
         Background(lambda: self._become_ready(pod, policy, keys, network, libraries), "attest")

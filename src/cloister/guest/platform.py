@@ -8,20 +8,24 @@ own command line.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cloister.errors import RequestRefused
 from cloister.guest.ports import ControlPort, open_socket_port, open_virtio_port
-from cloister.protocol.guestapi import CONTROL_PORT, STREAMS_PORT
+from cloister.protocol.guestapi import CONTROL_PORT, SCRATCH_SERIAL, STREAMS_PORT
 from cloister.wire.limits import SCRATCH_BYTES
 
 if TYPE_CHECKING:
     from cloister.guest.runtime import Runtime
+    from cloister.guest.scratch import ScratchDisk
     from cloister.oci.spool import ScratchRoom, Spool
     from cloister.tee.registry import Attester
 
 INIT_DATA_DEVICE: Final = "/dev/vdb"
+_SCRATCH_DISK: Final = "vdc"
+_SERIAL_BYTES: Final = 20  # VIRTIO 1.2, section 5.2.6: the length of a block device's identification
 WORK_DIRECTORY: Final = "/run/cloister"
 _ABSENCE_SECONDS: Final = 60.0  # a shim that restarts is back in a few
 _DEVICES: Final = (("snp", "dev/sev-guest"), ("tdx", "dev/tdx_guest"))
@@ -35,11 +39,13 @@ class Platform(Protocol):
         tee: wire name of the attester's technology.
         work: directory for spools, bundles and root file systems; memory only in the VM.
         in_vm: whether ending the agent ends a machine.
+        scratch: device of a disk that spools are sealed for; empty when there is none.
     """
 
     tee: str
     work: str
     in_vm: bool
+    scratch: str
 
     def open_control(self) -> ControlPort:
         """Return the control port."""
@@ -75,7 +81,7 @@ class Platform(Protocol):
 
 
 class VirtualMachine:
-    """The pod VM: virtio ports, init data on the second disk, a device that attests, crun."""
+    """The pod VM: virtio ports, init data on the second disk, scratch on a third, a device that attests, crun."""
 
     work = WORK_DIRECTORY
     in_vm = True
@@ -86,6 +92,9 @@ class VirtualMachine:
         A host that hides a device gets evidence of another technology, which the owner's policy accepts or not.
         """
         self.tee = next((tee for tee, device in _DEVICES if os.path.exists(root + device)), "tpm")
+        self.scratch = f"{root}dev/{_SCRATCH_DISK}" if _is_scratch(f"{root}sys/block/{_SCRATCH_DISK}/serial") else ""
+        self._disk: ScratchDisk | None = None
+        self._choosing = threading.Lock()
 
     def open_control(self) -> ControlPort:
         """Return the control port."""
@@ -124,7 +133,19 @@ class VirtualMachine:
         return f"nameserver {NAMESERVER}\n".encode()
 
     def spool(self) -> Spool:
-        """Return a spool in the VM's memory file system, whose size limit holds against a huge layer."""
+        """Return a sealed spool on the scratch disk; without one, a spool in the VM's memory file system, whose size
+        limit holds against a huge layer.
+
+        Raises:
+            Unavailable: there is a scratch disk and it cannot be used (`guest.scratch.*`).
+        """
+        if self.scratch:
+            from cloister.guest.scratch import open_scratch_disk
+
+            with self._choosing:
+                if self._disk is None:
+                    self._disk = open_scratch_disk(self.scratch)
+            return self._disk.spool()
         from cloister.guest.images import directory_spool
 
         os.makedirs(self.work, mode=0o700, exist_ok=True)
@@ -142,6 +163,7 @@ class Simulated:
 
     tee = "cloister-simulated"
     in_vm = False
+    scratch = ""
 
     def __init__(self, arguments: list[str]) -> None:
         options = _parse_options(arguments)
@@ -200,6 +222,15 @@ class Simulated:
         from cloister.guest.runtime.sandbox import SandboxRuntime
 
         return SandboxRuntime(self.work)
+
+
+def _is_scratch(serial: str) -> bool:
+    """Whether the third disk is there and calls itself a scratch disk: the host's word, and it decides nothing else."""
+    try:
+        with open(serial, "rb") as file:
+            return file.read(_SERIAL_BYTES + 1).rstrip(b"\n") == SCRATCH_SERIAL.encode()
+    except OSError:
+        return False
 
 
 def choose_platform(arguments: list[str]) -> Platform:

@@ -8,7 +8,8 @@ What a local store holds is read twice, and the second pass rests on the checks 
 ciphertext is kept in a nameless temporary file in between, as it may answer otherwise the second time.
 
 What this proves: the layers are the ones that were encrypted under these keys and that this configuration lists. That
-the image is the one somebody meant is for its signature, before it is decrypted.
+the image is the one somebody meant is for its signature, before it is decrypted: `check` verifies it on the bytes that
+are decrypted then. Layers that are not encrypted are copied; without a signature anybody may have put them there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import msgspec
 
 from cloister.crypto.aead import ctr_stream
 from cloister.errors import ImageRefused
-from cloister.imagetool.beside import checked_beside
 from cloister.imagetool.layers import (
     Progress,
     Work,
@@ -34,7 +34,7 @@ from cloister.imagetool.layers import (
     require_diff_id,
     require_diff_ids,
 )
-from cloister.imagetool.platforms import RewrittenImage, read_image, write_image
+from cloister.imagetool.platforms import RewrittenImage, SourceImage, read_image, write_image
 from cloister.oci.ahead import made_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.distribution import RegistryClient
@@ -45,7 +45,7 @@ from cloister.oci.encryption.wrapping import KeyUnwrapper, unwrap_layer_key
 from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, ImageManifest, LayerType, parse_config
 from cloister.oci.store import ImageSink, ImageSource, checked_blob, copy_blob, read_blob
-from cloister.wire.limits import IMAGE_CONFIG_BYTES, LAYER_UNPACKED_BYTES, MANIFEST_BYTES, MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, IMAGE_CONFIG_BYTES, LAYER_UNPACKED_BYTES, MANIFEST_BYTES
 
 Stream = Callable[[], Iterable[bytes]]
 """Begins a layer's ciphertext anew."""
@@ -79,6 +79,7 @@ def decrypt_image(
     keys: Sequence[KeyUnwrapper],
     platform: str = "",
     check_diff_ids: bool = True,
+    check: Callable[[ImageSource, SourceImage], None] | None = None,
     progress: Progress | None = None,
 ) -> DecryptedImage:
     """Decrypt an image into `sink`.
@@ -91,14 +92,18 @@ def decrypt_image(
         keys: one of them has to open each layer.
         platform: `os/architecture`, to take one image out of an index; empty for all of them and a new index.
         check_diff_ids: decompress layers to compare them with the configuration; digest and MAC are checked anyway.
+        check: raises unless the manifests are those of whom they must be; these very bytes are decrypted then.
         progress: told about the work.
 
     Raises:
-        ImageRefused: `oci.encryption.not_encrypted`, `oci.encryption.no_key`, `oci.encryption.mac_mismatch`,
-            `oci.encryption.plain_digest_mismatch`, `oci.layer.diff_id_mismatch`, what the source's content refuses.
+        ImageRefused: what `check` raises, `oci.encryption.not_encrypted`, `oci.encryption.no_key`,
+            `oci.encryption.mac_mismatch`, `oci.encryption.plain_digest_mismatch`, `oci.layer.diff_id_mismatch`, what
+            the source's content refuses.
         Unavailable: source, sink or a key's provider cannot be used now.
     """
     image = read_image(source, selector, platform)
+    if check is not None:
+        check(source, image)
     work = Work(progress)
     decryptions = {
         manifest.digest: _ManifestDecryption(source, sink, manifest, work, check_diff_ids=check_diff_ids)
@@ -154,7 +159,7 @@ class _Layer:
         """Check the ciphertext, then store the plain layer, then check that."""
         with _read_twice(source, self.descriptor) as (first, again):
             self._authenticate(made_ahead(work.counted(first())))
-            self.digest, _ = sink.write_blob(self._plain(again(), check_diff_id=check_diff_id))
+            self.digest, _ = sink.write_blob(made_ahead(self._plain(again(), check_diff_id=check_diff_id)))
         self._require(self.digest, check_diff_id=check_diff_id)
 
     @property
@@ -179,16 +184,30 @@ class _Layer:
 
     def _plain(self, ciphertext: Iterable[bytes], *, check_diff_id: bool) -> Iterator[bytes]:
         nonce = agreed_nonce(self._encryption.public, self._opened, path=self._path)
-        plain = made_ahead(ctr_stream(self._opened.key, nonce, ciphertext))
+        plain = ctr_stream(self._opened.key, nonce, ciphertext)
         if self.target.compression and (check_diff_id or self._names_archive):
-            return checked_beside(plain, self._check_archive)
+            return self._with_archive_checked(plain)
         return plain
 
-    def _check_archive(self, plain: Iterable[bytes]) -> None:
-        """Compare the archive inside with the configuration."""
+    def _with_archive_checked(self, plain: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass `plain` through and compare the archive inside with the configuration behind the last chunk."""
+        taken: list[bytes] = []
+
+        def noted() -> Iterator[bytes]:
+            for chunk in made_ahead(plain):
+                taken.append(chunk)
+                yield chunk
+
+        def inflated() -> Iterator[tuple[bytes, list[bytes]]]:
+            for piece in inflate(noted(), self.target.compression, ceiling=LAYER_UNPACKED_BYTES):
+                yield piece, taken.copy()
+                taken.clear()
+            yield b"", taken
+
         archive = DigestVerifier(self._diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=self._path)
-        for chunk in made_ahead(inflate(plain, self.target.compression, ceiling=LAYER_UNPACKED_BYTES)):
-            archive.update(chunk)
+        for piece, chunks in made_ahead(inflated()):
+            archive.update(piece)
+            yield from chunks
         archive.finish()
 
     def _require(self, digest: Digest, *, check_diff_id: bool) -> None:
@@ -277,7 +296,7 @@ def _read_twice(source: ImageSource, descriptor: Descriptor) -> Iterator[tuple[S
 
         def again() -> Iterator[bytes]:
             file.seek(0)
-            while chunk := file.read(MIB):
+            while chunk := file.read(BLOB_PIECE_BYTES):
                 yield chunk
 
         yield first, again

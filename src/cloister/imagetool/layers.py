@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from cloister.errors import ImageRefused
 from cloister.oci.digest import Digest
@@ -23,6 +22,9 @@ from cloister.oci.manifest import (
     LayerType,
     parse_layer_type,
 )
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 LAYERS_AT_ONCE: Final = 4  # each holds some 20 MiB; more than this hides no more latency
 
@@ -89,6 +91,8 @@ class Work:
         """Run one job for each layer and return what they return, in order; raises what the first to fail raises."""
         if len(jobs) < 2 or self._at_once < 2:
             return [job() for job in jobs]
+        from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait  # which one layer does not pay for
+
         with ThreadPoolExecutor(min(len(jobs), self._at_once), thread_name_prefix="layer") as pool:
             futures = [pool.submit(job) for job in jobs]
             try:

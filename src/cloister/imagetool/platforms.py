@@ -26,7 +26,7 @@ from cloister.oci.manifest import (
     parse_index,
     parse_manifest,
 )
-from cloister.oci.store import ImageSink, ImageSource, StoredManifest, read_manifest, resolve_platform
+from cloister.oci.store import ImageSink, ImageSource, StoredManifest, manifest_for, read_manifest
 from cloister.wire.limits import MANIFEST_BYTES
 
 _ATTESTATION: Final = "vnd.docker.reference.type"
@@ -60,11 +60,20 @@ class RewrittenImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceImage(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be rewritten: one manifest, or an index with the manifests of its platforms."""
+    """What is to be rewritten: one manifest, or an index with the manifests of its platforms.
+
+    Attributes:
+        stored: the manifest or index.
+        manifests: those of the platforms.
+        platforms: of each manifest.
+        index: what named the manifests, also where only one of them was taken out of it; None where nothing did.
+        left_out: attestations that are in the index and not among the manifests.
+    """
 
     stored: StoredManifest
     manifests: tuple[ImageManifest, ...]
     platforms: tuple[str, ...]
+    index: StoredManifest | None = None
     left_out: tuple[Digest, ...] = ()
 
     @property
@@ -84,10 +93,12 @@ def read_image(source: ImageSource, selector: str | Digest, platform: str) -> So
     Raises:
         ImageRefused: `oci.manifest.*`, `imagetool.platforms.empty_index`, `imagetool.platforms.nested_index`.
     """
-    stored = resolve_platform(source, selector, platform) if platform else read_manifest(source, selector)
+    named = read_manifest(source, selector)
+    index = named if named.is_index else None
+    stored = manifest_for(source, named, platform) if platform else named
     if not stored.is_index:
         manifest = parse_manifest(stored.raw, media_type=stored.media_type)
-        return SourceImage(stored=stored, manifests=(manifest,), platforms=(platform,))
+        return SourceImage(stored=stored, manifests=(manifest,), platforms=(platform,), index=index)
     entries = parse_index(stored.raw, media_type=stored.media_type).manifests
     images = [entry for entry in entries if not _is_attestation(entry)]
     if not images:
@@ -96,6 +107,7 @@ def read_image(source: ImageSource, selector: str | Digest, platform: str) -> So
         stored=stored,
         manifests=tuple(_read_entry(source, entry) for entry in images),
         platforms=tuple(entry.platform for entry in images),
+        index=index,
         left_out=tuple(entry.digest for entry in entries if _is_attestation(entry)),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -36,6 +37,7 @@ from cloister.oci.signing.simplesigning import (
     Statement,
     encode_payload,
     encode_signatures,
+    parse_payload,
     read_candidates,
     signature_tag,
 )
@@ -47,7 +49,9 @@ _EMPTY: Final = b"{}"
 _EMPTY_CONFIG: Final = "application/vnd.oci.empty.v1+json"
 
 
-def sign_image(store: ImageStore, selector: str | Digest, signer: Signer, *, repository: str) -> Digest:
+def sign_image(
+    store: ImageStore, selector: str | Digest, signer: Signer, *, repository: str, at: datetime | None = None
+) -> Digest:
     """Sign the manifest or index under `selector` and store the signature beside it.
 
     Args:
@@ -56,9 +60,10 @@ def sign_image(store: ImageStore, selector: str | Digest, signer: Signer, *, rep
         signer: holds the private key.
         repository: the name the signature is for, registry and repository without tag; the guest's policy names the
         same.
+        at: aware time that the signature says it was made at; None for a signature that says none.
 
     Returns:
-        The digest that was signed. Signing again with the same key changes nothing.
+        The digest that was signed. Signing again with the same key changes nothing, or with `at` only the time.
 
     Raises:
         ImageRefused: `oci.signing.too_many`, `<store>.manifest_missing`, `<store>.digest_mismatch`, `oci.manifest.*`.
@@ -67,10 +72,13 @@ def sign_image(store: ImageStore, selector: str | Digest, signer: Signer, *, rep
     stored = read_manifest(store, selector)
     is_index(stored.raw, media_type=stored.media_type)  # refuses what is neither manifest nor index
     digest = Digest.of(stored.raw)
-    payload = encode_payload(Statement(repository, digest))
-    existing = read_candidates(store, digest)
-    if any(_is_same(candidate, payload, signer.public_key) for candidate in existing):
+    statement = Statement(repository, digest)
+    payload = encode_payload(statement, seconds=None if at is None else int(at.timestamp()))
+    existing = list(read_candidates(store, digest))
+    older = [candidate for candidate in existing if _is_same(candidate, statement, signer.public_key)]
+    if any(at is None or candidate.payload == payload for candidate in older):
         return digest
+    existing = [candidate for candidate in existing if candidate not in older]
     if len(existing) >= IMAGE_SIGNATURES:
         raise ImageRefused(
             "oci.signing.too_many", "image has too many signatures", expected=f"at most {IMAGE_SIGNATURES}"
@@ -152,11 +160,10 @@ def attach_artifact(
     return attach_referrer(store, encode_document(document))
 
 
-def _is_same(candidate: SignatureCandidate, payload: bytes, key: ECDSAP256PublicKey) -> bool:
-    if candidate.payload != payload:
-        return False
+def _is_same(candidate: SignatureCandidate, statement: Statement, key: ECDSAP256PublicKey) -> bool:
+    """Whether a signature says the same by the same key, at whatever time."""
     try:
-        key.verify(payload, candidate.signature)
+        key.verify(candidate.payload, candidate.signature)
+        return parse_payload(candidate.payload) == statement
     except Refused:
         return False
-    return True

@@ -24,7 +24,7 @@ from cloister.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerTyp
 from cloister.oci.reference import parse_reference
 from cloister.oci.store import StoredManifest, checked_blob
 from cloister.oci.tar import EntryKind, TarReader
-from cloister.wire.limits import IMAGE_CONFIG_BYTES, INDEX_ENTRIES, KIB, LAYERS, MANIFEST_BYTES, MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, IMAGE_CONFIG_BYTES, INDEX_ENTRIES, KIB, LAYERS, MANIFEST_BYTES, MIB
 
 _CODE: Final = "oci.archive"
 _MEMBERS: Final = 10_000
@@ -75,7 +75,7 @@ class ArchiveFile:
         """Yield a member's content."""
         offset, left = self._find(name)
         while left:
-            chunk = os.pread(self._file.fileno(), min(left, MIB), offset)  # other threads read here, too
+            chunk = os.pread(self._file.fileno(), min(left, BLOB_PIECE_BYTES), offset)  # other threads read here, too
             if not chunk:
                 raise ImageRefused(f"{_CODE}.truncated", "archive ends inside a member", path=name)
             offset += len(chunk)

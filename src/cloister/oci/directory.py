@@ -21,7 +21,7 @@ from cloister.oci.digest import Digest, parse_digest
 from cloister.oci.layout import OCILayout, open_plain, read_plain
 from cloister.oci.manifest import Descriptor, ImageIndex, parse_either
 from cloister.oci.store import StoredManifest, read_manifest
-from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, KIB, MANIFEST_BYTES
 
 VERSION: Final = "Directory Transport Version: 1.1\n"
 _CODE: Final = "oci.directory"
@@ -64,7 +64,7 @@ class ImageDirectory:
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob's bytes, unchecked."""
         with open_plain(self._path / descriptor.digest.hex, code=_CODE) as file:
-            while chunk := file.read(MIB):
+            while chunk := file.read(BLOB_PIECE_BYTES):
                 yield chunk
 
     def referrers(self, _: Digest) -> tuple[Descriptor, ...]:

@@ -21,7 +21,8 @@ from cloister.wire.limits import KIB, LAYER_RATIO, ZSTD_WINDOW_BYTES
 if TYPE_CHECKING:
     from zstandard import ZstdDecompressor
 
-_OUTPUT_BYTES: Final = 256 * KIB  # stays in the processor's cache between inflating, hashing and writing
+_OUTPUT_BYTES: Final = 128 * KIB  # stays in the processor's cache between inflating, hashing and writing
+_INPUT_BYTES: Final = 64 * KIB  # given to the decompressor, which copies what is left over when there is output enough
 _ISAL_BYTES: Final = 128 * KIB
 _RATIO_SLACK_BYTES: Final = 64 * KIB  # small archives are mostly padding
 _GZIP_MAGIC: Final = b"\x1f\x8b\x08"  # with the one method there is
@@ -120,6 +121,16 @@ def _gzip_library(first_bytes: int) -> tuple[Callable[[int], _Member], type[Exce
     return isal_zlib.decompressobj, error
 
 
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in pieces of at most `_INPUT_BYTES`."""
+    for chunk in chunks:
+        if len(chunk) <= _INPUT_BYTES:
+            yield chunk
+            continue
+        for start in range(0, len(chunk), _INPUT_BYTES):
+            yield chunk[start : start + _INPUT_BYTES]
+
+
 def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
     source = iter(chunks)
     first = next(source, b"")
@@ -127,7 +138,7 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
     member = begin(_GZIP_WINDOW)
     begun, fresh = False, True
     held = b""
-    for chunk in chain((first,), source):
+    for chunk in _pieces(chain((first,), source)):
         data = held + chunk
         held = b""
         while data:

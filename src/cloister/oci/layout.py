@@ -13,13 +13,13 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from cloister.errors import ImageRefused, Unavailable
+from cloister.oci.ahead import made_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.manifest import (
@@ -33,7 +33,7 @@ from cloister.oci.manifest import (
     parse_index,
 )
 from cloister.oci.store import ImageSource, StoredManifest, referrers_tag
-from cloister.wire.limits import KIB, MANIFEST_BYTES, MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, KIB, MANIFEST_BYTES
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 LAYOUT_VERSION: Final = "1.0.0"
@@ -79,7 +79,7 @@ class OCILayout:
     def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob's bytes, unchecked."""
         with open_plain(self._blob(descriptor.digest)) as file:
-            while chunk := file.read(MIB):
+            while chunk := file.read(BLOB_PIECE_BYTES):
                 yield chunk
 
     def has_blob(self, digest: Digest) -> bool:
@@ -90,9 +90,14 @@ class OCILayout:
         """Store a blob; see `ImageSink.write_blob`."""
         hasher = hashlib.new(algorithm)
         size = 0
-        with _Incomplete(self._path) as (incomplete, file):
+
+        def hashed() -> Iterator[bytes]:
             for chunk in chunks:
                 hasher.update(chunk)
+                yield chunk
+
+        with _Incomplete(self._path) as (incomplete, file):
+            for chunk in made_ahead(hashed()):
                 size += len(chunk)
                 file.write(chunk)
             file.flush()
@@ -281,7 +286,7 @@ class _Incomplete:
     """A new file under a temporary name in the layout, removed unless it was renamed."""
 
     def __init__(self, directory: Path) -> None:
-        self._file_path = directory / f".incomplete-{secrets.token_hex(8)}"
+        self._file_path = directory / f".incomplete-{os.urandom(8).hex()}"
 
     def __enter__(self) -> tuple[Path, BinaryIO]:
         try:

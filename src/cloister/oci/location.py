@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -22,8 +21,6 @@ from typing import Final
 import msgspec
 
 from cloister.errors import ImageRefused, Unavailable
-from cloister.oci.archive import DockerArchive, OCIArchive
-from cloister.oci.directory import ImageDirectory
 from cloister.oci.distribution import RegistryClient
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import Descriptor
@@ -144,25 +141,41 @@ def _split_path(rest: str, kind: LocationKind) -> tuple[str, str]:
     return path, selector
 
 
-def open_source(location: ImageLocation, access: RegistryAccess) -> AbstractContextManager[ImageSource]:
+def open_source(location: ImageLocation, access: RegistryAccess | None) -> AbstractContextManager[ImageSource]:
     """Open a location for reading; use the result in a `with` statement.
+
+    Args:
+        location: the place.
+        access: reaches registries; may be None for a place on disk.
 
     Raises:
         ImageRefused, Unavailable: what the place itself refuses.
     """
     if location.reference is not None:
-        return nullcontext(access.source(location.reference))
+        return nullcontext(_required(access).source(location.reference))
     if location.kind is LocationKind.LAYOUT:
         return nullcontext(OCILayout(location.path))
     if location.kind is LocationKind.ARCHIVE:
+        from cloister.oci.archive import OCIArchive
+
         return closing(OCIArchive(location.path))
     if location.kind is LocationKind.DIRECTORY:
+        from cloister.oci.directory import ImageDirectory
+
         return nullcontext(ImageDirectory(location.path))
+    from cloister.oci.archive import DockerArchive
+
     return closing(DockerArchive(location.path))
 
 
+def _required(access: RegistryAccess | None) -> RegistryAccess:
+    if access is None:
+        raise RuntimeError("a registry is opened without a way to reach it")
+    return access
+
+
 def open_sink(
-    location: ImageLocation, access: RegistryAccess, *, sealed: bool = False, extend: bool = False
+    location: ImageLocation, access: RegistryAccess | None, *, sealed: bool = False, extend: bool = False
 ) -> AbstractContextManager[ImageStore]:
     """Open a location for writing; use the result in a `with` statement, whose normal end makes files appear.
 
@@ -170,7 +183,7 @@ def open_sink(
 
     Args:
         location: the place.
-        access: reaches registries.
+        access: reaches registries; may be None for a place on disk.
         sealed: what comes is encrypted, so that a place without room for it is refused before the work.
         extend: something is stored beside what is there (a signature), which stays.
 
@@ -182,7 +195,7 @@ def open_sink(
     if location.reference is not None:
         if location.reference.digest is not None and not extend:
             raise _not_writable(location, "cannot write to a digest, it follows from the content")
-        return nullcontext(access.client(location.reference))
+        return nullcontext(_required(access).client(location.reference))
     if location.selector.startswith(("sha256:", "sha512:")) and not extend:
         raise _not_writable(location, "cannot write to a digest, it follows from the content")
     if location.kind is LocationKind.LAYOUT:
@@ -203,6 +216,7 @@ def open_sink(
 
 @contextmanager
 def _open_archive(location: ImageLocation, *, extend: bool) -> Iterator[ImageStore]:
+    from cloister.oci.archive import OCIArchive
     from cloister.oci.archivefile import write_oci_archive
 
     target = Path(location.path)
@@ -259,7 +273,7 @@ def _staged(target: Path) -> Iterator[tuple[OCILayout, Path]]:
     """
     if not target.parent.is_dir():
         raise Unavailable(f"{_CODE}.write_failed", "directory to write to is not there", path=str(target.parent))
-    token = secrets.token_hex(8)
+    token = os.urandom(8).hex()
     staging = target.with_name(f".{target.name}.{token}.layout")
     draft = target.with_name(f".{target.name}.{token}.incomplete")
     try:

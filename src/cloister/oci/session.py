@@ -19,7 +19,7 @@ from cloister.oci.document import Members, parse_document
 from cloister.oci.transport import Response, Transport, host_of, is_address, is_inside_address, split_origin
 from cloister.wire.base64 import encode_b64
 from cloister.wire.limits import (
-    MIB,
+    BLOB_PIECE_BYTES,
     REGISTRY_ATTEMPTS,
     REGISTRY_PAUSE_SECONDS,
     REGISTRY_REDIRECTS,
@@ -302,7 +302,7 @@ def read_bounded(response: Response, ceiling: int) -> bytes | None:
     """Return the whole body, or None when it is longer than `ceiling` bytes."""
     pieces = []
     left = ceiling + 1
-    while left and (piece := response.read(min(left, MIB))):
+    while left and (piece := response.read(min(left, BLOB_PIECE_BYTES))):
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces) if left else None

@@ -14,13 +14,41 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.crypto.aead import AES256_KEY_BYTES, GCM_NONCE_BYTES, GCM_TAG_BYTES, open_aes256gcm, seal_aes256gcm
-from cloister.errors import ImageRefused, Refused, Unavailable
+from cloister.errors import ImageRefused, Refused, Unavailable, detached
 from cloister.wire.limits import KIB
 
 CHUNK_BYTES: Final = 256 * KIB
+SEALED_CHUNK_BYTES: Final = CHUNK_BYTES + GCM_TAG_BYTES
+
+if TYPE_CHECKING:  # making a protocol is a visible part of a guest's cold start
+    from typing import Protocol
+
+    class SpoolFile(Protocol):
+        """What a spool needs of a file: it seeks to the beginning of a chunk before it writes or reads one."""
+
+        @property
+        def closed(self) -> bool:
+            """Whether it is."""
+            ...
+
+        def seek(self, offset: int, /) -> int:
+            """Go to `offset`."""
+            ...
+
+        def write(self, data: memoryview, /) -> int:
+            """Write and return how many bytes were."""
+            ...
+
+        def read(self, size: int, /) -> bytes:
+            """Return at most `size` bytes; nothing is the end."""
+            ...
+
+        def close(self) -> None:
+            """Give the room back."""
+            ...
 
 
 class Spool:
@@ -32,7 +60,7 @@ class Spool:
 
     _overhead = 0
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: SpoolFile) -> None:
         self._file = file
         self._lock = threading.Lock()
         self._size = 0
@@ -56,7 +84,9 @@ class Spool:
                     stored = stored[self._file.write(stored) :]
             except OSError as err:
                 raise Unavailable(
-                    "oci.spool.full", "no space left for the image's layers", hint="give the pod VM more memory"
+                    "oci.spool.full",
+                    "no space left for the image's layers",
+                    hint="give the pod VM more memory or a scratch disk",
                 ) from err
         self._size += len(chunk)
         self._chunks += 1
@@ -89,7 +119,7 @@ class Spool:
 
     def _require_open(self) -> None:
         if self._file.closed:
-            raise self._because or RuntimeError("a closed spool is used")
+            raise detached(self._because or RuntimeError("a closed spool is used"))
 
     def _to_store(self, index: int, chunk: bytes) -> bytes:
         return chunk
@@ -137,15 +167,16 @@ class SealedSpool(Spool):
 
     Args:
         file: where they lie; closed by `close`.
-        room: the disk's.
+        room: the disk's; None where the file itself says when the disk is full.
     """
 
     _overhead = GCM_TAG_BYTES
 
-    def __init__(self, file: BinaryIO, room: ScratchRoom) -> None:
+    def __init__(self, file: SpoolFile, room: ScratchRoom | None) -> None:
         super().__init__(file)
         self._room = room
         self._taken = 0
+        self._sealed = 0
         self._key = bytearray(os.urandom(AES256_KEY_BYTES))  # seals this spool only: a number is used once under it
 
     def close(self, because: BaseException | None = None) -> None:
@@ -154,11 +185,16 @@ class SealedSpool(Spool):
         with self._lock:
             self._key[:] = bytes(len(self._key))
             taken, self._taken = self._taken, 0
-        self._room.give(taken)
+        if self._room is not None:
+            self._room.give(taken)
 
     def _to_store(self, index: int, chunk: bytes) -> bytes:
-        self._room.take(len(chunk) + self._overhead)
-        self._taken += len(chunk) + self._overhead
+        if self._room is not None:
+            self._room.take(len(chunk) + self._overhead)
+            self._taken += len(chunk) + self._overhead
+        if index != self._sealed:
+            raise RuntimeError("a chunk's number would be sealed under twice, after the disk did not take the first")
+        self._sealed += 1
         return seal_aes256gcm(self._key, _nonce(index), chunk)
 
     def _from_store(self, index: int, stored: bytes) -> bytes:

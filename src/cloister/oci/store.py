@@ -138,7 +138,15 @@ def resolve_platform(source: ImageSource, selector: str | Digest, platform: str)
     Raises:
         ImageRefused: `oci.manifest.no_platform`, or as `read_manifest`.
     """
-    stored = read_manifest(source, selector)
+    return manifest_for(source, read_manifest(source, selector), platform)
+
+
+def manifest_for(source: ImageSource, stored: StoredManifest, platform: str) -> StoredManifest:
+    """Return `stored`, or where that is an index, the manifest for `platform` that it names.
+
+    Raises:
+        ImageRefused: `oci.manifest.no_platform`, or as `read_manifest`.
+    """
     if not stored.is_index:
         return stored
     entries = parse_index(stored.raw, media_type=stored.media_type).manifests

@@ -36,6 +36,7 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 VERSION: Final = 1
 CONTROL_PORT: Final = "cloister.control"
 STREAMS_PORT: Final = "cloister.streams"
+SCRATCH_SERIAL: Final = "cloister-scratch"  # what the scratch disk calls itself; at most 20 bytes
 LENGTH_PREFIX_BYTES: Final = 4
 STREAM_HEADER_BYTES: Final = 12
 INITIAL_WINDOW: Final = STREAM_WINDOW_BYTES

@@ -1,23 +1,22 @@
 """Encrypt, decrypt and rewrap images between places as people write them (`oci:PATH:TAG`, `docker://REF`, ..).
 
-Key-encryption keys (`kbs:///repository/type/tag`) are those of the owner's trust service on this machine: an existing
-one is used, a new one is made and stored before anything is encrypted under it. A destination is opened only when
-there is something to write to it, so that a source, recipient or key that is refused leaves no file.
+Key-encryption keys (`kbs:///repository/type/tag`) are those of a trust service, the owner's on this machine unless
+another is given: an existing one is used, a new one is made and stored before anything is encrypted under it. A
+destination is opened only when there is something to write to it, so that a source, recipient or key that is refused
+leaves no file.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cloister.errors import Refused, Unavailable
 from cloister.imagetool.compression import Compress
 from cloister.imagetool.layers import Progress
 from cloister.oci.digest import Digest
@@ -26,15 +25,16 @@ from cloister.oci.location import ImageLocation, LocationKind, open_sink, open_s
 from cloister.oci.store import ImageSink, ImageSource, read_manifest
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.sdk.home import home_from_environment
-from cloister.sdk.registryaccess import open_transport, registry_access
 
 if TYPE_CHECKING:
+    from cloister.client.admin import AdminClient
     from cloister.imagetool.decrypt import DecryptedImage
     from cloister.imagetool.encrypt import SealedImage
+    from cloister.imagetool.keyprovider.keys import KEKStore
+    from cloister.imagetool.platforms import SourceImage
     from cloister.imagetool.rewrap import RewrappedImage
-    from cloister.sdk.owner import Owner
+    from cloister.oci.location import RegistryAccess
 
-_KEK_BYTES: Final = 32
 _NO_TAG: Final = "latest"
 
 
@@ -42,15 +42,19 @@ class KeyEncryptionKeys:
     """Key-encryption keys of `kbs:///` recipients.
 
     Args:
-        file: holds the key of all of them, 32 bytes; None for those of the owner's trust service.
+        file: holds the key of all of them, 32 bytes; None for those of a trust service.
+        service: opens a client of that; by default of the owner's on this machine.
 
     Attributes:
         made: addresses of keys that were made and stored.
         found: addresses of keys that were there.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(
+        self, file: Path | None = None, *, service: Callable[[], AbstractContextManager[AdminClient]] | None = None
+    ) -> None:
         self._file = file
+        self._service = service or _own_service
         self.made: list[str] = []
         self.found: list[str] = []
 
@@ -58,52 +62,39 @@ class KeyEncryptionKeys:
         """Return the key at `path`, made and stored if there is none.
 
         Raises:
-            Unavailable: the file or the trust service cannot be read (`imagetool.recipients.key_file`).
+            ImageRefused: `oci.encryption.kek_length`, `oci.encryption.sample_kek`.
+            Refused: the trust service gives or takes no key from this token.
+            Unavailable: the trust service, or the file (`imagetool.keyprovider.key_file`), cannot be read.
         """
-        if self._file is not None:
-            return self._read_file()
-        with self._owner().admin() as admin:
-            if any(entry.path == path for entry in admin.list_resources()):
-                self.found.append(path.uri)
-                return admin.get_resource(path)
-            key = secrets.token_bytes(_KEK_BYTES)
-            try:
-                admin.put_resource(path, key, replaces=0)
-            except Refused as err:
-                if err.code != "trust.resource.conflict":
-                    raise
-                self.found.append(path.uri)  # made by somebody else meanwhile, who uses it already
-                return admin.get_resource(path)
-        self.made.append(path.uri)
+        key = self._store().obtain(path)
+        if self._file is None and path.uri not in self.made:
+            self.found.append(path.uri)
         return key
 
     def at(self, path: ResourcePath) -> bytes:
         """Return the key at `path`.
 
         Raises:
-            Refused: the trust service has none (`trust.resource.missing`).
-            Unavailable: the file or the trust service cannot be read (`imagetool.recipients.key_file`).
+            ImageRefused: `oci.encryption.kek_length`, `oci.encryption.sample_kek`.
+            Refused: the trust service has none (`trust.resource.missing`), or gives none to this token.
+            Unavailable: the trust service, or the file (`imagetool.keyprovider.key_file`), cannot be read.
         """
+        return self._store().existing(path)
+
+    def _store(self) -> KEKStore:
+        # Only here: most images are for no key broker.
+        from cloister.imagetool.keyprovider.keys import AdministeredKeys, OneKey, read_key
+
         if self._file is not None:
-            return self._read_file()
-        with self._owner().admin() as admin:
-            return admin.get_resource(path)
+            return OneKey(read_key(self._file))
+        return AdministeredKeys(self._service, made=lambda path: self.made.append(path.uri))
 
-    def _read_file(self) -> bytes:
-        if self._file is None:
-            raise RuntimeError("there is no file to read")
-        try:
-            with self._file.open("rb") as file:
-                return file.read(_KEK_BYTES + 1)  # one more, so that a longer one is refused
-        except OSError as err:
-            raise Unavailable(
-                "imagetool.recipients.key_file", f"cannot read the key: {err.strerror}", path=str(self._file)
-            ) from err
 
-    def _owner(self) -> Owner:
-        from cloister.sdk.owner import Owner
+def _own_service() -> AbstractContextManager[AdminClient]:
+    from cloister.sdk.administration import AdministrationTarget, open_administration
 
-        return Owner(home_from_environment())
+    state = home_from_environment().trust
+    return open_administration(AdministrationTarget(server="", token_file=None, ca_file=None, tenant="", state=state))
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,6 +153,7 @@ def decrypt_between(
     keks: KeyEncryptionKeys,
     platform: str = "",
     check_diff_ids: bool = True,
+    check: Callable[[ImageSource, SourceImage], None] | None = None,
     progress: Progress | None = None,
 ) -> DecryptedImage:
     """Decrypt; see `cloister.imagetool.decrypt.decrypt_image` and `open_keys`."""
@@ -176,6 +168,7 @@ def decrypt_between(
             keys=open_keys(keys, kek_at=keks.at),
             platform=platform,
             check_diff_ids=check_diff_ids,
+            check=check,
             progress=progress,
         )
 
@@ -213,15 +206,21 @@ def rewrap_between(
 def _opened(place: Place, *, sealed: bool) -> Iterator[tuple[ImageSource, ImageSink]]:
     # Each has its own connections: they are used by different threads.
     with ExitStack() as stack:
-        accesses = [
-            registry_access(location, stack.enter_context(open_transport()))
-            for location in (place.source, place.target)
-        ]
+        accesses = [_access(location, stack) for location in (place.source, place.target)]
         open_target = partial(open_sink, place.target, accesses[1], sealed=sealed)
         # Refused now, and written to when it is entered; only a layout is made at once, and it is never refused.
         known = None if place.target.kind is LocationKind.LAYOUT else open_target()
         source = stack.enter_context(open_source(place.source, accesses[0]))
         yield source, _LateSink(lambda: stack.enter_context(known or open_target()))
+
+
+def _access(location: ImageLocation, stack: ExitStack) -> RegistryAccess | None:
+    """Return how to reach the registry of a location until `stack` ends; files need none, and load nothing for it."""
+    if location.reference is None:
+        return None
+    from cloister.sdk.registryaccess import open_transport, registry_access
+
+    return registry_access(location, stack.enter_context(open_transport()))
 
 
 class _LateSink:

@@ -6,10 +6,10 @@ and hands values to the evaluator. The result holds the very manifest bytes that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
@@ -38,10 +38,14 @@ from cloister.oci.signing.requirements import (
 )
 from cloister.oci.signing.simplesigning import CERTIFICATE_ANNOTATION, SignatureCandidate, parse_payload
 from cloister.oci.signing.trustpolicy import NotationRequirement, parse_trust_policy, select_policy
-from cloister.oci.signing.verify import BundleCandidate
-from cloister.oci.store import ImageSource
+from cloister.oci.signing.verify import BundleCandidate, VerifiedManifest, require_digest
+from cloister.oci.store import ImageSource, StoredManifest
+from cloister.oci.transfer import copy_blobs
 from cloister.protocol.resourceuri import parse_resource_uri
 from cloister.wire.limits import CERTIFICATE_BYTES, OPENPGP_KEYRING_BYTES, OPENPGP_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from cloister.imagetool.platforms import SourceImage
 
 _TRANSPORTS: Final = {
     LocationKind.REGISTRY: "docker",
@@ -60,6 +64,8 @@ def verify_signatures(
     platform: str,
     more: ReadMore | None = None,
     now: datetime | None = None,
+    digest: Digest | None = None,
+    not_before: datetime | None = None,
 ) -> Evaluation:
     """Fetch an image's manifest once, find its signatures and judge them.
 
@@ -70,16 +76,108 @@ def verify_signatures(
         platform: which image of an index.
         more: reads simple signing's stores; without it a registry's own are read, where they can count.
         now: aware time, the clock's by default.
+        digest: of the manifest, or of the index that names it, whatever the selector is; None for any.
+        not_before: aware time; older signatures do not count.
 
     Raises:
-        ImageRefused: the image or a list of signatures cannot be read.
+        ImageRefused: the image or a list of signatures cannot be read; `oci.signing.manifest_mismatch`,
+            `oci.signing.age.unproved`.
         Unavailable: the source cannot be read now.
     """
+    image = read_image(source, selector, platform)
+    if digest is not None and all(Digest.of(raw, digest.algorithm) != digest for raw in image.artifacts):
+        require_digest(image.artifacts[-1], digest)
+    return judge_image(source, image, requirements, more=more, now=now, not_before=not_before)
+
+
+def judge_image(
+    source: ImageSource,
+    image: ImageBytes,
+    requirements: Sequence[Requirement],
+    *,
+    more: ReadMore | None = None,
+    now: datetime | None = None,
+    not_before: datetime | None = None,
+) -> Evaluation:
+    """Find the signatures of an image that was fetched, and judge them; as `verify_signatures`."""
     if more is None and isinstance(source, RegistryClient) and any(_asks_openpgp(item) for item in requirements):
         more = extension_reader(source)
-    image = read_image(source, selector, platform)
     found = collect_signatures(source, image, more)
-    return evaluate(image, found, requirements, now=now or datetime.now(UTC))
+    return evaluate(image, found, requirements, now=now or datetime.now(UTC), not_before=not_before)
+
+
+class SignatureCheck:
+    """Verifies manifests that were read for another purpose, as the check of `decrypt_image`.
+
+    Every manifest must be signed, or the index that names it; nothing is fetched but signatures.
+
+    Args:
+        requirements, more, not_before: as of `verify_signatures`.
+
+    Attributes:
+        signers: who signed, one for each manifest.
+        proved: whether signatures made the verdict; a policy may accept an image whoever made it.
+    """
+
+    def __init__(
+        self,
+        requirements: Sequence[Requirement],
+        *,
+        more: ReadMore | None = None,
+        not_before: datetime | None = None,
+    ) -> None:
+        self._requirements = requirements
+        self._more = more
+        self._not_before = not_before
+        self.signers: list[str] = []
+        self.proved = False
+
+    def __call__(self, source: ImageSource, image: SourceImage) -> None:
+        """Return if the image is accepted.
+
+        Raises:
+            ImageRefused: `oci.signing.unsigned`, `.no_valid_signature`, `.rejected`, `.age.unproved`.
+            Unavailable: the source cannot be read now.
+        """
+        evaluations = []
+        for manifest in image.manifests:
+            found = ImageBytes(StoredManifest(manifest.raw, manifest.media_type), image.index)
+            evaluation = judge_image(source, found, self._requirements, more=self._more, not_before=self._not_before)
+            self.signers.append(evaluation.require().signer)
+            evaluations.append(evaluation)
+        self.proved = all(evaluation.proved for evaluation in evaluations)
+
+
+def check_content(
+    source: ImageSource, verified: VerifiedManifest, *, advance: Callable[[int], None] | None = None
+) -> int:
+    """Read configuration and layers of an image and compare them with what its manifest says; return how many.
+
+    Raises:
+        ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
+        Unavailable: the source cannot be read now.
+    """
+    blobs = (verified.manifest.config, *verified.manifest.layers)
+    copy_blobs(source, _Nowhere(), blobs, advance=advance)
+    return len({blob.digest for blob in blobs})
+
+
+class _Nowhere:
+    """A sink that keeps nothing: what goes through `copy_blobs` to it was checked."""
+
+    def has_blob(self, digest: Digest) -> bool:
+        return False
+
+    def write_blob(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        for _ in chunks:
+            pass
+        return Digest.of(b""), 0
+
+    def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
+        return Digest.of(raw)
+
+    def write_referrer(self, raw: bytes, media_type: str) -> bool:
+        return False
 
 
 def policy_requirements(

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -33,6 +33,7 @@ from cloister.rats.endorsement import TrustedRoot
 from cloister.rats.reference import ReferenceEntry
 from cloister.sdk.abandoned import ApprovalClaim, withdraw_abandoned
 from cloister.sdk.bundle import build_bundle, launch_files
+from cloister.sdk.denial import explain_denial
 from cloister.sdk.home import Home
 from cloister.sdk.owner import APPRAISAL_POLICY, Owner, SealedReference, podvm_references
 from cloister.sdk.plan import PodPlan, WorkloadRequest, plan_pod
@@ -43,12 +44,8 @@ from cloister.sdk.simulation import simulation_references, simulation_roots
 from cloister.sdk.trustservice import start_owners_service
 from cloister.tee.tpm.endorsements import read_swtpm_roots
 
-if TYPE_CHECKING:
-    from cloister.trust.store.records import DenialRecord
-
 CONTAINER: Final = "app"
 DEFAULT_SHAPE: Final = Shape(vcpus=2, memory_mib=512)
-_DENIAL_PREFIX: Final = "d-"
 _BOOTS: Final = 3
 _KERNEL_PANIC: Final = "host.vm.kernel_panic"
 
@@ -66,6 +63,7 @@ class RunRequest:
         backend: where to run; never changed silently.
         accelerator: how QEMU executes the guest.
         shape: virtual processors and memory.
+        scratch_mib: size of the disk on which ciphertext of layers waits; 0 is none, and it waits in memory.
         name: pod name; derived from the run id when empty.
         lease_seconds: how long the pod may run on one attestation; 0 is no lease.
         keep_approval: leave the pod's approval in force after its end.
@@ -77,6 +75,7 @@ class RunRequest:
     backend: Backend = Backend.SEABIOS
     accelerator: Accelerator = Accelerator.AUTO
     shape: Shape = DEFAULT_SHAPE
+    scratch_mib: int = 0
     name: str = ""
     lease_seconds: int = 0
     keep_approval: bool = False
@@ -93,10 +92,19 @@ class Environment:
         step: told about progress: mark, text, detail.
         witnesses: names of witnesses to start, which must all cosign each release; without, those that the owner's
             trust service was last started with are asked again.
+        scratch_mib: size of the pods' scratch disks; 0 is none.
     """
 
     def __init__(
-        self, home: Home, work: Path, backend: Backend, shape: Shape, step: Step, *, witnesses: Sequence[str] = ()
+        self,
+        home: Home,
+        work: Path,
+        backend: Backend,
+        shape: Shape,
+        step: Step,
+        *,
+        witnesses: Sequence[str] = (),
+        scratch_mib: int = 0,
     ) -> None:
         self.home = home
         self.work = work
@@ -105,6 +113,7 @@ class Environment:
         self.owner = Owner(home)
         self.step = step
         self._witnesses = tuple(witnesses)
+        self._scratch_mib = scratch_mib
         self.bundle: PodVMBundle | None = None
         self._preparing = threading.Lock()
         self._stack = contextlib.ExitStack()
@@ -170,6 +179,7 @@ class Environment:
             bundle=launch_files(bundle) if bundle else None,
             vcpus=self.shape.vcpus,
             memory_mib=self.shape.memory_mib,
+            scratch_mib=self._scratch_mib,
             ports=ports,
             accelerator=accelerator,
         )
@@ -412,33 +422,6 @@ class Pod:
                 return
 
 
-def explain_denial(owner: Owner, error: CloisterError) -> CloisterError:
-    """Return `error` with what only the owner may see: expected and actual value from the stored denial record.
-
-    The guest is told a code and a denial id; on the owner's own machine the record behind it can be read.
-    """
-    if not error.path.startswith(_DENIAL_PREFIX):
-        return error
-    try:
-        with owner.admin() as admin:
-            record = admin.get_denial(error.path)
-    except CloisterError:
-        return error
-    failed = next((item for item in record.findings if not item.ok and item.code == record.code), None)
-    return type(error)(
-        record.code,
-        record.message,
-        path=_place(record),
-        expected=record.expected or (failed.expected if failed else ""),
-        actual=record.actual or (failed.actual if failed else ""),
-        hint=record.hint or error.hint,
-    )
-
-
-def _place(record: DenialRecord) -> str:
-    return f"{record.resource or record.stage} (denial {record.id})"
-
-
 def run_pod(
     home: Home, request: RunRequest, *, directory: Path, terminal: Terminal, step: Step, run_id: str = ""
 ) -> RunRecord:
@@ -452,7 +435,7 @@ def run_pod(
     work = place.path
     clock = PhaseClock(record)
     try:
-        environment = Environment(home, work, request.backend, request.shape, step)
+        environment = Environment(home, work, request.backend, request.shape, step, scratch_mib=request.scratch_mib)
         name = request.name or f"run-{record.id}"
         booting = environment.booting(name, ports=request.ports, accelerator=request.accelerator)
         with booting as machine, environment:

@@ -60,6 +60,7 @@ TIMESTAMP_BYTES: Final = 64 * KIB  # an RFC 3161 response with its certificates
 LAYERS: Final = 127  # overlayfs' own practical ceiling in containerd and docker
 LAYER_BYTES: Final = 16 * GIB
 LAYER_ENTRIES: Final = 1_000_000
+BLOB_PIECE_BYTES: Final = 512 * KIB  # of a blob at a time: more is not faster, and every stage of the work holds a few
 LAYER_UNPACKED_BYTES: Final = 64 * GIB
 LAYER_RATIO: Final = 1100  # deflate cannot exceed 1032:1; more is a lie about the sizes
 ZSTD_WINDOW_BYTES: Final = 32 * MIB  # memory a decoder needs; the widest of tools that compress images is 32 MiB

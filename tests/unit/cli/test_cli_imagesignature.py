@@ -23,18 +23,25 @@ from cloister.imagetool.keyless import SigstoreServices, sign_keyless
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document
 from cloister.oci.layout import OCILayout
+from cloister.oci.location import parse_location
 from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from cloister.oci.reference import parse_reference
 from cloister.oci.signing.collect import collect_signatures, read_image
 from cloister.oci.signing.evaluate import ImageBytes, evaluate
 from cloister.oci.signing.identity import IdentityRule, MatchRepository
 from cloister.oci.signing.keys import load_public_key
+from cloister.oci.signing.lookaside import parse_lookaside
 from cloister.oci.signing.requirements import KeyRequirement, OpenPGPRequirement
 from cloister.oci.signing.simplesigning import ATOMIC_TYPE, Statement, encode_payload
 from cloister.oci.signing.trustedroot import parse_trusted_root
 from cloister.oci.signing.verify import ExactRepository
 from cloister.oci.store import StoredManifest, read_manifest
-from cloister.sdk.imagesignature import describe_signatures, verify_signatures
+from cloister.sdk.imagesignature import (
+    describe_signatures,
+    lookaside_reader,
+    policy_requirements,
+    verify_signatures,
+)
 from cloister.testing.sigstore import TestSigstore, test_token
 from signing_world import NOW, REPOSITORY, manifest_bytes, notation_signer, refused
 from unit.oci.builders import Built, InProcessResponse, archive, build_layout, client_over, file
@@ -250,11 +257,6 @@ def test_policies(built: Built, key: Path, tmp_path: Path) -> None:
 
 def test_simple_signing_from_a_store(built: Built, tmp_path: Path) -> None:
     """As skopeo does it: `dir:` and `oci:` have no names, so the identity must be exact; the store is by the name."""
-    from cloister.oci.location import parse_location
-    from cloister.oci.reference import parse_reference
-    from cloister.oci.signing.lookaside import parse_lookaside
-    from cloister.sdk.imagesignature import lookaside_reader, policy_requirements
-
     owner = pysequoia.Tsk.generate("owner <owner@example.test>")
     keyring = tmp_path / "ring.gpg"
     keyring.write_bytes(bytes(owner.extract_certificate()))
@@ -289,6 +291,90 @@ def test_simple_signing_from_a_store(built: Built, tmp_path: Path) -> None:
     assert judged.require().digest == built.digest and "OpenPGP key" in judged.require().signer
     nothing = lookaside_reader(parse_lookaside([]), reference)
     assert verify_signatures(built.layout, "v1", requirements, platform="a/b", more=nothing).results[0].findings == ()
+
+
+def simple_policy(tmp_path: Path, owner: Any) -> tuple[str, ...]:
+    (tmp_path / "ring.gpg").write_bytes(bytes(owner.extract_certificate()))
+    identity = {"type": "exactReference", "dockerReference": f"{REPOSITORY}:v1"}
+    signed = {
+        "type": "signedBy",
+        "keyType": "GPGKeys",
+        "keyPath": str(tmp_path / "ring.gpg"),
+        "signedIdentity": identity,
+    }
+    (tmp_path / "policy.json").write_text(json.dumps({"default": [signed]}))
+    return "--policy", str(tmp_path / "policy.json")
+
+
+def test_simple_signatures_that_we_write(built: Built, tmp_path: Path) -> None:
+    owner = pysequoia.Tsk.generate("owner <owner@example.test>")
+    (tmp_path / "secret.pgp").write_bytes(bytes(owner))
+    key = f"{tmp_path}/secret.pgp"
+    words = ("--format", "simple", "--lookaside", str(tmp_path / "sigs"), "--repository", f"{REPOSITORY}:v1")
+    place = f"oci:{built.path}:v1"
+    folder = tmp_path / "sigs" / f"team/app@sha256={built.digest.hex}"
+    other = pysequoia.Tsk.generate("other <other@example.test>")
+    folder.mkdir(parents=True)
+    theirs = bytes(pysequoia.sign(other.signer(), b"something", armor=False))
+    (folder / "signature-1").write_bytes(theirs)
+    for _ in range(2):  # the second time it is only made anew
+        answer = json.loads(run("sign", place, "--key", key, *words, "--output", "json").stdout)
+        assert answer["file"] == str(folder / "signature-2") and answer["digest"] == str(built.digest)
+    assert sorted(path.name for path in folder.iterdir()) == ["signature-1", "signature-2"]
+    assert (folder / "signature-1").read_bytes() == theirs
+    more = lookaside_of(tmp_path)
+    _, needed = policy_requirements(
+        Path(simple_policy(tmp_path, owner)[1]).read_bytes(),
+        parse_location(place),
+        lambda path: Path(path).read_bytes(),
+    )
+    judged = verify_signatures(built.layout, "v1", needed, platform="linux/amd64", more=more)
+    assert judged.require().digest == built.digest
+    assert judged.results[0].findings[1].signed_at is not None
+    moved = (*words[:-1], f"{REPOSITORY}:v2")  # another name is another statement, beside the first
+    assert json.loads(run("sign", place, "--key", key, *moved, "--output", "json").stdout)["file"].endswith("-3")
+
+
+def lookaside_of(tmp_path: Path) -> Any:
+    config = parse_lookaside([f"docker:\n  images.test:\n    lookaside: file://{tmp_path}/sigs\n".encode()])
+    return lookaside_reader(config, parse_reference(f"{REPOSITORY}:v1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("no key", "crypto.openpgp.no_secret"),
+        ("public key", "crypto.openpgp.no_secret"),
+        ("password of an open key", "crypto.openpgp.password"),
+        ("no directory", "imagetool.simplesign.write"),
+        ("no image", "oci.layout.manifest_missing"),
+    ],
+)
+def test_simple_signatures_that_cannot_be_written(built: Built, tmp_path: Path, kind: str, code: str) -> None:
+    owner = pysequoia.Tsk.generate("owner <owner@example.test>")
+    content = {"no key": b"text", "public key": bytes(owner.extract_certificate())}.get(kind, bytes(owner))
+    (tmp_path / "secret.pgp").write_bytes(content)
+    (tmp_path / "file").write_text("")
+    lookaside = tmp_path / ("file" if kind == "no directory" else "sigs")
+    place = f"oci:{built.path}:{'none' if kind == 'no image' else 'v1'}"
+    key_text = f"{tmp_path}/secret.pgp" + (":word" if kind.startswith("password") else "")
+    words = ("--key", key_text, "--lookaside", str(lookaside), *NAME)
+    assert refused(lambda: raised(run("sign", place, "--format", "simple", *words))) == code
+    assert not (tmp_path / "sigs").exists()
+    for wrong in (("--format", "simple"), ("--format", "simple", "--lookaside", "d"), words, (*words[2:4],)):
+        assert run("sign", place, *wrong, *NAME).exit_code == 2
+
+
+def test_an_image_is_signed_simply_where_nothing_can_be_written(built: Built, tmp_path: Path) -> None:
+    """`dir:` has no room for a signature beside the image, and needs none."""
+    (tmp_path / "secret.pgp").write_bytes(bytes(pysequoia.Tsk.generate("owner <owner@example.test>")))
+    assert run("copy", f"oci:{built.path}:v1", f"dir:{tmp_path}/d").exit_code == 0
+    before = sorted(path.name for path in (tmp_path / "d").iterdir())
+    words = ("--format", "simple", "--key", f"{tmp_path}/secret.pgp", "--lookaside", f"{tmp_path}/sigs", *NAME)
+    result = run("sign", f"dir:{tmp_path}/d", *words)
+    assert result.exit_code == 0, result.exception
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == before
+    assert (tmp_path / "sigs" / f"team/app@sha256={built.digest.hex}" / "signature-1").exists()
 
 
 # -- indexes and second fetches -------------------------------------------------------------------------------------

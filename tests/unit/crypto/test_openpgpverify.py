@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 
-from cloister.crypto.openpgpverify import SignedMessage, parse_keyring, verify_message
+from cloister.crypto.openpgpverify import CLOCK_SKEW, SignedMessage, parse_keyring, verify_message
 from signing_world import refused
 
 NOW = datetime.now(UTC)
@@ -35,7 +35,8 @@ def sign(content: bytes, key: Any = None) -> bytes:
 
 
 def verify(message: bytes, key: Any = None, **options: Any) -> SignedMessage:
-    return verify_message(message, parse_keyring(keyring_of(key or owner())), now=options.pop("now", NOW), **options)
+    options = {"now": datetime.now(UTC), **options}  # what is signed here is signed now
+    return verify_message(message, parse_keyring(keyring_of(key or owner())), **options)
 
 
 def packet(tag: int, body: bytes) -> bytes:
@@ -97,7 +98,7 @@ def test_another_key_is_refused() -> None:
     other = pysequoia.Tsk.generate("other <other@example.test>")
     assert refused(lambda: verify(sign(b"x", other))) == "crypto.openpgp.unknown_key"
     both = keyring_of(owner()) + keyring_of(other)
-    assert verify_message(sign(b"x", other), parse_keyring(both), now=NOW).content == b"x"
+    assert verify_message(sign(b"x", other), parse_keyring(both), now=datetime.now(UTC)).content == b"x"
 
 
 def test_an_expired_key_is_refused() -> None:
@@ -260,10 +261,17 @@ def test_an_expiry_that_the_key_said_last_counts() -> None:
         (message_by(0, kind=1), "message"),
         (message_by(0, hash_id=2), "algorithm"),
         (message_by(0, created=CREATED - 5), "bad_signature"),
+        (message_by(0, created=int((NOW + CLOCK_SKEW).timestamp()) + 1), "from_the_future"),
+        (message_by(0, created=2**32 - 1), "from_the_future"),
     ],
 )
 def test_signatures_that_do_not_count(message: bytes, code: str) -> None:
     assert judged(primary(), message) == f"crypto.openpgp.{code}"
+
+
+def test_a_clock_that_is_a_little_fast_does_no_harm() -> None:
+    message = message_by(0, created=int((NOW + CLOCK_SKEW).timestamp()))
+    assert verify_message(message, parse_keyring(primary()), now=NOW).signed_at > NOW
 
 
 def test_sha1_over_the_data_counts_only_for_whoever_says_so() -> None:

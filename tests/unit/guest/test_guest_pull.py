@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError, ImageRefused, KeyReleaseDenied, Unavailable
 from cloister.guest.images import LayerFetch, scratch_spool, unpack
+from cloister.guest.scratch import SLOT_BYTES, ScratchDisk, open_scratch_disk
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.authenticate import ArrivingBlob, authenticate_layer
 from cloister.oci.layout import OCILayout
@@ -333,6 +336,42 @@ def test_archive_that_is_refused_ends_the_fetch(tmp_path: Path, signer: ECDSAP25
     assert not pull.root.exists()
 
 
+class Lying:
+    """A source whose blobs are not what they are named by."""
+
+    code = "test.lying"
+
+    def stream_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        yield bytes(descriptor.size)
+
+
+@pytest.mark.parametrize("use", ["nobody waits", "wait", "follow"])
+def test_a_refusal_keeps_neither_blob_nor_connection_alive(pull: Pull, use: str) -> None:
+    """Without a garbage collection: a host must not fill the guest with connections of pulls that it had refused."""
+
+    def refused() -> list[weakref.ref[object]]:
+        source, blob = Lying(), ArrivingBlob(pull.image.manifest.layers[0], pull.spool)
+        codes = []
+        for action in (
+            lambda: blob.fill(source),
+            *([lambda: blob.wait()] * 2 if use == "wait" else []),
+            *([lambda: list(blob.follow())] * 2 if use == "follow" else []),
+        ):
+            try:
+                action()
+            except ImageRefused as err:
+                codes.append(err.code)
+        assert codes == ["test.lying.digest_mismatch"] * (1 if use == "nobody waits" else 3)
+        return [weakref.ref(source), weakref.ref(blob)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [kept() for kept in refused()] == [None, None]
+    finally:
+        gc.enable()
+
+
 # -- a host that writes to the scratch disk ----------------------------------------------------------------------------
 
 
@@ -392,3 +431,78 @@ def test_scratch_on_a_real_disk(pull: Pull, tmp_path: Path, monkeypatch: pytest.
     assert (pull.root / "middle").read_bytes() == NOISE[::-1]
     assert not list((tmp_path / "scratch").iterdir())
     assert pull.room.left == pull.room.ceiling
+
+
+# -- the pod VM's scratch disk -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(pull: Pull, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScratchDisk]:
+    """A disk with room for the image and no more."""
+    (tmp_path / "disk").touch()
+    os.truncate(tmp_path / "disk", 10 * SLOT_BYTES)
+    made = open_scratch_disk(str(tmp_path / "disk"))
+    monkeypatch.setattr(pull, "spool", made.spool)
+    yield made
+    pull.nothing_left()
+    eventually(lambda: made.left == made.slots)
+    made.close()
+
+
+def test_pull_by_way_of_a_disk(pull: Pull, disk: ScratchDisk, tmp_path: Path) -> None:
+    for number in range(3):  # each pull has the room of the one before
+        pull.root = tmp_path / f"root-{number}"
+        pull.run()
+        assert (pull.root / "middle").read_bytes() == NOISE[::-1]
+        assert disk.left == disk.slots
+    held = (tmp_path / "disk").read_bytes()
+    sealed = [b"".join(pull.layout.stream_blob(layer)) for layer in pull.image.manifest.layers]
+    for known in (NOISE, NOISE[::-1], *sealed):
+        assert known[:32] not in held
+    assert len(held) - held.count(0) > sum(map(len, sealed)) * 0.99
+
+
+def test_disk_with_too_little_room(pull: Pull, disk: ScratchDisk) -> None:
+    held = [disk.take() for _ in range(5)]
+    assert pull.refused() == "oci.spool.full"
+    disk.give(held)
+
+
+@pytest.mark.parametrize("slot", range(8))
+def test_disk_that_changes_between_the_passes(pull: Pull, disk: ScratchDisk, tmp_path: Path, slot: int) -> None:
+    """Everything has arrived; then the host writes, and only then are there keys."""
+    pull.keys.go_on.clear()
+    fetch = pull.fetch()
+    eventually(lambda: bool(pull.took))
+    with (tmp_path / "disk").open("r+b", buffering=0) as host:
+        host.seek(slot * SLOT_BYTES + 33)
+        before = host.read(1)
+        host.seek(slot * SLOT_BYTES + 33)
+        host.write(bytes([before[0] ^ 4]))
+    pull.keys.go_on.set()
+    with pytest.raises(ImageRefused) as caught:
+        unpack(fetch.finish(pull.image), pull.keys, str(pull.root), ownership=False, decrypted=pull.took.append)
+    assert caught.value.code == "oci.spool.changed"
+    assert not pull.root.exists()
+
+
+def test_disk_that_fails_between_the_passes(pull: Pull, disk: ScratchDisk) -> None:
+    """The host takes the disk away: what is there instead gives EIO."""
+    pull.keys.go_on.clear()
+    fetch = pull.fetch()
+    eventually(lambda: bool(pull.took))
+    memory = os.open("/proc/self/mem", os.O_RDONLY)  # nothing is mapped at its beginning
+    os.dup2(memory, disk._fd)
+    os.close(memory)
+    pull.keys.go_on.set()
+    with pytest.raises(Unavailable) as caught:
+        unpack(fetch.finish(pull.image), pull.keys, str(pull.root), ownership=False, decrypted=pull.took.append)
+    assert caught.value.code == "oci.spool.unreadable"
+    assert not pull.root.exists()
+
+
+def test_disk_that_takes_nothing(pull: Pull, disk: ScratchDisk) -> None:
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, disk._fd)
+    os.close(full)
+    assert pull.refused() == "guest.scratch.unwritable"

@@ -86,7 +86,7 @@ def test_child_ends_when_told() -> None:
 
 def test_child_that_ignores_a_polite_word(tmp_path: Path) -> None:
     ready, told = os.pipe()
-    script = "trap '' TERM; echo >/dev/fd/$1; while :; do sleep 1000 & wait; done"
+    script = "trap '' TERM; echo >/dev/fd/$1; exec sleep 1000"
     child = start(["/bin/sh", "-c", script, "x", str(told)], pass_fds=(told,))
     os.close(told)
     os.read(ready, 1)

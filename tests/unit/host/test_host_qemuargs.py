@@ -22,6 +22,7 @@ from cloister.host.vmm.qemuargs import (
     seabios_boot,
 )
 from cloister.host.vmm.spec import Accelerator, Bundle, PortForward
+from cloister.protocol.guestapi import SCRATCH_SERIAL
 
 CHANNELS = Channels(control=10, streams=11, console=12, monitor=13, tpm=14)
 
@@ -96,6 +97,32 @@ def test_disks_are_read_only(make_spec: Any, bundle: Bundle) -> None:
         f"file.filename={spec.work / 'initdata.img'}",
     ]
     assert all("read-only=on" in drive for drive in drives)
+
+
+def test_scratch_disk(make_spec: Any, bundle: Bundle) -> None:
+    """The only writable one, behind the others, its file an inherited descriptor; its size is in no argument."""
+    spec = make_spec(scratch_mib=100)
+    platform = Platform(accelerator=Accelerator.TCG, boot=seabios_boot(bundle), machine={})
+    channels = replace(CHANNELS, scratch=15)
+    arguments = qemu_arguments(spec, platform, channels, spec.work / "initdata.img", bundle.root)
+    without = seabios(make_spec())
+    assert arguments[: len(without)] == without
+    options = dict(pairs(arguments[len(without) :]))
+    assert options.keys() == {"-add-fd", "-blockdev", "-device"}
+    assert options["-add-fd"] == "set=1,fd=15"
+    assert {"read-only=off", "file.filename=/dev/fdset/1", "node-name=scratch"} <= set(parsed(options["-blockdev"]))
+    device = parsed(options["-device"])
+    assert device[0] == "virtio-blk-pci"
+    assert {"drive=scratch", f"serial={SCRATCH_SERIAL}", "disable-legacy=on", "romfile="} <= set(device)
+    assert {"rerror=report", "werror=report"} <= set(device)  # else a full host stops the machine for good
+    addresses = [word for name, value in pairs(arguments) for word in parsed(value) if word.startswith("addr=")]
+    assert len(addresses) == len(set(addresses)) == 5
+    other = qemu_arguments(make_spec(scratch_mib=7), platform, channels, spec.work / "initdata.img", bundle.root)
+    assert other == arguments
+
+
+def test_serial_of_the_scratch_disk_fits() -> None:
+    assert len(SCRATCH_SERIAL) <= 20  # VIRTIO 1.2, section 5.2.6
 
 
 @pytest.mark.parametrize(

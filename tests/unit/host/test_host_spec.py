@@ -12,7 +12,7 @@ from cloister.host.vmm.spec import PORTS, Bundle, PortForward
 
 
 def test_spec_as_it_should_be(make_spec: Any) -> None:
-    spec = make_spec(ports=(PortForward(host_ip="127.0.0.1", host_port=8080, guest_port=80),))
+    spec = make_spec(scratch_mib=64 * 1024, ports=(PortForward(host_ip="127.0.0.1", host_port=8080, guest_port=80),))
     assert spec.require_bundle() is spec.bundle
 
 
@@ -29,6 +29,8 @@ def test_spec_as_it_should_be(make_spec: Any) -> None:
         ({"vcpus": 257}, "host.spec.vcpus"),
         ({"memory_mib": 64}, "host.spec.memory"),
         ({"memory_mib": 1 << 40}, "host.spec.memory"),
+        ({"scratch_mib": -1}, "host.spec.scratch"),
+        ({"scratch_mib": 64 * 1024 + 1}, "host.spec.scratch"),
         ({"ports": (PortForward(host_ip="127.0.0.1", host_port=1, guest_port=1),) * (PORTS + 1)}, "host.spec.ports"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
 from cloister.oci.signing.simplesigning import (
     SIGNATURE_ANNOTATION,
     SignatureCandidate,
+    Statement,
+    encode_payload,
     encode_signatures,
     parse_payload,
     read_candidates,
     signature_tag,
+    signed_seconds,
 )
 from cloister.oci.store import StoredManifest, checked_blob, copy_blob, read_manifest
 from unit.oci.builders import REFERENCE, Built, archive, build_layout, file, registry_client, verify
@@ -59,6 +63,45 @@ def test_signing_again_with_the_same_key_changes_nothing(built: Built) -> None:
     before = read_manifest(built.layout, signature_tag(built.digest)).raw
     sign_image(built.layout, built.digest, signer, repository=REFERENCE.name)
     assert read_manifest(built.layout, signature_tag(built.digest)).raw == before
+
+
+def test_signing_again_with_a_time_changes_only_the_time(built: Built) -> None:
+    signer, other = ECDSAP256Signer.generate(), ECDSAP256Signer.generate()
+    first = datetime(2026, 11, 20, tzinfo=UTC)
+    sign_image(built.layout, built.digest, signer, repository=REFERENCE.name)
+    sign_image(built.layout, built.digest, other, repository=REFERENCE.name, at=first)
+    for at in (first, first + timedelta(days=1)):
+        sign_image(built.layout, built.digest, signer, repository=REFERENCE.name, at=at)
+        found = read_candidates(built.layout, built.digest)
+        assert [signed_seconds(item.payload) for item in found] == [int(first.timestamp()), int(at.timestamp())]
+    before = read_manifest(built.layout, signature_tag(built.digest)).raw
+    sign_image(built.layout, built.digest, signer, repository=REFERENCE.name)
+    assert read_manifest(built.layout, signature_tag(built.digest)).raw == before
+    for key in (signer, other):
+        assert verify(built.layout, built.digest, key).digest == built.digest
+
+
+@pytest.mark.parametrize(
+    "optional",
+    [
+        "null",
+        "{}",
+        '"x"',
+        '{"timestamp":null}',
+        '{"timestamp":"1"}',
+        '{"timestamp":1.5}',
+        '{"timestamp":-1}',
+        '{"timestamp":true}',
+        '{"timestamp":253402300800}',
+        '{"creator":"cosign"}',
+    ],
+)
+def test_what_is_no_time_is_none(built: Built, optional: str) -> None:
+    payload = encode_payload(Statement(REFERENCE.name, built.digest)).replace(b"null", optional.encode())
+    assert signed_seconds(payload) is None
+    assert parse_payload(payload).digest == built.digest
+    timed = encode_payload(Statement(REFERENCE.name, built.digest), seconds=5)
+    assert signed_seconds(timed) == 5 and b'"optional":{"creator":"cloister","timestamp":5}' in timed
 
 
 def test_other_keys_and_repositories_are_added(built: Built, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from cloister.errors import CloisterError
@@ -107,6 +107,16 @@ def test_protected_keys(encoding: Encoding, form: PrivateFormat) -> None:
         error = refused(lambda password=password: parse_key_file(data, password, path="key"))
         assert (error.code, error.path) == ("oci.encryption.key_file.password", "key")
         assert "correct" not in str(error.as_dict())
+
+
+@pytest.mark.parametrize("member", ["d", "dmp1", "dmq1", "iqmp"])
+def test_numbers_that_are_no_rsa_key(member: str) -> None:
+    found = rsa_key().private_numbers()
+    numbers = {name: getattr(found, name) for name in ("p", "q", "d", "dmp1", "dmq1", "iqmp")}
+    altered = rsa.RSAPrivateNumbers(**numbers | {member: numbers[member] - 2}, public_numbers=found.public_numbers)
+    data = private_bytes(altered.private_key(unsafe_skip_rsa_key_validation=True))
+    error = refused(lambda: parse_key_file(data))
+    assert (error.code, error.actual) == (UNFIT, "numbers that are no RSA key")
 
 
 def test_a_password_that_is_not_needed_is_not_looked_at() -> None:

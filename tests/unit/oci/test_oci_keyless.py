@@ -48,7 +48,7 @@ RULE = ExactRepository(REPOSITORY)
 
 def judge(raw: bytes, believed: KeylessTrust | None = None, artifact: bytes = MANIFEST) -> str:
     requirement = KeylessRequirement(trust=believed or trust(sigstore()), repository=RULE)
-    return requirement.judge(BundleCandidate(raw=raw), artifact, NOW)
+    return requirement.judge(BundleCandidate(raw=raw), artifact, NOW).name
 
 
 def test_a_keyless_bundle_is_accepted() -> None:
@@ -282,7 +282,7 @@ def test_what_the_signature_is_about_must_be_the_image() -> None:
 
 def judge_classic(**changes: str) -> str:
     requirement = KeylessRequirement(trust=trust(sigstore()), repository=RULE)
-    return requirement.judge(classic_keyless(sigstore(), **changes), MANIFEST, NOW)
+    return requirement.judge(classic_keyless(sigstore(), **changes), MANIFEST, NOW).name
 
 
 def test_a_classic_keyless_signature_is_accepted() -> None:
@@ -314,7 +314,7 @@ def test_the_parts_of_both_forms_are_the_same_kind() -> None:
         keyless_of_bundle(parse_bundle(keyless_bundle(services)), MANIFEST),
         keyless_of_classic(classic_keyless(services)),
     ):
-        assert verify_keyless(parts, trust(services)).subject == "dev@example.test"
+        assert verify_keyless(parts, trust(services)).identity.subject == "dev@example.test"
 
 
 # -- the trusted root -----------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def judge(
     raw: bytes, needed: NotationRequirement | None = None, *, now: datetime = NOW, artifact: bytes = MANIFEST
 ) -> str:
     candidate = EnvelopeCandidate(media_type=NOTATION_JWS, raw=raw)
-    return (needed or requirement()).judge(candidate, artifact, now)
+    return (needed or requirement()).judge(candidate, artifact, now).name
 
 
 def test_a_trusted_signature_is_accepted() -> None:

@@ -106,7 +106,7 @@ def test_an_authority_of_ones_own() -> None:
     signer = developer()
     for needed in (pki(signer), pki(signer, email="", hostname="build.example.test"), pki(signer, inner=True)):
         for candidate in (classic(signer), as_bundle(signer)):
-            assert "certificate for" in needed.judge(candidate, MANIFEST, NOW)
+            assert "certificate for" in needed.judge(candidate, MANIFEST, NOW).name
 
 
 @pytest.mark.parametrize(

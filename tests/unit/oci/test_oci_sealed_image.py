@@ -12,7 +12,7 @@ import pytest
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError, ImageRefused
 from cloister.imagetool.sign import sign_image
-from cloister.oci.ahead import AHEAD_CHUNKS
+from cloister.oci.ahead import AHEAD_CHUNKS, made_ahead
 from cloister.oci.digest import Digest
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, PUBLIC_OPTIONS, parse_layer_encryption
@@ -429,6 +429,7 @@ def test_verified_types_cannot_be_made_by_hand(kind: type) -> None:
 def test_memory_does_not_grow_with_the_layer(tmp_path: Path, signer: ECDSAP256Signer) -> None:
     import tracemalloc
 
+    assert len(list(made_ahead(range(9)))) == 9  # what the first stage of a process asks of the C library is not meant
     peaks = []
     for number, megabytes in enumerate((4, 32)):
         plain = build_layout(tmp_path / f"plain{number}", archive(file(b"big", os.urandom(1 << 20) * megabytes)))
@@ -443,9 +444,9 @@ def test_memory_does_not_grow_with_the_layer(tmp_path: Path, signer: ECDSAP256Si
             unpack_image(image, [layer], tmp_path / f"root{number}", OPTIONS)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    # How many chunks there are at the same time depends on who of the two threads is faster.
-    assert peaks[1] < peaks[0] + 2 * AHEAD_CHUNKS * CHUNK_BYTES
-    assert peaks[1] < 12 << 20
+    # How many chunks wait in the three stages depends on who of the threads is faster.
+    assert peaks[1] < peaks[0] + 3 * (AHEAD_CHUNKS + 1) * CHUNK_BYTES
+    assert peaks[1] < 12 << 20, peaks
 
 
 def private_options_of(image: VerifiedImage) -> PrivateOptions:

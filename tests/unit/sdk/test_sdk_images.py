@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner
 
 from cloister.cli.app import app
+from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError, Refused
 from cloister.imagetool.encrypt import encrypt_image
 from cloister.oci.layout import OCILayout
-from cloister.oci.store import read_manifest
+from cloister.oci.store import checked_blob, read_manifest
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 from cloister.sdk.inspection import describe_image
@@ -109,6 +110,68 @@ def test_a_changed_layer_leaves_no_archive(built: Built, keys: Path, tmp_path: P
     assert visible_files(out) == []
 
 
+def test_decrypting_verifies_first_where_that_is_asked(built: Built, keys: Path, tmp_path: Path) -> None:
+    """By key and by policy; who signed is told, and a refusal leaves nothing."""
+    sealed, named = f"oci:{tmp_path}/sealed:v1", ("--repository", "images.test/team/app")
+    cloister("encrypt", f"oci:{built.path}:v1", sealed, "--recipient", f"jwe:{keys}/key.pub")
+    signer = ECDSAP256Signer.generate()
+    (tmp_path / "sign.pem").write_bytes(signer.private_pem())
+    (tmp_path / "sign.pub").write_bytes(signer.public_key.pem())
+    identity = {"type": "exactRepository", "dockerRepository": "images.test/team/app"}
+    signed_by = {"type": "sigstoreSigned", "keyPath": f"{tmp_path}/sign.pub", "signedIdentity": identity}
+    policy, anything = tmp_path / "policy.json", tmp_path / "anything.json"
+    policy.write_text(json.dumps({"default": [signed_by]}))
+    anything.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+    words = ("decrypt", sealed, f"oci:{tmp_path}/back:v1", "--key", f"{keys}/key.pem")
+    by_key = ("--verify-key", f"{tmp_path}/sign.pub", *named)
+    by_policy = ("--policy", str(policy))
+    for way in (by_key, by_policy):
+        assert cloister(*words, *way)[2] == "oci.signing.unsigned"
+        assert not (tmp_path / "back").exists()
+    assert cloister("sign", sealed, "--key", f"{tmp_path}/sign.pem", *named)[0] == 0
+    for way in (by_key, by_policy):
+        answer = json.loads(cloister(*words, *way, "--output", "json")[1])
+        assert answer["verified"] and answer["signers"] == [f"key {signer.public_key.fingerprint[:16]}"]
+        assert answer["digest"] == str(built.digest)
+        assert "signature verified" in cloister(*words, *way)[2]
+        assert cloister(*words, *way, "--not-before", "2126-01-01")[2] == "oci.signing.no_valid_signature"
+    accepted = json.loads(cloister(*words, "--policy", str(anything), "--output", "json")[1])
+    assert not accepted["verified"]
+    for way in (("--policy", str(anything)), ()):
+        assert "NOT verified" in cloister(*words, *way)[2]
+    assert cloister(*words, "--policy", str(anything), "--not-before", "2020-01-01")[2] == "oci.signing.age.unproved"
+    assert cloister(*words, *by_key, *by_policy)[0] == 2
+    assert cloister(*words, "--not-before", "2020-01-01")[0] == 2
+    assert cloister(*words, "--verify-key", f"{tmp_path}/sign.pub")[2] == "cli.image.repository"
+
+
+def test_layers_that_were_not_encrypted_are_told(built: Built, keys: Path, tmp_path: Path) -> None:
+    """Somebody puts a plain layer into the place of an encrypted one; it is copied, and a person is told."""
+    sealed, plain = tmp_path / "sealed", manifest_of(built.layout).layers[0]
+    cloister("encrypt", f"oci:{built.path}:v1", f"oci:{sealed}:v1", "--recipient", f"jwe:{keys}/key.pub")
+    OCILayout(sealed).write_blob(checked_blob(built.layout, plain))
+
+    def spoil(document: dict[str, Any]) -> None:
+        entry = {"mediaType": plain.media_type, "digest": str(plain.digest), "size": plain.size}
+        document["layers"][0] = entry
+
+    rewrite(OCILayout(sealed), spoil)
+    words = ("decrypt", f"oci:{sealed}:v1", f"oci:{tmp_path}/back:v1", "--key", f"{keys}/key.pem")
+    status, _, said = cloister(*words)
+    assert status == 0, said
+    (warning,) = [line for line in said.splitlines() if "NOT encrypted" in line]
+    assert "1 layer copied" in warning and "ANYBODY" in warning
+    assert json.loads(cloister(*words, "--output", "json")[1])["already_plain"] == 1
+    signer = ECDSAP256Signer.generate()
+    (tmp_path / "sign.pem").write_bytes(signer.private_pem())
+    (tmp_path / "sign.pub").write_bytes(signer.public_key.pem())
+    named = ("--repository", "images.test/team/app")
+    cloister("sign", f"oci:{sealed}:v1", "--key", f"{tmp_path}/sign.pem", *named)
+    said = cloister(*words, "--verify-key", f"{tmp_path}/sign.pub", *named)[2]
+    (warning,) = [line for line in said.splitlines() if "NOT encrypted" in line]
+    assert "signed with the rest" in warning
+
+
 def test_rewrap_in_place(built: Built, keys: Path, kek_file: Path, tmp_path: Path) -> None:
     sealed = f"oci-archive:{tmp_path}/x.tar:v1"
     words = ("encrypt", f"oci:{built.path}:v1", sealed, "--recipient", KEK_ID, "--key-file", str(kek_file))
@@ -148,7 +211,7 @@ def test_key_files_of_another_length_are_refused(built: Built, tmp_path: Path, c
     place = parse_places(f"oci:{built.path}:v1", f"oci:{tmp_path}/x:v1")
     with pytest.raises(CloisterError) as caught:
         encrypt_between(place, [KEK_ID], keks=KeyEncryptionKeys(path))
-    assert caught.value.code in ("imagetool.recipients.key_file", "oci.encryption.kek_length")
+    assert caught.value.code in ("imagetool.keyprovider.key_file", "oci.encryption.kek_length")
     assert not (tmp_path / "x").exists()
 
 
@@ -224,17 +287,14 @@ def test_a_key_of_the_trust_service_is_made_once(private_home: Path) -> None:
 
 
 class Overtaken:
-    """An owner whose trust service gets the key from somebody else right before it is stored."""
+    """A trust service that gets the key from somebody else right before it is stored."""
 
     def __init__(self) -> None:
         self.held: dict[ResourcePath, bytes] = {}
 
     @contextmanager
-    def admin(self) -> Iterator[Overtaken]:
+    def opened(self) -> Iterator[Overtaken]:
         yield self
-
-    def list_resources(self) -> tuple[()]:
-        return ()
 
     def put_resource(self, path: ResourcePath, content: bytes, *, replaces: int | None = None) -> None:
         self.held[path] = KEK
@@ -242,13 +302,15 @@ class Overtaken:
             raise Refused("trust.resource.conflict", "another version is there")
         self.held[path] = content
 
-    def get_resource(self, path: ResourcePath) -> bytes:
+    def get_resource_content(self, path: ResourcePath) -> bytes:
+        if path not in self.held:
+            raise Refused("trust.resource.missing", "there is none")
         return self.held[path]
 
 
-def test_of_two_that_make_a_key_at_once_one_is_kept_and_both_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_make_a_key_at_once_one_is_kept_and_both_use_it() -> None:
     """Otherwise the image that was encrypted under the other key could never be decrypted."""
-    owner, keks = Overtaken(), KeyEncryptionKeys()
-    monkeypatch.setattr(keks, "_owner", lambda: owner)
+    service = Overtaken()
+    keks = KeyEncryptionKeys(service=service.opened)  # type: ignore[arg-type]  # as much of a client as is used
     assert keks.for_recipient(parse_resource_uri(KEK_ID)) == KEK and (keks.made, keks.found) == ([], [KEK_ID])
-    assert list(owner.held.values()) == [KEK]
+    assert list(service.held.values()) == [KEK]

@@ -23,11 +23,12 @@ from cloister.protocol.initdata import ReleaseLogPins
 from cloister.protocol.launch import LaunchMeasurement
 from cloister.protocol.resourceuri import ResourcePath
 from cloister.rats.claims import Level
+from cloister.sdk.denial import explain_denial
 from cloister.sdk.home import Home, separate_home
 from cloister.sdk.owner import APPRAISAL_POLICY, SealedReference
 from cloister.sdk.plan import WorkloadRequest
 from cloister.sdk.record import new_run_id
-from cloister.sdk.run import CONTAINER, Environment, Pod, explain_denial
+from cloister.sdk.run import CONTAINER, Environment, Pod
 from cloister.sdk.session import PodSession, Terminal
 from cloister.tlog.receipt import LogPins, parse_pins, verify_receipt
 from cloister.trust.admin import TrustAdmin

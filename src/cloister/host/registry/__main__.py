@@ -1,8 +1,9 @@
 """Runs the embedded registry: `python -m cloister.host.registry --root DIRECTORY [--port N] ..`, see `--help`.
 
-Plain HTTP, on 127.0.0.1 unless told otherwise. With port 0 the kernel chooses; the port is written to `--ready-fd` as
-a line once requests are answered, and to standard output otherwise. Ends cleanly on SIGTERM and SIGINT, and with its
-parent: `--parent` asks the kernel for a SIGTERM when the thread that started it is gone (prctl(2), PR_SET_PDEATHSIG).
+Plain HTTP unless it is given a certificate, on 127.0.0.1 unless told otherwise. With port 0 the kernel chooses; the
+port is written to `--ready-fd` as a line once requests are answered, and to standard output otherwise. Ends cleanly on
+SIGTERM and SIGINT, and with its parent: `--parent` asks the kernel for a SIGTERM when the thread that started it is
+gone (prctl(2), PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import ctypes
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from granian.constants import Interfaces
+from granian.constants import Interfaces, SSLProtocols
 from granian.server.embed import Server
 
 from cloister.errors import CloisterError, Unavailable
@@ -32,6 +34,13 @@ _POLL_SECONDS: Final = 0.02
 _START_SECONDS: Final = 10.0
 
 
+class TLSFiles(NamedTuple):
+    """PEM files that were seen to belong together."""
+
+    certificate: Path
+    key: Path
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cloister.host.registry", description="embedded image registry")
@@ -42,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", action="store_true", help="ask for tokens of this registry's own /token, not Basic")
     parser.add_argument("--anonymous-pull", action="store_true", help="let everybody read")
     parser.add_argument("--token-seconds", type=float, default=TOKEN_SECONDS, help="how long a token is good")
+    parser.add_argument("--tls-cert", type=Path, help="certificate and its chain, PEM; with --tls-key, TLS only")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
     parser.add_argument("--ready-fd", type=int, default=1, help="file descriptor that gets the port when ready")
     parser.add_argument("--parent", type=int, default=0, help="process id of the parent to end with")
     options = parser.parse_args(arguments)
@@ -63,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.ready_fd > 2:
                 os.close(options.ready_fd)
 
-        asyncio.run(serve(options.root, options.port, tell, address=options.address, access=access))
+        tls = tls_files(options.tls_cert, options.tls_key)
+        asyncio.run(serve(options.root, options.port, tell, address=options.address, access=access, tls=tls))
     except CloisterError as err:
         sys.stderr.write(f"cloister: error: {err}\n")
         return 3
@@ -90,6 +102,7 @@ async def serve(
     *,
     address: str = ADDRESS,
     access: AccessControl | None = None,
+    tls: TLSFiles | None = None,
 ) -> None:
     """Serve the registry in `root` until SIGTERM or SIGINT.
 
@@ -99,6 +112,7 @@ async def serve(
         ready: told the port once requests are answered.
         address: an IP address of this machine.
         access: who may do what; without it everybody may do everything.
+        tls: from `tls_files`; without it plain HTTP is spoken.
 
     Raises:
         Unavailable: `host.registry.port_taken`, `host.registry.not_up`.
@@ -112,6 +126,9 @@ async def serve(
             interface=Interfaces.ASGINL,
             websockets=False,
             log_enabled=False,
+            ssl_cert=tls.certificate if tls else None,
+            ssl_key=tls.key if tls else None,
+            ssl_protocol_min=SSLProtocols.tls12,  # which old clients of registries still speak
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,6 +137,32 @@ async def serve(
         await _wait_until_up(address, port, serving)
         ready(port)
         await serving
+
+
+def tls_files(certificate: Path | None, key: Path | None) -> TLSFiles | None:
+    """Return what TLS is served with, None for neither.
+
+    Raises:
+        Unavailable: one without the other, unreadable, or not a pair (`host.registry.tls`).
+    """
+    if certificate is None and key is None:
+        return None
+    try:
+        if certificate is None or key is None:
+            raise ValueError("--tls-cert and --tls-key belong together")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as err:
+        raise Unavailable(
+            "host.registry.tls",
+            "certificate and key cannot be used",
+            path=f"{certificate or '--tls-cert'}, {key or '--tls-key'}",
+            actual=str(err)[:120],
+        ) from err
+    return TLSFiles(certificate.absolute(), key.absolute())
+
+
+def _no_password() -> bytes:
+    raise ValueError("the key is encrypted")  # or OpenSSL would ask on the terminal
 
 
 def read_accounts(path: Path) -> dict[str, str]:

@@ -61,6 +61,7 @@ class _Request:
         self._headers: dict[str, str] = {
             key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]
         }
+        self.origin = f"{scope.get('scheme', 'http')}://{self.header('host')}"
         self._receive = receive
 
     def query(self, name: str) -> str:
@@ -144,7 +145,7 @@ class RegistryApp:
         action = action_of(request.method)
         if self._access is None or self._access.may(request.header("authorization"), name, action):
             return None
-        challenge = self._access.challenge(request.header("host"), name, action)
+        challenge = self._access.challenge(request.origin, name, action)
         headers = {"Content-Type": "application/json", "WWW-Authenticate": challenge}
         return _Answer(401, headers, encode_document({"errors": [{"code": "UNAUTHORIZED"}]}))
 

@@ -76,13 +76,13 @@ class AccessControl:
                 return not repository or (repository, action) in grant.scopes
         return self._anonymous_pull and bool(repository) and action == "pull" and not self._tokens
 
-    def challenge(self, host: str, repository: str, action: str) -> str:
-        """Return the `WWW-Authenticate` value of a refusal."""
+    def challenge(self, origin: str, repository: str, action: str) -> str:
+        """Return the `WWW-Authenticate` value of a refusal, for a registry that was asked at `origin`."""
         if not self._tokens:
             return 'Basic realm="cloister registry"'
         actions = "pull" if action == "pull" else "pull,push" if action == "push" else "pull,push,delete"
         scope = f',scope="repository:{repository}:{actions}"' if repository else ""
-        return f'Bearer realm="http://{host}/token",service="{host}"{scope}'
+        return f'Bearer realm="{origin}/token",service="{origin.partition("://")[2]}"{scope}'
 
     def issue(self, authorization: str, form: Mapping[str, Iterable[str]], *, oauth: bool) -> dict[str, object] | None:
         """Return the token service's answer to a GET's query or an OAuth2 form, or None when it lets nobody in."""

@@ -1,7 +1,7 @@
 """Starts QEMU, and beside it a software TPM whose PCR 0 gets the launch measurement.
 
 Shared by the QEMU back ends; what they boot and how is theirs. Order of a launch:
- 1 every forwarded port is free, init data is written to its device image
+ 1 every forwarded port is free, init data is written to its device image, the scratch disk's file is made
  2 swtpm and QEMU start, joined by the measuring proxy
  3 the launch is measured before the machine's first instruction; without that the machine is killed
 Whatever fails, everything started before is ended and the TPM's state is wiped.
@@ -9,9 +9,11 @@ Whatever fails, everything started before is ended and the TPM's state is wiped.
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from functools import partial
-from typing import Final
+from typing import BinaryIO, Final
 
 from cloister.errors import Unavailable
 from cloister.host.process import Child, find_program
@@ -22,10 +24,11 @@ from cloister.host.vmm.monitor import GREETING
 from cloister.host.vmm.ports import require_free
 from cloister.host.vmm.qemuargs import Channels, Platform, qemu_arguments
 from cloister.host.vmm.spec import Backend, VMSpec
-from cloister.host.vmm.staging import Staging
+from cloister.host.vmm.staging import HasFileno, Staging
 from cloister.host.vtpm import VTPM
 from cloister.protocol.launch import LaunchMeasurement
 from cloister.rats.claims import Level
+from cloister.wire.limits import MIB
 
 PROGRAM: Final = "qemu-system-x86_64"
 CONSOLE_FILE: Final = "console.log"
@@ -63,7 +66,7 @@ def start_qemu(
     console, console_end = staging.channel()
     monitor, monitor_end = staging.channel()
     monitor.sendall(GREETING)  # before QEMU lives: it sends no event to a client that did not greet
-    ends = [control_end, streams_end, console_end, monitor_end]
+    ends: list[HasFileno] = [control_end, streams_end, console_end, monitor_end]
     proxy: HCRTMProxy | None = None
     aside: dict[str, tuple[Child, int]] = {}
     if measured is not None:
@@ -73,17 +76,20 @@ def start_qemu(
         ends.append(tpm_end)
         proxy = HCRTMProxy(vmm_side, tpm_side, launch.blob())
         aside["swtpm"] = staging.start("swtpm", _swtpm_command(swtpm_end), [swtpm_end], cwd=vtpm.directory)
+    prepare_work(staging, spec, INITDATA_FILE)
+    scratch = make_scratch_file(staging, spec)
     channels = Channels(
         control=control_end.fileno(),
         streams=streams_end.fileno(),
         console=console_end.fileno(),
         monitor=monitor_end.fileno(),
         tpm=ends[4].fileno() if measured else None,
+        scratch=scratch.fileno() if scratch else None,
     )
-    prepare_work(staging, spec, INITDATA_FILE)
     initdata = InitDataFile(spec.work / INITDATA_FILE, spec.initdata)
     arguments = qemu_arguments(spec, platform, channels, initdata.path, spec.require_bundle().root)
-    main, output = staging.start("qemu", [str(find_program(PROGRAM)), *arguments], ends)
+    inherits = [*ends, scratch] if scratch else ends
+    main, output = staging.start("qemu", [str(find_program(PROGRAM)), *arguments], inherits)
     vm = RunningVM(
         name=spec.name,
         backend=backend,
@@ -117,6 +123,28 @@ def prepare_work(staging: Staging, spec: VMSpec, *files: str) -> None:
         raise Unavailable("host.work", f"no directory for the run: {err.strerror}", path=str(spec.work)) from err
     for name in files:
         staging.leftover(partial((spec.work / name).unlink, missing_ok=True))
+
+
+def make_scratch_file(staging: Staging, spec: VMSpec) -> BinaryIO | None:
+    """Make the file behind the scratch disk: sparse and without a name, so that it ends with QEMU however that ends.
+
+    Raises:
+        Unavailable: it cannot be made (`host.scratch`).
+    """
+    if not spec.scratch_mib:
+        return None
+    try:
+        file = tempfile.TemporaryFile(buffering=0, dir=spec.work)  # noqa: SIM115  # the staging closes it
+        staging.inherited(file.close)
+        os.ftruncate(file.fileno(), spec.scratch_mib * MIB)
+    except OSError as err:
+        raise Unavailable(
+            "host.scratch",
+            f"the scratch disk's file cannot be made: {err.strerror}",
+            path=str(spec.work),
+            hint="choose another directory with TMPDIR",
+        ) from err
+    return file
 
 
 def _swtpm_command(control: socket.socket) -> list[str]:

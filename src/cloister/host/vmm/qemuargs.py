@@ -1,8 +1,9 @@
 """QEMU command lines: pure functions from a spec to an argument list, valid for QEMU 7.2 to 10.
 
 What the guest can see is kept small and is all named here: a q35 machine without USB, SATA, HPET, SMBus or VMware port,
-no option ROMs on devices, two virtio disks (both read-only), one virtio network card with user networking, two
-virtio-serial ports, a serial console, and the TPM. No shared file system, no fw_cfg file, no SMBIOS string.
+no option ROMs on devices, two virtio disks (both read-only), a third for scratch where one is asked for (writable), one
+virtio network card with user networking, two virtio-serial ports, a serial console, and the TPM. No shared file system,
+no fw_cfg file, no SMBIOS string.
 
 Channels to the outside are descriptors made by the launcher, not paths: nobody else can connect first, and no length
 of a path matters. A value of an option is escaped in one place (`option`), so that no path can add an option.
@@ -18,7 +19,7 @@ from typing import Final
 
 from cloister.errors import Refused
 from cloister.host.vmm.spec import Accelerator, Bundle, PortForward, VMSpec
-from cloister.protocol.guestapi import CONTROL_PORT, STREAMS_PORT
+from cloister.protocol.guestapi import CONTROL_PORT, SCRATCH_SERIAL, STREAMS_PORT
 
 Value = str | int | bool | Path
 
@@ -26,18 +27,20 @@ TRANSLATION_CACHE_MIB: Final = 256  # bounds what TCG keeps of translated code; 
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SECCOMP: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_SCRATCH_SET: Final = 1
 _VIRTIO: Final[Mapping[str, Value]] = {"disable-legacy": True, "romfile": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channels:
-    """Descriptor numbers, as QEMU inherits them. `tpm` is the control channel towards swtpm."""
+    """Descriptor numbers, as QEMU inherits them. `tpm` is the control channel towards swtpm, `scratch` a file."""
 
     control: int
     streams: int
     console: int
     monitor: int
     tpm: int | None = None
+    scratch: int | None = None
 
 
 # Under emulation every miss of the translation cache walks the page tables: four levels are a tenth faster than five.
@@ -131,6 +134,7 @@ def qemu_arguments(spec: VMSpec, platform: Platform, channels: Channels, initdat
         *("-chardev", option("socket", {"id": "monitor", "fd": channels.monitor})),
         *("-mon", option("chardev=monitor", {"mode": "control"})),
         *_tpm(channels.tpm),
+        *_scratch(channels.scratch),
     ]
 
 
@@ -179,6 +183,21 @@ def _file(name: str, path: Path, *, writable: bool) -> str:
 def _disk(name: str, path: Path, address: str) -> Iterable[str]:
     device: dict[str, Value] = {"drive": name, "addr": address, **_VIRTIO}
     return "-blockdev", _file(name, path, writable=False), "-device", option("virtio-blk-pci", device)
+
+
+def _scratch(descriptor: int | None) -> Iterable[str]:
+    """Return the scratch disk, the only one that the guest may write to.
+
+    Errors are the guest's to see: by default QEMU stops a machine whose host has no space left, and nobody resumes it.
+    """
+    if descriptor is None:
+        return ()
+    device: dict[str, Value] = {"drive": "scratch", "addr": "0x6", "serial": SCRATCH_SERIAL, **_VIRTIO}
+    return (
+        *("-add-fd", f"set={_SCRATCH_SET},fd={descriptor}"),
+        *("-blockdev", _file("scratch", Path(f"/dev/fdset/{_SCRATCH_SET}"), writable=True)),
+        *("-device", option("virtio-blk-pci", {**device, "rerror": "report", "werror": "report"})),
+    )
 
 
 def _port(number: int, name: str, identifier: str, descriptor: int) -> Iterable[str]:

@@ -16,8 +16,10 @@ from typing import Final
 
 from cloister.errors import Refused, Unavailable
 from cloister.protocol.launch import MEMORY_MIB, VCPUS
+from cloister.wire.limits import MIB, SCRATCH_BYTES
 
 MEMORY_LEAST_MIB: Final = 192  # below, the kernel and the decompressed initrd do not fit
+SCRATCH_MIB: Final = SCRATCH_BYTES // MIB  # the guest uses no more
 PORTS: Final = 64
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -120,6 +122,7 @@ class VMSpec:
         bundle: the pod-VM image; not used by the process back end.
         vcpus: virtual processors.
         memory_mib: main memory.
+        scratch_mib: size of the scratch disk; 0 is none.
         ports: forwarded ports.
         accelerator: how QEMU executes the guest.
     """
@@ -130,6 +133,7 @@ class VMSpec:
     bundle: Bundle | None = None
     vcpus: int = 2
     memory_mib: int = 512
+    scratch_mib: int = 0
     ports: tuple[PortForward, ...] = ()
     accelerator: Accelerator = Accelerator.AUTO
 
@@ -153,6 +157,13 @@ class VMSpec:
                 "memory is out of range",
                 expected=f"{MEMORY_LEAST_MIB}..{MEMORY_MIB} MiB",
                 actual=str(self.memory_mib)[:20],
+            )
+        if not 0 <= self.scratch_mib <= SCRATCH_MIB:
+            raise _refused(
+                "scratch",
+                "scratch disk is out of range",
+                expected=f"0..{SCRATCH_MIB} MiB",
+                actual=str(self.scratch_mib)[:20],
             )
         if len(self.ports) > PORTS:
             raise _refused("ports", "too many forwarded ports", expected=f"at most {PORTS}")

@@ -8,15 +8,24 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from cloister.host.process import Child
+
+
+class HasFileno(Protocol):
+    """A socket or a file."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        ...
 
 
 class Staging:
     """Use as a context manager; what was not handed over is ended, closed and removed at its end.
 
-    There are three kinds of things: ends of channels that only a child needs (closed in every case), processes and our
-    ends (the pod's after `hand_over`), and leftovers like files (removed by the pod at its own end).
+    There are three kinds of things: what only a child needs, like ends of channels (closed in every case), processes
+    and our ends (the pod's after `hand_over`), and leftovers like files (removed by the pod at its own end).
     """
 
     def __init__(self) -> None:
@@ -36,12 +45,16 @@ class Staging:
         self._inherited.callback(theirs.close)
         return ours, theirs
 
+    def inherited(self, close: Callable[[], object]) -> None:
+        """Have something closed, in every case, once the children have theirs of it."""
+        self._inherited.callback(close)
+
     def own(self, undo: Callable[[], object]) -> None:
         """Have something undone unless it is handed over."""
         self._undo.callback(undo)
 
     def start(
-        self, name: str, command: Sequence[str], inherits: Sequence[socket.socket] = (), *, cwd: Path | None = None
+        self, name: str, command: Sequence[str], inherits: Sequence[HasFileno] = (), *, cwd: Path | None = None
     ) -> tuple[Child, int]:
         """Start a child; return it and the readable end of its output.
 

@@ -10,13 +10,15 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from cloister.client.admin import AdminClient
 from cloister.crypto.aead import AES256_KEY_BYTES
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.oci.encryption.packet import require_kek
 from cloister.protocol.resourceuri import ResourcePath
+
+if TYPE_CHECKING:
+    from cloister.client.admin import AdminClient
 
 _MISSING: Final = "trust.resource.missing"
 _CONFLICT: Final = "trust.resource.conflict"
@@ -45,10 +47,17 @@ class AdministeredKeys:
 
     Args:
         open_administration: connects to it.
+        made: told of each key that was made and stored.
     """
 
-    def __init__(self, open_administration: Callable[[], AbstractContextManager[AdminClient]]) -> None:
+    def __init__(
+        self,
+        open_administration: Callable[[], AbstractContextManager[AdminClient]],
+        *,
+        made: Callable[[ResourcePath], None] = lambda _: None,
+    ) -> None:
         self._open = open_administration
+        self._made = made
 
     def existing(self, path: ResourcePath) -> bytes:
         """Return the key at `path`."""
@@ -70,6 +79,7 @@ class AdministeredKeys:
                 if err.code != _CONFLICT:
                     raise
                 return client.get_resource_content(path)
+            self._made(path)
             return key
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
 from cloister.crypto.aead import ctr_stream
-from cloister.errors import ImageRefused
+from cloister.errors import ImageRefused, detached
 from cloister.oci.ahead import made_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.encryption.annotations import parse_layer_encryption
@@ -121,13 +121,14 @@ class ArrivingBlob:
         with self._changed:
             self._changed.wait_for(lambda: self._whole or self._error)
             if self._error is not None:
-                raise self._error
+                raise detached(self._error)
             if self._whole is None:
                 raise RuntimeError("neither a blob nor an error")
             return self._whole
 
     def give_up(self, error: BaseException) -> None:
-        """Give the room back; whoever waits now or later gets `error`, or the one that was given first."""
+        """Give the room back; whoever waits now or later gets what equals `error`, or the one that was given first."""
+        error = detached(error)  # the raised one holds the connection it came from, and this object
         with self._changed:
             self._error = self._error or error
             spool, self._spool = self._spool, None
@@ -142,14 +143,14 @@ class ArrivingBlob:
                 self._spool = spool
                 return spool
         spool.close()
-        raise self._error
+        raise detached(self._error)
 
     def _next(self, index: int) -> Spool | None:
         """Return the spool once chunk `index` is in it, or None when there is no such chunk."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._whole or self._arrived > index)
             if self._error is not None:
-                raise self._error
+                raise detached(self._error)
             return self._spool if self._arrived > index else None
 
 
@@ -197,7 +198,7 @@ class AuthenticatedLayer:
                 plain = DigestVerifier(named, None, code="oci.encryption", reason=reason, path=place).checked(plain)
             chunks = beside(plain)
         unpacked = DigestVerifier(diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=place)
-        return unpacked.checked(beside(inflate(chunks, self._type.compression, ceiling=ceiling)))
+        return beside(unpacked.checked(beside(inflate(chunks, self._type.compression, ceiling=ceiling))))
 
     def close(self) -> None:
         """Give the room back; it cannot be opened any more."""

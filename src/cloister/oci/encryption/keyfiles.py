@@ -17,6 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -298,9 +299,10 @@ def describe_content(data: bytes) -> str:
     return "DER of something else" if data[0] == 0x30 else "no known kind of key"
 
 
-def _private(
-    load: Callable[[bytes, bytes | None], object], data: bytes, password: bytes | None, path: str
-) -> PrivateKey:
+def _private(load: Callable[..., object], data: bytes, password: bytes | None, path: str) -> PrivateKey:
+    # Whether the factors of a key of one's own are primes is asked when it is made; here it would take a tenth of a
+    # second. That its numbers belong together is asked below.
+    load = partial(load, unsafe_skip_rsa_key_validation=True)
     try:
         key = load(data, None)
     except TypeError as err:  # the key is encrypted
@@ -317,7 +319,21 @@ def _private(
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise _unfit(_PRIVATE, f"a key of kind {type(key).__name__.strip('_')}", path)
     _usable_public(key.public_key(), path)
+    if isinstance(key, rsa.RSAPrivateKey) and not _belongs_together(key.private_numbers()):
+        raise _unfit(_PRIVATE, "numbers that are no RSA key", path)
     return key
+
+
+def _belongs_together(key: rsa.RSAPrivateNumbers) -> bool:
+    """Whether the numbers of an RSA key satisfy RFC 8017, section 3.2."""
+    p, q, e = key.p, key.q, key.public_numbers.e
+    return (
+        min(p, q) > 1
+        and p * q == key.public_numbers.n
+        and key.d * e % (p - 1) == key.d * e % (q - 1) == 1
+        and (key.dmp1, key.dmq1) == (key.d % (p - 1), key.d % (q - 1))
+        and key.iqmp * q % p == 1
+    )
 
 
 def _usable_public(key: object, path: str) -> PublicKey:

@@ -14,7 +14,7 @@ from cloister.oci.signing.evaluate import FoundSignature, ImageBytes
 from cloister.oci.signing.referred import read_referred
 from cloister.oci.signing.requirements import AnyCandidate, OpenPGPCandidate
 from cloister.oci.signing.simplesigning import read_candidates
-from cloister.oci.store import ImageSource, read_manifest, resolve_platform
+from cloister.oci.store import ImageSource, manifest_for, read_manifest
 
 ReadMore = Callable[[Digest], Sequence[OpenPGPCandidate]]
 
@@ -23,13 +23,11 @@ def read_image(source: ImageSource, selector: str, platform: str) -> ImageBytes:
     """Fetch what `selector` names, once, and from an index the manifest for `platform`, by its digest.
 
     Raises:
-        ImageRefused, Unavailable: as `resolve_platform`.
+        ImageRefused, Unavailable: as `read_manifest` and `manifest_for`.
     """
     stored = read_manifest(source, selector)
-    if not stored.is_index:
-        return ImageBytes(stored)
-    manifest = resolve_platform(source, Digest.of(stored.raw), platform)
-    return ImageBytes(manifest, stored)
+    manifest = manifest_for(source, stored, platform)
+    return ImageBytes(manifest, stored if stored.is_index else None)
 
 
 def collect_signatures(

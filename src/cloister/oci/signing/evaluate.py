@@ -17,7 +17,7 @@ from cloister.errors import ImageRefused, Refused
 from cloister.oci.digest import Digest
 from cloister.oci.manifest import parse_index, parse_manifest
 from cloister.oci.signing.referred import NOTATION_COSE, EnvelopeCandidate
-from cloister.oci.signing.requirements import AnyCandidate, OpenPGPCandidate, RejectRequirement, Requirement
+from cloister.oci.signing.requirements import AnyCandidate, OpenPGPCandidate, RejectRequirement, Requirement, Signer
 from cloister.oci.signing.simplesigning import SignatureCandidate
 from cloister.oci.signing.verify import VerifiedManifest, accept_evaluated
 from cloister.oci.store import StoredManifest
@@ -61,6 +61,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     form: str
     subject: str
     signer: str = ""
+    signed_at: datetime | None = None
     code: str = ""
     reason: str = ""
 
@@ -117,7 +118,12 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(
-    image: ImageBytes, found: Sequence[FoundSignature], requirements: Sequence[Requirement], *, now: datetime
+    image: ImageBytes,
+    found: Sequence[FoundSignature],
+    requirements: Sequence[Requirement],
+    *,
+    now: datetime,
+    not_before: datetime | None = None,
 ) -> Evaluation:
     """Judge an image.
 
@@ -126,9 +132,20 @@ def evaluate(
         found: every signature that was found for them.
         requirements: what must be fulfilled; an empty list (`insecureAcceptAnything` only) accepts.
         now: aware time.
+        not_before: aware time; older signatures, and those of which nobody says when they were made, do not count.
+
+    Raises:
+        ImageRefused: `not_before` is given and nothing is required that has a time (`oci.signing.age.unproved`).
     """
+    if not_before is not None and not any(requirement.enforces for requirement in requirements):
+        raise ImageRefused(
+            "oci.signing.age.unproved",
+            "nothing that is required proves anything, so that nothing says how old it is",
+            expected="a requirement of a signature",
+            actual="; ".join(requirement.text for requirement in requirements)[:300] or "every image is accepted",
+        )
     manifest = parse_manifest(image.manifest.raw, media_type=image.manifest.media_type)
-    results = tuple(_result(image, found, requirement, now) for requirement in requirements)
+    results = tuple(_result(image, found, requirement, now, not_before) for requirement in requirements)
     if not all(result.fulfilled for result in results):
         return Evaluation(digest=manifest.digest, results=results, manifest=None)
     signers = [next(item.signer for item in result.findings if not item.code) for result in results]
@@ -137,9 +154,13 @@ def evaluate(
 
 
 def _result(
-    image: ImageBytes, found: Sequence[FoundSignature], requirement: Requirement, now: datetime
+    image: ImageBytes,
+    found: Sequence[FoundSignature],
+    requirement: Requirement,
+    now: datetime,
+    not_before: datetime | None,
 ) -> RequirementResult:
-    findings = tuple(_finding(image, item, requirement, now) for item in found)
+    findings = tuple(_finding(image, item, requirement, now, not_before) for item in found)
     fulfilled = any(not finding.code for finding in findings)
     rejects = isinstance(requirement, RejectRequirement)
     return RequirementResult(
@@ -151,22 +172,42 @@ def _result(
     )
 
 
-def _finding(image: ImageBytes, found: FoundSignature, requirement: Requirement, now: datetime) -> Finding:
+def _finding(
+    image: ImageBytes, found: FoundSignature, requirement: Requirement, now: datetime, not_before: datetime | None
+) -> Finding:
     candidate = found.candidate
     of_index = image.index is not None and found.artifact == image.index.raw
-    about = {
-        "place": candidate.place,
-        "form": form_of(candidate),
-        "subject": f"{'index' if of_index else 'manifest'} {Digest.of(found.artifact)}",
-    }
+    about = Finding(
+        place=candidate.place,
+        form=form_of(candidate),
+        subject=f"{'index' if of_index else 'manifest'} {Digest.of(found.artifact)}",
+    )
     if found.artifact not in image.artifacts:
         raise RuntimeError("a signature of other bytes than the image's")
     try:
-        return Finding(**about, signer=requirement.judge(candidate, found.artifact, now))
+        signer = requirement.judge(candidate, found.artifact, now)
+        if not_before is not None:
+            _require_age(signer, not_before)
+        return msgspec.structs.replace(about, signer=signer.name, signed_at=signer.signed_at)
     except Refused as err:
         detail = f": expected {err.expected or 'nothing'}, got {err.actual or 'nothing'}"
         reason = err.message + (detail if err.expected or err.actual else "")
-        return Finding(**about, code=err.code, reason=reason[:600])
+        return msgspec.structs.replace(about, code=err.code, reason=reason[:600])
+
+
+def _require_age(signer: Signer, not_before: datetime) -> None:
+    expected = f"not before {not_before.isoformat(timespec='seconds')}"
+    if signer.signed_at is None:
+        raise ImageRefused(
+            "oci.signing.age.unknown", "nobody who is trusted says when the signature was made", expected=expected
+        )
+    if signer.signed_at < not_before:
+        raise ImageRefused(
+            "oci.signing.age.too_old",
+            "signature is older than is accepted",
+            expected=expected,
+            actual=signer.signed_at.isoformat(timespec="seconds"),
+        )
 
 
 def form_of(candidate: AnyCandidate) -> str:

@@ -130,8 +130,15 @@ def keyless_of_classic(candidate: SignatureCandidate) -> KeylessSignature:
     )
 
 
-def verify_keyless(signed: KeylessSignature, trust: KeylessTrust) -> CertificateIdentity:
-    """Return the identity that made a signature.
+class VerifiedKeyless(msgspec.Struct, frozen=True):
+    """Who made a keyless signature, and the earliest time that a log or timestamp authority says of it."""
+
+    identity: CertificateIdentity
+    signed_at: datetime
+
+
+def verify_keyless(signed: KeylessSignature, trust: KeylessTrust) -> VerifiedKeyless:
+    """Return who made a signature, and when.
 
     Raises:
         ImageRefused: with the code of the step that failed, see above.
@@ -161,7 +168,7 @@ def verify_keyless(signed: KeylessSignature, trust: KeylessTrust) -> Certificate
     if trust.require_sct:
         verify_transparency(leaf, issuers[0], trust.root.certificate_logs)
     # 8
-    return require_identity(leaf, trust.identities)
+    return VerifiedKeyless(require_identity(leaf, trust.identities), min(known))
 
 
 def _certificates(pem: str) -> tuple[bytes, ...]:

@@ -6,7 +6,7 @@ trusted roots and the time come as values. Nothing here decides about an image; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar, Final, Protocol
 
@@ -32,7 +32,7 @@ from cloister.oci.signing.keys import PublicKey, load_public_key
 from cloister.oci.signing.policyjson import KeySource, PolicyRequirement, Reject, SignedBy, SigstoreSigned
 from cloister.oci.signing.referred import EnvelopeCandidate
 from cloister.oci.signing.rekor import LoggedSignature, parse_set_annotation, verify_entry
-from cloister.oci.signing.simplesigning import ATOMIC_TYPE, LOG_ANNOTATION, SignatureCandidate
+from cloister.oci.signing.simplesigning import ATOMIC_TYPE, LOG_ANNOTATION, SignatureCandidate, signed_seconds
 from cloister.oci.signing.trustedroot import Authority, Period, TransparencyLog, TrustedRoot
 from cloister.oci.signing.verify import (
     BundleCandidate,
@@ -56,6 +56,19 @@ class OpenPGPCandidate(msgspec.Struct, frozen=True, kw_only=True):
 AnyCandidate = SignatureCandidate | BundleCandidate | EnvelopeCandidate | OpenPGPCandidate
 
 
+class Signer(msgspec.Struct, frozen=True):
+    """Who made a signature that counts, and when.
+
+    Attributes:
+        name: for the report.
+        signed_at: as a log or timestamp authority says, or else the signer; the earliest of several; None where
+            nobody who is trusted says.
+    """
+
+    name: str
+    signed_at: datetime | None = None
+
+
 class Requirement(Protocol):
     """One thing that at least one signature must fulfil."""
 
@@ -69,7 +82,7 @@ class Requirement(Protocol):
         """What is required, for the report."""
         ...
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """Return who signed the manifest or index `artifact`, or raise `Refused` with the exact reason."""
         ...
 
@@ -89,16 +102,19 @@ class KeyRequirement(msgspec.Struct, frozen=True, kw_only=True):
         """See `Requirement`."""
         return "signature by key " + " or ".join(key.fingerprint[:16] for key in self.keys)
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """See `Requirement`."""
         signed = _sigstore_only(candidate)
         signer = verify_by_key(signed, artifact, self.keys, self.repository, self.predicate_type)
+        times = [_claimed_time(signed)]
         if self.logs:
             key = next(key for key in self.keys if key.fingerprint == signer.fingerprint)
-            self._require_logged(signed, artifact, key)
-        return f"key {signer.fingerprint[:16]}"
+            times += self._logged_times(signed, artifact, key)
+        return Signer(f"key {signer.fingerprint[:16]}", _earliest(times))
 
-    def _require_logged(self, candidate: SignatureCandidate | BundleCandidate, artifact: bytes, key: PublicKey) -> None:
+    def _logged_times(
+        self, candidate: SignatureCandidate | BundleCandidate, artifact: bytes, key: PublicKey
+    ) -> list[datetime | None]:
         entries: tuple[LogEntry, ...] = ()
         if isinstance(candidate, SignatureCandidate):
             text = candidate.annotations.get(LOG_ANNOTATION, "")
@@ -116,8 +132,7 @@ class KeyRequirement(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not entries:
             raise ImageRefused("oci.signing.rekor.missing", "signature has no entry of a transparency log")
-        for entry in entries:
-            verify_entry(entry, logged, self.logs)
+        return [verify_entry(entry, logged, self.logs) for entry in entries]
 
 
 class KeylessRequirement(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,11 +149,11 @@ class KeylessRequirement(msgspec.Struct, frozen=True, kw_only=True):
         """See `Requirement`."""
         return "keyless signature of " + " or ".join(map(str, self.trust.identities))
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """See `Requirement`."""
-        identity = verify_keyless(_keyless_parts(candidate, artifact), self.trust)
+        verified = verify_keyless(_keyless_parts(candidate, artifact), self.trust)
         _require_about(candidate, artifact, self.repository, self.predicate_type)
-        return str(identity)
+        return Signer(str(verified.identity), verified.signed_at)
 
 
 class PKIRequirement(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +172,7 @@ class PKIRequirement(msgspec.Struct, frozen=True, kw_only=True):
         """See `Requirement`."""
         return f"signature under a certificate for {self.email or self.hostname}"
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """See `Requirement`."""
         parts = _keyless_parts(candidate, artifact)
         leaf = load_leaf(parts.certificate)
@@ -185,7 +200,7 @@ class PKIRequirement(msgspec.Struct, frozen=True, kw_only=True):
                 actual=", ".join((*subjects, *hosts))[:200] or "no name",
             )
         _require_about(candidate, artifact, self.repository, SIGN_PREDICATE)
-        return f"certificate for {self.email or self.hostname}"
+        return Signer(f"certificate for {self.email or self.hostname}", _claimed_time(_sigstore_only(candidate)))
 
 
 class OpenPGPRequirement(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,13 +216,13 @@ class OpenPGPRequirement(msgspec.Struct, frozen=True, kw_only=True):
         """See `Requirement`."""
         return "simple signature by OpenPGP key " + " or ".join(key.key_id for key in self.keyring)
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """See `Requirement`."""
         if not isinstance(candidate, OpenPGPCandidate):
             raise _other_format("a simple-signing message")
         message = verify_message(candidate.raw, self.keyring, now=now)
         require_payload(message.content, artifact, self.repository, (ATOMIC_TYPE,))
-        return f"OpenPGP key {message.key.fingerprint}"
+        return Signer(f"OpenPGP key {message.key.fingerprint}", message.signed_at)
 
 
 class RejectRequirement(msgspec.Struct, frozen=True):
@@ -220,7 +235,7 @@ class RejectRequirement(msgspec.Struct, frozen=True):
         """See `Requirement`."""
         return "reject: no image is accepted here"
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """See `Requirement`."""
         raise ImageRefused("oci.signing.rejected", "policy rejects every image of this name")
 
@@ -309,6 +324,16 @@ def _keyless_parts(candidate: AnyCandidate, artifact: bytes) -> KeylessSignature
     if isinstance(signed, SignatureCandidate):
         return keyless_of_classic(signed)
     return keyless_of_bundle(signed.parse(), artifact)
+
+
+def _claimed_time(candidate: SignatureCandidate | BundleCandidate) -> datetime | None:
+    """Return when the signer says that he signed; only a classic payload has a place for it."""
+    seconds = signed_seconds(candidate.payload) if isinstance(candidate, SignatureCandidate) else None
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _earliest(times: Sequence[datetime | None]) -> datetime | None:
+    return min((at for at in times if at is not None), default=None)
 
 
 def _require_about(candidate: AnyCandidate, artifact: bytes, rule: RepositoryRule, predicate_type: str) -> None:

@@ -31,6 +31,7 @@ _STATEMENT_TYPE: Final = "cosign container image signature"
 COSIGN_TYPES: Final = (_STATEMENT_TYPE, "https://sigstore.dev/cosign/sign/v1")  # the second since cosign 3
 ATOMIC_TYPE: Final = "atomic container signature"  # containers/image, docs/containers-signature.5.md
 _CODE: Final = "oci.signing.payload"
+_LATEST_SECONDS: Final = 253_402_300_800  # the year 10000, behind what a date can say
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -61,15 +62,20 @@ def signature_tag(digest: Digest) -> str:
     return f"{digest.algorithm}-{digest.hex}.sig"
 
 
-def encode_payload(statement: Statement, *, kind: str = _STATEMENT_TYPE) -> bytes:
-    """Return the payload as cosign (or, for `ATOMIC_TYPE`, containers/image) writes it, to be signed as it is."""
+def encode_payload(statement: Statement, *, kind: str = _STATEMENT_TYPE, seconds: int | None = None) -> bytes:
+    """Return the payload as cosign (or, for `ATOMIC_TYPE`, containers/image) writes it, to be signed as it is.
+
+    With `seconds` since 1970 it says when it was signed, as containers-signature(5) writes that.
+    """
     critical = {
         "identity": {"docker-reference": statement.repository},
         "image": {"docker-manifest-digest": str(statement.digest)},
         "type": kind,
     }
-    optional = {"creator": "cloister"} if kind == ATOMIC_TYPE else None
-    return encode_document({"critical": critical, "optional": optional})
+    optional: dict[str, object] = {"creator": "cloister"} if kind == ATOMIC_TYPE or seconds is not None else {}
+    if seconds is not None:
+        optional["timestamp"] = seconds
+    return encode_document({"critical": critical, "optional": optional or None})
 
 
 def parse_payload(payload: bytes, types: Sequence[str] = COSIGN_TYPES) -> Statement:
@@ -100,6 +106,17 @@ def parse_payload(payload: bytes, types: Sequence[str] = COSIGN_TYPES) -> Statem
         repository=critical.members("identity").text("docker-reference"),
         digest=parse_digest(critical.members("image").text("docker-manifest-digest")),
     )
+
+
+def signed_seconds(payload: bytes) -> int | None:
+    """Return when a payload says that it was signed, seconds since 1970; None where it says nothing or no time.
+
+    To be believed as far as whoever signed the payload is.
+    """
+    document = parse_document(payload, ceiling=SIGNATURE_PAYLOAD_BYTES, code=_CODE)
+    optional = document.get("optional")
+    seconds = optional.get("timestamp") if isinstance(optional, dict) else None
+    return seconds if type(seconds) is int and 0 <= seconds < _LATEST_SECONDS else None
 
 
 def read_candidates(source: ImageSource, digest: Digest) -> tuple[SignatureCandidate, ...]:

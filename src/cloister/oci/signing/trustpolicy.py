@@ -27,7 +27,7 @@ from cloister.oci.manifest import parse_either
 from cloister.oci.reference import OCIReference
 from cloister.oci.signing.notation import Scheme, VerifiedEnvelope, verify_envelope
 from cloister.oci.signing.referred import EnvelopeCandidate
-from cloister.oci.signing.requirements import AnyCandidate
+from cloister.oci.signing.requirements import AnyCandidate, Signer
 from cloister.oci.signing.verify import require_same_image
 from cloister.wire.limits import SIGNATURE_POLICY_BYTES, SIGNATURE_POLICY_ITEMS
 
@@ -131,7 +131,7 @@ class NotationRequirement(msgspec.Struct, frozen=True, kw_only=True):
         """See `requirements.Requirement`."""
         return f"Notation signature under trust policy {self.policy.name} ({self.policy.level})"
 
-    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> str:
+    def judge(self, candidate: AnyCandidate, artifact: bytes, now: datetime) -> Signer:
         """Return who signed.
 
         Steps: 1 integrity, with the subject; 2 authenticity: store and identity; 3 the certificates' validity; 4
@@ -159,7 +159,7 @@ class NotationRequirement(msgspec.Struct, frozen=True, kw_only=True):
         # 5
         self._check("revocation", told, lambda: _no_revocation(envelope))
         signer = envelope.chain[0].subject.rfc4514_string()[:160]
-        return signer + (f" (not enforced: {'; '.join(told)})" if told else "")
+        return Signer(signer + (f" (not enforced: {'; '.join(told)})" if told else ""), envelope.signed_at)
 
     def _check(self, name: str, told: list[str], check: Callable[[], None]) -> None:
         action = self.policy.actions[name]

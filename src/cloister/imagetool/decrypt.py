@@ -285,12 +285,12 @@ class _ManifestDecryption:
 def _read_twice(source: ImageSource, descriptor: Descriptor) -> Iterator[tuple[Stream, Stream]]:
     """Give a blob twice, the first time checked against its digest."""
     if not isinstance(source, RegistryClient):
-        yield partial(checked_blob, source, descriptor), partial(source.stream_blob, descriptor)
+        yield partial(checked_blob, source, descriptor, read_ahead=True), partial(source.stream_blob, descriptor)
         return
     with tempfile.TemporaryFile() as file:
 
         def first() -> Iterator[bytes]:
-            for chunk in checked_blob(source, descriptor):
+            for chunk in checked_blob(source, descriptor, read_ahead=True):
                 file.write(chunk)
                 yield chunk
 

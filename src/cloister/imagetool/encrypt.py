@@ -177,7 +177,7 @@ class _Layer:
 
     def encrypt(self, source: ImageSource, sink: ImageSink, work: Work, path: str) -> tuple[Digest, int]:
         """Store the ciphertext and return its digest and size."""
-        plain = work.counted(checked_blob(source, self.descriptor))
+        plain = work.counted(checked_blob(source, self.descriptor, read_ahead=True))
         if self.is_recompressed:
             plain = self._recompressed(plain, path)
         ciphertext = self._ciphertext(made_ahead(plain))

@@ -190,14 +190,23 @@ def _level(variant: str) -> int:
     return int(number) if number.isdigit() and len(number) < 4 else 1000
 
 
-def checked_blob(source: ImageSource, descriptor: Descriptor) -> Iterator[bytes]:
+def checked_blob(source: ImageSource, descriptor: Descriptor, *, read_ahead: bool = False) -> Iterator[bytes]:
     """Yield a blob's bytes and raise behind the last one unless digest and size are as described.
+
+    Args:
+        source: where it is.
+        descriptor: names it.
+        read_ahead: read it beside taking its digest.
 
     Raises:
         ImageRefused: `<source>.digest_mismatch`, `<source>.size_mismatch`, `<source>.blob_missing`.
     """
     verifier = DigestVerifier(descriptor.digest, descriptor.size, code=source.code, path=f"blob {descriptor.digest}")
     stream = source.stream_blob(descriptor)
+    if read_ahead:
+        from cloister.oci.ahead import made_ahead  # not before a guest needs it
+
+        stream = made_ahead(stream)
     try:
         yield from verifier.checked(stream)
     finally:

@@ -35,7 +35,7 @@ from cloister.imagetool.layers import (
     require_diff_ids,
 )
 from cloister.imagetool.platforms import RewrittenImage, read_image, write_image
-from cloister.oci.ahead import made_ahead
+from cloister.oci.ahead import made_ahead, pieces_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.document import encode_document, parse_document
 from cloister.oci.encryption.annotations import encryption_annotations, without_encryption
@@ -204,7 +204,7 @@ class _Layer:
         verifier = DigestVerifier(self._diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=path)
         archive = verifier.checked(inflate(made_ahead(stored), self.type.compression, ceiling=LAYER_UNPACKED_BYTES))
         hasher = hashlib.sha256()
-        for chunk in compressed(made_ahead(archive), self.target.compression):
+        for chunk in compressed(pieces_ahead(archive), self.target.compression):
             hasher.update(chunk)
             yield chunk
         self._options.digest = Digest("sha256", hasher.hexdigest())

@@ -17,7 +17,7 @@ import msgspec
 
 from cloister.errors import ImageRefused, Unavailable
 from cloister.imagetool.layers import NoProgress, Progress
-from cloister.oci.ahead import made_ahead
+from cloister.oci.ahead import made_ahead, pieces_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, parse_config, parse_layer_type, parse_manifest
@@ -105,4 +105,4 @@ def _archive(
 
     verifier = DigestVerifier(diff_id, None, code="oci.layer", reason="diff_id_mismatch", path=place)
     plain = inflate(made_ahead(counted()), layer_type.compression, ceiling=OPTIONS.archive_ceiling)
-    return verifier.checked(made_ahead(plain))
+    return verifier.checked(pieces_ahead(plain))

@@ -21,7 +21,7 @@ from collections.abc import Generator, Iterable, Iterator
 from functools import cache
 from typing import Any, Final, TypeVar
 
-from cloister.wire.limits import MIB
+from cloister.wire.limits import BLOB_PIECE_BYTES, MIB
 
 AHEAD_CHUNKS: Final = 2
 _KEPT_BYTES: Final = 31 * MIB
@@ -39,6 +39,26 @@ def made_ahead(
         waits: making them means to wait for somebody else, not to compute.
     """
     return _CREW.ahead(things, most=most, waits=waits)
+
+
+def pieces_ahead(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield `pieces`, short ones, made ahead as `made_ahead` does; several are handed over at once."""
+    for group in made_ahead(_grouped(pieces)):
+        yield from group
+
+
+def _grouped(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield pieces in groups of about `BLOB_PIECE_BYTES`. Those before an error are not yielded: nobody needs them."""
+    group: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece)
+        if size >= BLOB_PIECE_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class _Stage:

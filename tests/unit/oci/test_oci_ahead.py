@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from cloister.errors import ImageRefused
-from cloister.oci.ahead import AHEAD_CHUNKS, Crew, made_ahead
+from cloister.oci.ahead import AHEAD_CHUNKS, Crew, made_ahead, pieces_ahead
+from cloister.wire.limits import BLOB_PIECE_BYTES
 
 SECONDS = 30  # no test comes near it unless something waits for ever
 
@@ -118,6 +119,21 @@ def test_who_stops_early_ends_all_stages(waits: bool) -> None:
     assert count <= 5 + 2 * (AHEAD_CHUNKS + 2)
     time.sleep(0.01)
     assert len(made) == count
+
+
+@pytest.mark.parametrize("size", [1, 100_000, BLOB_PIECE_BYTES, 2 * BLOB_PIECE_BYTES])
+def test_short_pieces_are_handed_over_together(size: int) -> None:
+    pieces = [bytes([number]) * size for number in range(25)]
+    assert list(pieces_ahead(pieces)) == pieces
+    assert list(pieces_ahead([])) == []
+
+    def failing() -> Iterator[bytes]:
+        yield from pieces
+        raise ImageRefused("oci.test", "no more")
+
+    with pytest.raises(ImageRefused, match=r"oci\.test"):
+        list(pieces_ahead(failing()))
+    assert not workers()
 
 
 def test_memory_is_bounded() -> None:

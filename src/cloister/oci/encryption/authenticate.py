@@ -23,7 +23,7 @@ from typing import BinaryIO, Final
 
 from cloister.crypto.aead import ctr_stream
 from cloister.errors import ImageRefused, detached
-from cloister.oci.ahead import made_ahead
+from cloister.oci.ahead import pieces_ahead
 from cloister.oci.digest import Digest, DigestVerifier
 from cloister.oci.encryption.annotations import parse_layer_encryption
 from cloister.oci.encryption.options import PrivateOptions, agreed_nonce
@@ -186,7 +186,7 @@ class AuthenticatedLayer:
             inflating.
         """
         place = f"layers[{self.index}]"
-        beside = made_ahead if self._blob.size > CHUNK_BYTES else iter  # one chunk gains nothing from a thread
+        beside = pieces_ahead if self._blob.size > CHUNK_BYTES else iter  # one chunk gains nothing from a thread
         chunks = self._blob.chunks()
         diff_id = self.image.config.diff_ids[self.index]
         if self._private is not None:

@@ -84,6 +84,9 @@ def test_a_secret_that_fails_leaves_no_container(
         unseal=() if "resource" in what else (PASSWORD,),
     )
     released = (KEY,) if "broker" in what else (KEY, PASSWORD)
+    if "broker" in what:  # it is another pod's
+        other = world.policy(busybox, "true", sealing_keys={KEY.uri: ""}, unseal=(PASSWORD,))
+        world.prepare(other, busybox, KEY, PASSWORD)
     with running(world, policy, busybox, *released) as pod:
         error = refusal_of(code, create, pod)
         assert CANARY not in repr(error.as_dict())

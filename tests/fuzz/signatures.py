@@ -194,6 +194,7 @@ TARGETS: Final[Mapping[str, Target]] = {
 }
 
 NOT_PARSERS: Final[Mapping[str, str]] = {
+    "cloister.crypto.openpgpsign": "writes only",
     "cloister.crypto.pae": "writes only",
 } | {
     f"cloister.oci.signing.{name}": reason

@@ -35,7 +35,7 @@ class Journal:
     """
 
     def __init__(self, stream: TextIO | None = None, *, worker: int = 0) -> None:
-        self._printer = structlog.PrintLogger(stream or sys.stderr)
+        self._printer = structlog.WriteLogger(stream or sys.stderr)  # a line at once: workers share the file
         log = structlog.wrap_logger(
             self._printer,
             processors=[

@@ -119,6 +119,14 @@ def test_numbers_that_are_no_rsa_key(member: str) -> None:
     assert (error.code, error.actual) == (UNFIT, "numbers that are no RSA key")
 
 
+def test_a_certificate_with_a_negative_serial_number() -> None:
+    data = bytearray(certificate().public_bytes(Encoding.DER))
+    number = data.index(b"\xa0\x03\x02\x01\x02\x02") + 7  # behind the version: tag and length of the serial number
+    data[number] |= 0x80
+    for parse in (parse_key_file, parse_certificate):
+        assert refused(lambda parse=parse: parse(bytes(data))).code == UNFIT
+
+
 def test_a_password_that_is_not_needed_is_not_looked_at() -> None:
     assert isinstance(parse_key_file(private_bytes(ec_key()), b"some"), OpeningKey)
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -240,8 +241,20 @@ def parse_certificate(data: bytes, *, path: str = "") -> x509.Certificate:
     from cryptography import x509
 
     if _PEM.search(data):
-        return _loaded(lambda: x509.load_pem_x509_certificate(data), _CERTIFICATE, data, path)
-    return _loaded(lambda: x509.load_der_x509_certificate(data), _CERTIFICATE, data, path)
+        return _loaded(lambda: _x509(x509.load_pem_x509_certificate, data), _CERTIFICATE, data, path)
+    return _loaded(lambda: _x509(x509.load_der_x509_certificate, data), _CERTIFICATE, data, path)
+
+
+def _x509(load: Callable[[bytes], x509.Certificate], data: bytes) -> x509.Certificate:
+    """Load a certificate. What the library only warns of, as of a serial number that is not positive, is an error."""
+    from cryptography.utils import CryptographyDeprecationWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        try:
+            return load(data)
+        except CryptographyDeprecationWarning as err:
+            raise ValueError("certificate that RFC 5280 forbids") from err
 
 
 def parse_key_file(data: bytes, password: bytes | None = None, *, path: str = "") -> KeyFile:
@@ -268,7 +281,7 @@ def parse_key_file(data: bytes, password: bytes | None = None, *, path: str = ""
     from cryptography import x509
 
     try:
-        return x509.load_der_x509_certificate(data)
+        return _x509(x509.load_der_x509_certificate, data)
     except ValueError:
         return OpeningKey(key=_private(load_der_private_key, data, password, path))
 

@@ -50,6 +50,7 @@ def verify_timestamp(response: bytes, signature: bytes, root: TrustedRoot) -> da
 
 def _refusal(decoded: TimeStampResponse, signature: bytes, authority: Authority, at: datetime) -> str | None:
     """Return why `authority` did not stamp the signature, None if it did."""
+    from cryptography.x509 import InvalidVersion
     from rfc3161_client import VerificationError, VerifierBuilder
 
     if at not in authority.period:
@@ -60,6 +61,6 @@ def _refusal(decoded: TimeStampResponse, signature: bytes, authority: Authority,
         builder = builder.tsa_certificate(leaf)
     try:
         builder.build().verify_message(decoded, signature)
-    except (VerificationError, ValueError) as err:
+    except (VerificationError, ValueError, InvalidVersion) as err:
         return f"{authority.url or 'authority'}: {err}"
     return None

@@ -27,6 +27,7 @@ from cloister.oci.signing.keyless import (
     verify_keyless,
 )
 from cloister.oci.signing.requirements import KeylessRequirement
+from cloister.oci.signing.timestamp import verify_timestamp
 from cloister.oci.signing.trustedroot import parse_trusted_root
 from cloister.oci.signing.verify import BundleCandidate, ExactRepository
 from cloister.testing.sigstore import TestSigstore, dsse_body
@@ -351,3 +352,12 @@ def test_a_trusted_root_that_is_none_is_refused(change: Callable[[dict[str, Any]
 def test_keys_of_a_trusted_root_are_of_accepted_kinds() -> None:
     raw = changed_root(lambda root: root["tlogs"][0]["publicKey"].update(rawBytes="AAAA"))
     assert refused(lambda: parse_trusted_root(raw)) == "oci.signing.key.malformed"
+
+
+def test_a_timestamp_with_a_certificate_of_no_known_version() -> None:
+    world = sigstore()
+    stamp = world.stamp(b"signature")
+    version = stamp.index(b"\xa0\x03\x02\x01\x02") + 4
+    altered = stamp[:version] + b"\x03" + stamp[version + 1 :]
+    root = parse_trusted_root(world.trusted_root())
+    assert refused(lambda: verify_timestamp(altered, b"signature", root)) == "oci.signing.timestamp.untrusted"

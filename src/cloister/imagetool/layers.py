@@ -26,7 +26,7 @@ from cloister.oci.manifest import (
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-LAYERS_AT_ONCE: Final = 4  # each holds some 20 MiB; more than this hides no more latency
+LAYERS_AT_ONCE: Final = 4  # each holds some MiB; more than this hides no more latency
 
 T = TypeVar("T")
 

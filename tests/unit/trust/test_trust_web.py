@@ -319,6 +319,21 @@ class TestLog:
         Journal(log).note("x", secret=CANARY.decode(), port=1)
         assert CANARY.decode() not in log.getvalue() and json.loads(log.getvalue())["port"] == 1
 
+    def test_a_line_is_written_at_once(self) -> None:
+        """Workers share the file, which may be unbuffered: a newline written apart ends another's line."""
+        written: list[str] = []
+
+        class Unbuffered(io.StringIO):
+            def write(self, text: str, /) -> int:
+                written.append(text)
+                return len(text)
+
+        journal = Journal(Unbuffered(), worker=1)
+        journal.note("x", port=1)
+        journal.warn("x", port=2)
+        assert [json.loads(text)["port"] for text in written] == [1, 2]
+        assert all(text.endswith("\n") for text in written)
+
     def test_a_fault_of_ours_shows_its_place_and_not_its_words(self, world: World) -> None:
         def fault() -> Answer:
             raise ValueError(CANARY.decode())

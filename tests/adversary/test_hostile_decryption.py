@@ -181,8 +181,23 @@ def test_a_manifest_that_somebody_else_wrote(
     image: Published, liar: evil.EvilRegistry, tmp_path: Path, change: str
 ) -> None:
     digest, lies = resealed(image, change)
-    refusal_of(RESEALED[change], from_liar, liar, digest, tmp_path / "plain", *lies)
+    refusal_of(RESEALED[change], from_liar, liar, digest, tmp_path / "plain", *lies, check_diff_ids=True)
     assert not (tmp_path / "plain" / "blobs" / "sha256" / parse_digest(str(digest)).hex).exists()
+
+
+@pytest.mark.parametrize("change", ["layers exchanged", "layer repeated"])
+def test_whole_layers_in_another_order(image: Published, liar: evil.EvilRegistry, tmp_path: Path, change: str) -> None:
+    """Each is authentic by itself. Who may write a manifest may write the configuration with its diff_ids as well, so
+    that is for the signature; and whoever unpacks the result compares it with the diff_ids."""
+    digest, lies = resealed(image, change)
+    found = from_liar(liar, digest, tmp_path / "plain", *lies)
+    honest = [str(Digest.of(layer)) for layer in image.plain]
+    order = honest[::-1] if change == "layers exchanged" else [honest[0]] * 2
+    assert [layer["digest"] for layer in found["layers"]] == order
+    refusal_of(
+        "oci.signing.unsigned", from_liar, liar, digest, tmp_path / "plain", *lies,
+        check=SignatureCheck(REQUIRED), keys=[NoKey()],
+    )  # fmt: skip
 
 
 # -- with the signature verified first --------------------------------------------------------------------------------

@@ -50,8 +50,7 @@ def verity_command(
                     parse_places(source, plain),
                     key,
                     keks=KeyEncryptionKeys(service=service),
-                    platform=PLATFORM,
-                    check_diff_ids=False,  # done below
+                    platform=PLATFORM,  # diff_ids are checked below
                     progress=bar,
                 )
         place = parse_location(plain)

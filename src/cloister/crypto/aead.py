@@ -1,9 +1,9 @@
 """Symmetric ciphers of the formats Cloister reads and writes: AES-256-GCM (NIST SP 800-38D), AES-256-CTR (SP
 800-38A).
 
-CTR mode authenticates nothing: whoever uses `ctr_stream` has checked a MAC over all of the ciphertext before. Keys
-and nonces have exactly one length each. `cryptography` is imported on first use, because its import is a visible
-part of a guest's cold start. Keys are never put in an error.
+CTR mode authenticates nothing: whoever uses `ctr_stream` has checked a MAC over all of the ciphertext before anything
+but a digest looks at what comes out. Keys and nonces have exactly one length each. `cryptography` is imported on first
+use, because its import is a visible part of a guest's cold start. Keys are never put in an error.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """Decrypts an image with one of its recipients' keys, and writes it as it was before (ocicrypt).
 
-A layer goes through in two passes. The first reads all ciphertext and checks its digest and its MAC; nothing is
-decrypted before both hold. The second decrypts, and checks the digest in the private options and in the plain archive
-the diff_id of the configuration. The manifest, without which layers are no image, is written last.
+Digest and MAC of a layer's ciphertext are known at its end. Until then what it decrypts to is looked at by nothing but
+a digest, and goes nowhere but into a draft that this machine holds back: when they do not hold, the draft is removed.
+So one pass does where the plain layer is only stored, and on this machine. Where the plain layer goes to a registry, or
+is decompressed to compare the archive inside with the diff_id of the configuration, there are two passes, and nothing
+is decrypted before digest and MAC of everything hold. What comes out has the digest in the private options, always. The
+manifest, without which layers are no image, is written last.
 
-What a local store holds is read twice, and the second pass rests on the checks of what comes out. From a registry the
-ciphertext is kept in a nameless temporary file in between, as it may answer otherwise the second time.
+For two passes a local store is read twice, and the second pass rests on the checks of what comes out. From a registry
+the ciphertext is kept in a nameless temporary file in between, as it may answer otherwise the second time.
 
 What this proves: the layers are the ones that were encrypted under these keys and that this configuration lists. That
 the image is the one somebody meant is for its signature, before it is decrypted: `check` verifies it on the bytes that
@@ -78,7 +81,7 @@ def decrypt_image(
     tag: str,
     keys: Sequence[KeyUnwrapper],
     platform: str = "",
-    check_diff_ids: bool = True,
+    check_diff_ids: bool = False,
     check: Callable[[ImageSource, SourceImage], None] | None = None,
     progress: Progress | None = None,
 ) -> DecryptedImage:
@@ -91,7 +94,8 @@ def decrypt_image(
         tag: its name there.
         keys: one of them has to open each layer.
         platform: `os/architecture`, to take one image out of an index; empty for all of them and a new index.
-        check_diff_ids: decompress layers to compare them with the configuration; digest and MAC are checked anyway.
+        check_diff_ids: decompress layers to compare them with the configuration, as whoever unpacks them does; digests
+            and MAC are checked anyway, and layers that are plain archives are compared.
         check: raises unless the manifests are those of whom they must be; these very bytes are decrypted then.
         progress: told about the work.
 
@@ -156,11 +160,19 @@ class _Layer:
         return self._private
 
     def decrypt(self, source: ImageSource, sink: ImageSink, work: Work, *, check_diff_id: bool) -> None:
-        """Check the ciphertext, then store the plain layer, then check that."""
-        with _read_twice(source, self.descriptor) as (first, again):
-            self._authenticate(made_ahead(work.counted(first())))
-            self.digest, _ = sink.write_blob(made_ahead(self._plain(again(), check_diff_id=check_diff_id)))
-        self._require(self.digest, check_diff_id=check_diff_id)
+        """Check the ciphertext and store the plain layer, at once or one after the other, then check that."""
+        inflates = self.target.compression != "" and (check_diff_id or self._names_archive)
+        if sink.holds_back and not inflates:
+            ciphertext = work.counted(checked_blob(source, self.descriptor, read_ahead=True))
+            plain = self._decrypted(self._authenticated(made_ahead(ciphertext)))
+            self.digest, _ = sink.write_blob(made_ahead(plain))
+        else:
+            with _read_twice(source, self.descriptor) as (first, again):
+                for _ in self._authenticated(made_ahead(work.counted(first()))):
+                    pass
+                plain = self._decrypted(again())
+                self.digest, _ = sink.write_blob(made_ahead(self._with_archive_checked(plain) if inflates else plain))
+        self._require(self.digest)
 
     @property
     def _names_archive(self) -> bool:
@@ -170,10 +182,12 @@ class _Layer:
         """
         return self.target.compression != "" and self._opened.digest == self._diff_id
 
-    def _authenticate(self, ciphertext: Iterable[bytes]) -> None:
+    def _authenticated(self, ciphertext: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass `ciphertext` through and raise behind the last chunk unless it has the layer's MAC."""
         mac = hmac.new(self._opened.key, digestmod=hashlib.sha256)
         for chunk in ciphertext:
             mac.update(chunk)
+            yield chunk
         if not hmac.compare_digest(mac.digest(), self._encryption.public.hmac):
             raise ImageRefused(
                 "oci.encryption.mac_mismatch",
@@ -182,12 +196,9 @@ class _Layer:
                 hint="the layer, its annotations or its key were changed or swapped; encrypt and push the image again",
             )
 
-    def _plain(self, ciphertext: Iterable[bytes], *, check_diff_id: bool) -> Iterator[bytes]:
+    def _decrypted(self, ciphertext: Iterable[bytes]) -> Iterator[bytes]:
         nonce = agreed_nonce(self._encryption.public, self._opened, path=self._path)
-        plain = ctr_stream(self._opened.key, nonce, ciphertext)
-        if self.target.compression and (check_diff_id or self._names_archive):
-            return self._with_archive_checked(plain)
-        return plain
+        return ctr_stream(self._opened.key, nonce, ciphertext)
 
     def _with_archive_checked(self, plain: Iterable[bytes]) -> Iterator[bytes]:
         """Pass `plain` through and compare the archive inside with the configuration behind the last chunk."""
@@ -210,7 +221,7 @@ class _Layer:
             yield from chunks
         archive.finish()
 
-    def _require(self, digest: Digest, *, check_diff_id: bool) -> None:
+    def _require(self, digest: Digest) -> None:
         """Return if what was stored is what the private options, and for a plain archive the configuration, name."""
         if digest != self._opened.digest and not self._names_archive:
             raise ImageRefused(
@@ -220,7 +231,7 @@ class _Layer:
                 expected=str(self._opened.digest),
                 actual=str(digest),
             )
-        if check_diff_id and not self.target.compression:
+        if not self.target.compression:
             require_diff_id(digest, self._diff_id, self._path)
 
 

@@ -60,6 +60,7 @@ class RegistryClient:
     """
 
     code = CODE
+    holds_back = False
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class OCILayout:
     """
 
     code = _CODE
+    holds_back = True
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
         self._path = Path(path)

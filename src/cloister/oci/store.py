@@ -58,6 +58,11 @@ class ImageSource(Protocol):
 class ImageSink(Protocol):
     """Writes to a store."""
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether nothing of a blob leaves this machine, or is to be had under any blob's name, before it is whole."""
+        ...
+
     def has_blob(self, digest: Digest) -> bool:
         """Whether the store says that it holds a blob."""
         ...

@@ -152,7 +152,7 @@ def decrypt_between(
     *,
     keks: KeyEncryptionKeys,
     platform: str = "",
-    check_diff_ids: bool = True,
+    check_diff_ids: bool = False,
     check: Callable[[ImageSource, SourceImage], None] | None = None,
     progress: Progress | None = None,
 ) -> DecryptedImage:
@@ -236,6 +236,10 @@ class _LateSink:
             if self._sink is None:
                 self._sink = self._opening()
             return self._sink
+
+    @property
+    def holds_back(self) -> bool:
+        return self._open().holds_back
 
     def has_blob(self, digest: Digest) -> bool:
         return self._open().has_blob(digest)

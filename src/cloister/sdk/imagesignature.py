@@ -165,6 +165,8 @@ def check_content(
 class _Nowhere:
     """A sink that keeps nothing: what goes through `copy_blobs` to it was checked."""
 
+    holds_back = True
+
     def has_blob(self, digest: Digest) -> bool:
         return False
 

@@ -36,7 +36,7 @@ def sealed(built: Built, tmp_path: Path) -> OCILayout:
 
 def opened(source: Any, tmp_path: Path, **options: Any) -> DecryptedImage:
     options = {"tag": "v1", "keys": [key(KEK_ID)], **options}
-    return decrypt_image(source, options.pop("selector", "v1"), out(tmp_path), **options)
+    return decrypt_image(source, options.pop("selector", "v1"), options.pop("sink", None) or out(tmp_path), **options)
 
 
 def out(tmp_path: Path) -> OCILayout:
@@ -56,8 +56,9 @@ def published(tmp_path: Path) -> bool:
     return layout.get_manifest("v1") is not None or any(CANARY in path.read_bytes() for path in files)
 
 
-def test_the_same_image_comes_back(built: Built, tmp_path: Path) -> None:
-    result = opened(sealed(built, tmp_path), tmp_path)
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_same_image_comes_back(built: Built, tmp_path: Path, checked: bool) -> None:
+    result = opened(sealed(built, tmp_path), tmp_path, check_diff_ids=checked)
     assert result.digest == built.digest  # byte for byte: media types, annotations and all
     assert read_manifest(out(tmp_path), "v1").raw == read_manifest(built.layout, "v1").raw
     assert (result.decrypted, result.plain) == (2, 0)
@@ -101,16 +102,41 @@ def test_without_the_key_nothing_is_read_or_written(gzipped: Built, tmp_path: Pa
     assert list((tmp_path / "out" / "blobs" / "sha256").iterdir()) == []
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_changed_layer_is_refused_before_anything_of_it_is_decrypted(
-    built: Built, tmp_path: Path, index: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_changed_layer(built: Built, tmp_path: Path, index: int) -> OCILayout:
     """The manifest names the changed ciphertext, as an attacker would write it: only the MAC can tell."""
     layout = sealed(built, tmp_path)
     blob = bytearray(b"".join(checked_blob(layout, manifest_of(layout).layers[index])))
     blob[len(blob) // 2] ^= 1
     digest, _ = layout.write_blob([bytes(blob)])
     rewrite(layout, lambda document: document["layers"][index].update(digest=str(digest)))
+    return layout
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_changed_layer_leaves_nothing_and_is_not_looked_into(
+    built: Built, tmp_path: Path, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass: its draft is removed, and no decompressor sees it."""
+
+    def inflate(*_: object, **__: object) -> Any:
+        raise AssertionError("bytes that are not authentic reached the decompressor")
+
+    monkeypatch.setitem(decrypt_image.__globals__, "inflate", inflate)
+    layout = with_changed_layer(built, tmp_path, index)
+    assert refused(lambda: opened(layout, tmp_path)) == "oci.encryption.mac_mismatch"
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    honest = {layer.digest.hex for layer in manifest_of(built.layout).layers}
+    assert {path.name for path in left} <= {"oci-layout", "index.json", *honest}
+    assert out(tmp_path).get_manifest("v1") is None
+
+
+@pytest.mark.parametrize("target", ["another machine", "a decompressor"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_changed_layer_is_refused_before_anything_of_it_is_decrypted(
+    gzipped: Built, tmp_path: Path, index: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes: what is not authentic goes neither to a registry nor to a decompressor."""
+    layout = with_changed_layer(gzipped, tmp_path, index)
     decrypted: list[object] = []
     original = decrypt_image.__globals__["ctr_stream"]
 
@@ -119,9 +145,15 @@ def test_a_changed_layer_is_refused_before_anything_of_it_is_decrypted(
         return original(key, nonce, chunks)
 
     monkeypatch.setitem(decrypt_image.__globals__, "ctr_stream", spy)
-    assert refused(lambda: opened(layout, tmp_path)) == "oci.encryption.mac_mismatch"
+    if target == "a decompressor":
+        assert refused(lambda: opened(layout, tmp_path, check_diff_ids=True)) == "oci.encryption.mac_mismatch"
+        assert out(tmp_path).get_manifest("v1") is None
+    else:
+        registry, transport = registry_client(tmp_path / "registry")
+        assert refused(lambda: opened(layout, tmp_path, sink=registry)) == "oci.encryption.mac_mismatch"
+        assert registry.get_manifest("v1") is None
+        assert sum(line.startswith("PATCH") for line in transport.log) <= len(decrypted)
     assert len(decrypted) < 2
-    assert out(tmp_path).get_manifest("v1") is None
 
 
 def test_other_bytes_than_the_manifest_names_are_refused(gzipped: Built, tmp_path: Path) -> None:
@@ -155,14 +187,20 @@ def swap_options(document: dict[str, Any]) -> None:
 def test_layers_in_another_place_are_refused(built: Built, tmp_path: Path, change: Any, code: str) -> None:
     layout = sealed(built, tmp_path)
     rewrite(layout, change)
-    assert refused(lambda: opened(layout, tmp_path)) == code
+    assert refused(lambda: opened(layout, tmp_path, check_diff_ids=True)) == code
     assert out(tmp_path).get_manifest("v1") is None
 
 
-def test_diff_ids_are_not_checked_where_the_caller_says_so(gzipped: Built, tmp_path: Path) -> None:
-    layout = sealed(gzipped, tmp_path)
+def test_diff_ids_of_compressed_layers_are_checked_where_the_caller_says_so(built: Built, tmp_path: Path) -> None:
+    """Of a plain archive the diff_id is the digest, which is checked anyway."""
+    layout = sealed(built, tmp_path)
     rewrite(layout, lambda document: document["layers"].reverse())
-    assert opened(layout, tmp_path, check_diff_ids=False).decrypted == 2
+    if manifest_of(layout).layers[0].media_type.endswith(".tar+encrypted"):
+        assert refused(lambda: opened(layout, tmp_path)) == "oci.layer.diff_id_mismatch"
+        return
+    assert opened(layout, tmp_path).decrypted == 2
+    honest = [layer.digest for layer in manifest_of(built.layout).layers]
+    assert [layer.digest for layer in manifest_of(out(tmp_path)).layers] == honest[::-1]
 
 
 def sealed_naming(built: Built, tmp_path: Path, named: Digest) -> OCILayout:
@@ -221,8 +259,12 @@ def test_a_source_that_changes_between_the_passes_is_refused(gzipped: Built, tmp
         def referrers(self, _: Digest) -> None:
             return None
 
-    assert refused(lambda: opened(Changing(), tmp_path, check_diff_ids=False)) == "oci.encryption.plain_digest_mismatch"
+    registry, _ = registry_client(tmp_path / "registry")
+    assert refused(lambda: opened(Changing(), tmp_path, sink=registry)) == "oci.encryption.plain_digest_mismatch"
+    assert registry.get_manifest("v1") is None
+    assert refused(lambda: opened(Changing(), tmp_path, check_diff_ids=True)) == "oci.layer.bad_compression"
     assert not published(tmp_path)
+    assert opened(Changing(), tmp_path).digest == gzipped.digest  # one pass reads it once
 
 
 def test_progress_counts_every_byte(built: Built, tmp_path: Path) -> None:

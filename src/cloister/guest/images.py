@@ -323,9 +323,9 @@ def unpack(
 
 def memory_spool() -> Spool:
     """Return an empty spool that exists in memory only."""
-    from cloister.oci.spool import Spool
+    from cloister.oci.spool import MemorySpool
 
-    return Spool(os.fdopen(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b", buffering=0))
+    return MemorySpool(open(os.memfd_create("spool", os.MFD_CLOEXEC), "w+b", buffering=0))
 
 
 def directory_spool(directory: str) -> Spool:
@@ -334,9 +334,9 @@ def directory_spool(directory: str) -> Spool:
     Raises:
         Unavailable: it cannot be made (`guest.images.no_space`).
     """
-    from cloister.oci.spool import Spool
+    from cloister.oci.spool import MemorySpool
 
-    return Spool(_nameless_file(directory))
+    return MemorySpool(_nameless_file(directory))
 
 
 def scratch_spool(directory: str, room: ScratchRoom) -> Spool:

@@ -41,22 +41,22 @@ def made_ahead(
     return _CREW.ahead(things, most=most, waits=waits)
 
 
-def pieces_ahead(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield `pieces`, short ones, made ahead as `made_ahead` does; several are handed over at once."""
-    for group in made_ahead(_grouped(pieces)):
+def pieces_ahead(pieces: Iterable[bytes], *, size: int = BLOB_PIECE_BYTES) -> Iterator[bytes]:
+    """Yield `pieces`, short ones, made ahead as `made_ahead` does; about `size` bytes are handed over at once."""
+    for group in made_ahead(_grouped(pieces, size)):
         yield from group
 
 
-def _grouped(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield pieces in groups of about `BLOB_PIECE_BYTES`. Those before an error are not yielded: nobody needs them."""
+def _grouped(pieces: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Yield pieces in groups of about `size`. Those before an error are not yielded: nobody needs them."""
     group: list[bytes] = []
-    size = 0
+    held = 0
     for piece in pieces:
         group.append(piece)
-        size += len(piece)
-        if size >= BLOB_PIECE_BYTES:
+        held += len(piece)
+        if held >= size:
             yield group
-            group, size = [], 0
+            group, held = [], 0
     if group:
         yield group
 

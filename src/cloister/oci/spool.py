@@ -1,7 +1,8 @@
 """Where a layer's ciphertext waits between its arrival and its use: in memory, or sealed on a disk that nobody trusts.
 
 A spool takes whole chunks of `CHUNK_BYTES`, only the last one may be shorter, and gives them back by number, also
-while more arrive. It is written once and has no name.
+while more arrive. It is written once and has no name. `MemorySpool` gives room back while it is read for the last time,
+so that a layer's ciphertext goes as its files come.
 
 `SealedSpool` is for a disk that others can read and write (docs/decisions/0025-spools-and-root-images.md): every
 chunk is AES-256-GCM under a key that exists in this process only and seals one spool, the chunk's number is the
@@ -14,16 +15,19 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from cloister.crypto.aead import AES256_KEY_BYTES, GCM_NONCE_BYTES, GCM_TAG_BYTES, open_aes256gcm, seal_aes256gcm
 from cloister.errors import ImageRefused, Refused, Unavailable, detached
-from cloister.wire.limits import KIB
+from cloister.wire.limits import KIB, MIB
 
 CHUNK_BYTES: Final = 256 * KIB
 SEALED_CHUNK_BYTES: Final = CHUNK_BYTES + GCM_TAG_BYTES
+_RELEASED_CHUNKS: Final = 4 * MIB // CHUNK_BYTES  # at once
 
 if TYPE_CHECKING:  # making a protocol is a visible part of a guest's cold start
+    from io import FileIO
     from typing import Protocol
 
     class SpoolFile(Protocol):
@@ -52,7 +56,7 @@ if TYPE_CHECKING:  # making a protocol is a visible part of a guest's cold start
 
 
 class Spool:
-    """Chunks in an empty file that this process alone reaches: memory. Used from several threads.
+    """Chunks in an empty file that this process alone reaches. Used from several threads.
 
     Args:
         file: where they lie; closed by `close`.
@@ -111,6 +115,9 @@ class Spool:
                 raise Unavailable("oci.spool.unreadable", "scratch disk cannot be read", path=f"chunk {index}") from err
             return self._from_store(index, pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
+    def release(self, end: int) -> None:
+        """Take notice that no chunk below `end` is asked for any more."""
+
     def close(self, because: BaseException | None = None) -> None:
         """Give the room back; a thread that still wants something of it gets `because`."""
         with self._lock:
@@ -126,6 +133,45 @@ class Spool:
 
     def _from_store(self, index: int, stored: bytes) -> bytes:
         return stored
+
+
+class MemorySpool(Spool):
+    """Chunks in an empty file of a memory file system; `release` gives their memory back.
+
+    Args:
+        file: where they lie; closed by `close`.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__(file)
+        self._fd = file.fileno()
+        self._released = 0
+
+    def chunk(self, index: int) -> bytes:
+        """Return chunk `index`; see `Spool.chunk`."""
+        if index < self._released:
+            raise RuntimeError("a chunk is read after its memory was given back")
+        return super().chunk(index)
+
+    def release(self, end: int) -> None:
+        """Give back the memory of the chunks below `end`, once they are several; they cannot be read any more."""
+        count = end - self._released
+        if count < _RELEASED_CHUNKS:
+            return
+        from fcntl import ioctl  # not before a guest needs it
+        from struct import pack
+
+        hole = pack(_SPACE_RESV, 0, os.SEEK_SET, self._released * CHUNK_BYTES, count * CHUNK_BYTES, 0, 0)
+        self._released = end
+        with self._lock:
+            self._require_open()
+            with suppress(OSError):  # where a file system cannot do it, `close` does
+                ioctl(self._fd, _FS_IOC_UNRESVSP64, hole)
+
+
+# Python has no fallocate(2) that makes holes; this does the same (Linux, fs/ioctl.c and include/linux/falloc.h).
+_FS_IOC_UNRESVSP64: Final = 0x4030582B
+_SPACE_RESV: Final = "=hh4xqqiI16x"
 
 
 class ScratchRoom:

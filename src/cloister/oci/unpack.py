@@ -49,7 +49,7 @@ def unpack_image(
                     raise ImageRefused(
                         "oci.unpack.wrong_layer", "layer is not the next one of this image", path=f"layers[{done}]"
                     )
-                unpacker.apply(layer.open(ceiling=options.archive_ceiling))
+                unpacker.apply(layer.open(ceiling=options.archive_ceiling, keep=False))
                 done += 1
             if done != len(image.manifest.layers):
                 raise ImageRefused("oci.unpack.missing_layer", "image has more layers", path=f"layers[{done}]")

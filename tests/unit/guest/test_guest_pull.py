@@ -13,20 +13,21 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import CloisterError, ImageRefused, KeyReleaseDenied, Unavailable
-from cloister.guest.images import LayerFetch, scratch_spool, unpack
+from cloister.guest.images import LayerFetch, memory_spool, scratch_spool, unpack
 from cloister.guest.scratch import SLOT_BYTES, ScratchDisk, open_scratch_disk
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.authenticate import ArrivingBlob, authenticate_layer
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import Descriptor
 from cloister.oci.signing.verify import VerifiedImage
-from cloister.oci.spool import CHUNK_BYTES, ScratchRoom, SealedSpool, Spool
+from cloister.oci.spool import CHUNK_BYTES, MemorySpool, ScratchRoom, SealedSpool, Spool
 from cloister.oci.store import StoredManifest, read_manifest
 from cloister.protocol.resourceuri import ResourcePath
 from unit.oci.builders import KEK, archive, build_layout, file, seal_and_sign, verify
@@ -431,6 +432,34 @@ def test_scratch_on_a_real_disk(pull: Pull, tmp_path: Path, monkeypatch: pytest.
     assert (pull.root / "middle").read_bytes() == NOISE[::-1]
     assert not list((tmp_path / "scratch").iterdir())
     assert pull.room.left == pull.room.ceiling
+
+
+def test_ciphertext_in_memory_goes_while_its_files_come(
+    tmp_path: Path, signer: ECDSAP256Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a pod VM needs memory for both at once."""
+    noise = random.Random(7).randbytes(12 << 20)  # content, no secret
+    pull = Pull(tmp_path, signer, [archive(file(b"large", noise))])
+    fds: list[int] = []
+    blocks: list[int] = []
+    made = MemorySpool.__init__
+    closed = MemorySpool.close
+
+    def make(spool: MemorySpool, file: Any) -> None:
+        fds.append(file.fileno())
+        made(spool, file)
+
+    def close(spool: MemorySpool, because: BaseException | None = None) -> None:
+        blocks.extend(os.fstat(fd).st_blocks for fd in fds)
+        fds.clear()
+        closed(spool, because)
+
+    monkeypatch.setattr(MemorySpool, "__init__", make)
+    monkeypatch.setattr(MemorySpool, "close", close)
+    monkeypatch.setattr(pull, "spool", memory_spool)
+    pull.run()
+    assert (pull.root / "large").read_bytes() == noise
+    assert len(blocks) == 1 and blocks[0] * 512 < 5 << 20
 
 
 # -- the pod VM's scratch disk -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from cloister.crypto.aead import GCM_TAG_BYTES
 from cloister.errors import CloisterError, ImageRefused, Unavailable
-from cloister.oci.spool import CHUNK_BYTES, ScratchRoom, SealedSpool, Spool
+from cloister.oci.spool import CHUNK_BYTES, MemorySpool, ScratchRoom, SealedSpool, Spool
 
 CHUNKS = [bytes([number]) * CHUNK_BYTES for number in range(3)] + [b"the rest"]
 STORED = CHUNK_BYTES + GCM_TAG_BYTES
@@ -134,3 +134,38 @@ def test_no_room_on_the_disk_is_an_error() -> None:
     with open("/dev/full", "r+b", buffering=0) as file, pytest.raises(Unavailable) as caught:
         Spool(file).append(os.urandom(100))
     assert caught.value.code == "oci.spool.full"
+
+
+def memory_file() -> io.FileIO:
+    return open(os.memfd_create("spool"), "w+b", buffering=0)
+
+
+def test_memory_is_given_back_while_a_spool_is_read_for_the_last_time() -> None:
+    file = memory_file()
+    spool = MemorySpool(file)
+    count = 40
+    for number in range(count):
+        spool.append(bytes([number]) * CHUNK_BYTES)
+    most = os.fstat(file.fileno()).st_blocks
+    left = []
+    for index in range(count):
+        assert spool.chunk(index) == bytes([index]) * CHUNK_BYTES
+        spool.release(index + 1)
+        left.append(os.fstat(file.fileno()).st_blocks)
+    assert left == sorted(left, reverse=True) and left[0] == most
+    assert left[-1] < most / 4
+    for index in (0, 31):
+        with pytest.raises(RuntimeError):  # it would be read as zeros
+            spool.chunk(index)
+    assert spool.chunk(count - 1)[:1] == bytes([count - 1])
+    spool.close(Unavailable("test.closed", "over"))
+    with pytest.raises(Unavailable):
+        spool.release(count + 100)
+
+
+def test_a_spool_on_a_disk_keeps_its_room_until_it_is_closed() -> None:
+    room = ScratchRoom(1 << 30)
+    spool = filled(SealedSpool(io.BytesIO(), room))
+    taken = room.left
+    spool.release(4)
+    assert room.left == taken and spool.chunk(0) == CHUNKS[0]

@@ -32,7 +32,7 @@ from cloister.oci.manifest import Descriptor, LayerType, parse_layer_type
 from cloister.oci.signing.verify import VerifiedImage
 from cloister.oci.spool import CHUNK_BYTES, Spool
 from cloister.oci.store import ImageSource, checked_blob
-from cloister.wire.limits import LAYER_UNPACKED_BYTES
+from cloister.wire.limits import LAYER_UNPACKED_BYTES, MIB
 
 _MADE_HERE: Final = object()
 
@@ -49,10 +49,14 @@ class SpooledBlob:
         self.digest = digest
         self.size = size
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the content from the beginning."""
+    def chunks(self, *, keep: bool = True) -> Iterator[bytes]:
+        """Yield the content from the beginning; unless it is to be kept, the room of what was taken is given back."""
         for index in range(-(-self.size // CHUNK_BYTES)):
             yield self._spool.chunk(index)
+            if not keep:
+                self._spool.release(index + 1)
+
+    is_whole = True
 
     def follow(self) -> Iterator[bytes]:
         """Yield the content from the beginning; see `ArrivingBlob.follow`."""
@@ -108,6 +112,12 @@ class ArrivingBlob:
         except BaseException as err:
             self.give_up(err)
             raise
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it arrived."""
+        with self._changed:
+            return self._whole is not None
 
     def follow(self) -> Iterator[bytes]:
         """Yield the chunks as they arrive; ends when all of them did and have the digest."""
@@ -178,8 +188,12 @@ class AuthenticatedLayer:
         self._nonce = nonce
         self._type = layer_type
 
-    def open(self, *, ceiling: int = LAYER_UNPACKED_BYTES) -> Iterator[bytes]:
+    def open(self, *, ceiling: int = LAYER_UNPACKED_BYTES, keep: bool = True) -> Iterator[bytes]:
         """Yield the bytes of the layer's plain archive; raises behind the last one unless all digests hold.
+
+        Args:
+            ceiling: most bytes.
+            keep: whether it may be opened again; otherwise its room is given back on the way.
 
         Raises:
             ImageRefused: `oci.encryption.plain_digest_mismatch`, `oci.layer.diff_id_mismatch`, `oci.layer.*` of
@@ -187,7 +201,7 @@ class AuthenticatedLayer:
         """
         place = f"layers[{self.index}]"
         beside = pieces_ahead if self._blob.size > CHUNK_BYTES else iter  # one chunk gains nothing from a thread
-        chunks = self._blob.chunks()
+        chunks = self._blob.chunks(keep=keep)
         diff_id = self.image.config.diff_ids[self.index]
         if self._private is not None:
             plain = ctr_stream(self._private.key, self._nonce, chunks)
@@ -244,7 +258,10 @@ def authenticate_layer(
     public = parse_layer_encryption(layer, path=place).public
     nonce = agreed_nonce(public, private, path=place)
     mac = hmac.new(private.key, digestmod=hashlib.sha256)
-    for chunk in blob.follow():
+    chunks = blob.follow()
+    if blob.is_whole and blob.size > CHUNK_BYTES:  # else the MAC waits for what arrives, not for what is read
+        chunks = pieces_ahead(chunks, size=MIB)
+    for chunk in chunks:
         mac.update(chunk)
     spooled = blob.wait()
     if not hmac.compare_digest(mac.digest(), public.hmac):

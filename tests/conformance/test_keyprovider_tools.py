@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import pytest
 
 from cloister.client.admin import AdminClient
@@ -29,12 +30,16 @@ from cloister.oci.encryption.annotations import PROVIDER_KEYS, parse_layer_encry
 from cloister.oci.encryption.options import parse_private_options
 from cloister.oci.encryption.packet import AnnotationPacket, open_packet
 from cloister.oci.encryption.wrapping import PacketWrapper
+from cloister.oci.inflate import inflate
+from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.layout import OCILayout
-from cloister.oci.manifest import ImageManifest, parse_manifest
-from cloister.oci.store import read_manifest
+from cloister.oci.manifest import ImageManifest, parse_layer_type, parse_manifest
+from cloister.oci.rootfs import RootDirectory
+from cloister.oci.store import checked_blob, read_manifest
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.trust.access import TOKEN_FILE
 from cloister.wire.protobuf import encode_field
+from conformance.registry_process import RegistryProcess
 from conformance.test_skopeo_images import PROVIDER
 from conformance.tools import cache_directory, require_go, require_tool, skip_or_fail
 from images import TAG, BuildFailed, busybox_image, layered_image
@@ -357,11 +362,16 @@ def decoder() -> str:
     return str(program)
 
 
-def configured() -> Mapping[str, Any]:
-    """The decoder's entry in containerd's configuration, as the how-to has it."""
+def configuration() -> str:
+    """What the how-to says is to be in containerd's configuration."""
     page = (DOCS / "encrypt-with-nerdctl-and-containerd.md").read_text("utf-8")
     (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    processors: dict[str, Any] = tomllib.loads(block)["stream_processors"]
+    return str(block)
+
+
+def configured() -> Mapping[str, Any]:
+    """The decoder's entry in it."""
+    processors: dict[str, Any] = tomllib.loads(configuration())["stream_processors"]
     return processors["io.containerd.ocicrypt.decoder.v1.tar.gzip"]
 
 
@@ -407,6 +417,92 @@ def test_containerd_decodes_a_layer(decoder: str, bench: Bench, image: Path, tmp
     assert Digest.of(done.stdout) == plain.digest
     entry["annotations"][PROVIDER_KEYS] = document["layers"][1]["annotations"][PROVIDER_KEYS]
     assert decode().returncode != 0  # another layer's key
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Return the contents of a tree's plain files by their names."""
+    files = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+class Containerd:
+    """containerd with the configuration of the how-to, in a directory of its own; use it in a `with` statement."""
+
+    def __init__(self, folder: Path, decoder: str, provider_config: str) -> None:
+        self.folder = folder
+        self.socket = folder / "containerd.sock"
+        text = configuration().replace("version = 2", f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"')
+        text = text.replace("/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf", provider_config)
+        text += f'\n[grpc]\naddress = "{self.socket}"\n'
+        text += '\n[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "native"\n'
+        (folder / "config.toml").write_text(text, "utf-8")
+        self._path = f"{Path(decoder).parent}:{os.environ['PATH']}"
+
+    def __enter__(self) -> Containerd:
+        program = require_tool("containerd", minimum=(1, 7))
+        self._log = (self.folder / "log").open("wb")
+        self._process = subprocess.Popen(
+            [program, "--config", str(self.folder / "config.toml")],
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "PATH": self._path},
+        )
+        self._channel = grpc.insecure_channel(f"unix:{self.socket}")
+        grpc.channel_ready_future(self._channel).result(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        self._process.terminate()
+        self._process.wait(20)
+        self._log.close()
+
+    def pull(self, reference: str) -> None:
+        """Have it pull and unpack an image as kubelet does (CRI, `runtime.v1.ImageService`)."""
+        call = self._channel.unary_unary("/runtime.v1.ImageService/PullImage")
+        call(encode_field(1, encode_field(1, reference.encode())), timeout=60)
+
+    def snapshots(self) -> list[dict[str, bytes]]:
+        """Files of every layer it unpacked, by name, each layer with those below."""
+        root = self.folder / "root" / "io.containerd.snapshotter.v1.native" / "snapshots"
+        return [files_of(place) for place in sorted(root.glob("*"), key=lambda place: int(place.name))]
+
+
+@pytest.mark.parametrize("place", ["trust service", "file"])
+def test_containerd_pulls_what_we_encrypted(
+    decoder: str, bench: Bench, image: Path, tmp_path: Path, place: str
+) -> None:
+    """containerd itself, by the interface that kubelet uses, with the configuration that the page shows."""
+    if os.geteuid():
+        skip_or_fail("containerd needs root")
+    kek_id = "kbs:///default/image-kek/cri"
+    (tmp_path / "kek").write_bytes(KEK)
+    with bench.admin() as client:
+        client.put_resource(parse_resource_uri(kek_id), KEK)
+    options = bench.trust if place == "trust service" else ("--key-file", str(tmp_path / "kek"))
+    config = bench.environment(*options)["OCICRYPT_KEYPROVIDER_CONFIG"]
+    with RegistryProcess(tmp_path / "registry") as registry:
+        plain = OCILayout(image)
+        encrypt_image(plain, TAG, registry.client("app"), tag=TAG, recipients=[PacketWrapper(kek_id, KEK)])
+        other = [PacketWrapper("kbs:///default/image-kek/unknown", bytes(32))]
+        encrypt_image(plain, TAG, registry.client("other"), tag=TAG, recipients=other)
+        with Containerd(tmp_path, decoder, config) as containerd:
+            with pytest.raises(grpc.RpcError) as caught:
+                containerd.pull(f"{registry.address}/other:{TAG}")
+            # It tells one of two things it noticed: the decoder's error, or that nothing came out of it.
+            said = caught.value.details()
+            assert "missing private key needed" in said or "wrong diff id calculated on extraction" in said, said
+            assert not any(containerd.snapshots())
+            containerd.pull(f"{registry.address}/app:{TAG}")
+            found = containerd.snapshots()[-1]
+    (tmp_path / "ours").mkdir()
+    with RootDirectory(tmp_path / "ours") as tree:
+        unpacker = LayerUnpacker(tree, UnpackOptions(ownership=False, devices=DeviceNodes.SKIP_BELOW_DEV))
+        for layer in manifest_of(image).layers:
+            kind = parse_layer_type(layer.media_type, path="layer").compression
+            unpacker.apply(inflate(checked_blob(plain, layer), kind, ceiling=1 << 30))
+    assert found == files_of(tmp_path / "ours")
+    assert len(found) > 2
 
 
 # -- the pages --------------------------------------------------------------------------------------------------------

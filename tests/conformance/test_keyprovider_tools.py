@@ -41,7 +41,7 @@ from cloister.trust.access import TOKEN_FILE
 from cloister.wire.protobuf import encode_field
 from conformance.registry_process import RegistryProcess
 from conformance.test_skopeo_images import PROVIDER
-from conformance.tools import cache_directory, require_go, require_tool, skip_or_fail
+from conformance.tools import require_go_program, require_tool, skip_or_fail
 from images import TAG, BuildFailed, busybox_image, layered_image
 from trust_process import Owner, Running, make_owner, running
 from trust_world import MODEL
@@ -52,7 +52,7 @@ DOCS: Final = Path(__file__).resolve().parents[2] / "docs" / "howto"
 CLOISTER: Final = (sys.executable, "-m", "cloister")
 NAME: Final = "provider:attestation-agent"
 ACCEPT_ANYTHING: Final = '{"default":[{"type":"insecureAcceptAnything"}]}'
-DECODER: Final = "github.com/containerd/imgcrypt/cmd/ctd-decoder@v1.1.1"  # the last whose module holds the command
+DECODER: Final = ("github.com/containerd/imgcrypt", "v1.1.1", "./cmd/ctd-decoder")  # the last that holds the command
 PAYLOAD_TYPE: Final = "io.containerd.ocicrypt.v1.Payload"
 KEK: Final = bytes(range(32))
 
@@ -347,19 +347,7 @@ def test_buildah_pushes_encrypted_and_pulls(buildah: str, bench: Bench, image: P
 @pytest.fixture(scope="module")
 def decoder() -> str:
     """containerd's stream processor for encrypted layers, built by Go once for this machine."""
-    home = cache_directory() / "tools" / DECODER.rpartition("/")[2]
-    program = home / "ctd-decoder"
-    if program.exists():
-        return str(program)
-    go = require_go(minimum=(1, 24))
-    home.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "GOBIN": str(home), "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod", **go.environment}
-    result = subprocess.run(
-        [go.program, "install", DECODER], env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    if result.returncode:
-        skip_or_fail(f"{DECODER} cannot be had: {result.stderr.strip()[-300:]}")
-    return str(program)
+    return require_go_program(*DECODER)
 
 
 def configuration() -> str:

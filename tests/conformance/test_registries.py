@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -36,7 +35,7 @@ from cloister.oci.store import ImageSource, checked_blob, read_manifest, referre
 from cloister.oci.transfer import copy_image
 from cloister.oci.transport import HTTPTransport
 from conformance.registry_process import RegistryProcess
-from conformance.tools import cache_directory, require_go, require_tool, skip_or_fail
+from conformance.tools import require_go_program, require_tool
 from unit.oci.builders import Built, archive, build_layout, directory, file
 
 pytestmark = pytest.mark.tool
@@ -399,42 +398,14 @@ def test_cosign_logs_in_to_our_registry(guarded: RegistryProcess, built: Built, 
 
 # -- the conformance suite of the distribution specification --------------------------------------------------------
 
-SUITE = "github.com/opencontainers/distribution-spec/conformance"
-SUITE_VERSION = "v0.0.0-20260831232431-97274622c111"
+SUITE = ("github.com/opencontainers/distribution-spec/conformance", "v0.0.0-20260831232431-97274622c111")
 WORKFLOWS = ("PULL", "PUSH", "BLOBS_DELETE", "MANIFESTS_DELETE", "TAGS_LIST", "TAGS_DELETE", "REFERRER")
 
 
 @pytest.fixture(scope="module")
 def suite() -> str:
     """The suite as a program, built once per machine."""
-    program = cache_directory() / "tools" / f"oci-conformance_{SUITE_VERSION}" / "conformance"
-    if program.exists():
-        return str(program)
-    go = require_go(minimum=(1, 24))
-    program.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=program.parent) as folder:
-        (Path(folder) / "go.mod").write_text("module build\n\ngo 1.24\n")
-        environment = {
-            **os.environ,
-            "GOFLAGS": "-mod=mod",
-            "CGO_ENABLED": "0",
-            "GOTOOLCHAIN": "local",
-            **go.environment,
-        }
-        for arguments in (["get", f"{SUITE}@{SUITE_VERSION}"], ["build", "-o", "conformance", SUITE]):
-            result = subprocess.run(
-                [go.program, *arguments],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-            if result.returncode:
-                skip_or_fail(f"go {arguments[0]} {SUITE}: {result.stderr.strip()[-300:]}")
-        (Path(folder) / "conformance").rename(program)
-    return str(program)
+    return require_go_program(*SUITE)
 
 
 @pytest.mark.parametrize("options", [[], ["--tokens"]], ids=["open", "tokens"])

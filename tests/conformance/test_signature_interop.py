@@ -1,4 +1,4 @@
-"""Signatures between Cloister and cosign 2.5, skopeo 1.18, GnuPG and sigstore-python: bundles, keyless, policies.
+"""Signatures between Cloister and cosign 2.5, skopeo 1.18, notation 1.3, GnuPG and sigstore-python.
 
 Keyless signatures are the test Sigstore's; that cosign and sigstore-python accept them, offline, is what says that its
 structures are real. Classic key signatures are in `test_cosign_images`.
@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from sigstore.errors import Error as SigstoreError
 from sigstore.models import Bundle as SigstoreBundle
 from sigstore.models import TrustedRoot as SigstoreRoot
@@ -32,6 +35,7 @@ from cloister.crypto.openpgpverify import parse_keyring, verify_message
 from cloister.crypto.signer import ECDSAP256Signer
 from cloister.errors import ImageRefused, Refused
 from cloister.imagetool.keyless import SigstoreServices, sign_keyless
+from cloister.imagetool.notation import NotationKey, sign_notation
 from cloister.imagetool.sign import sign_bundle, sign_image
 from cloister.imagetool.simplesign import sign_simple
 from cloister.oci.digest import Digest
@@ -44,17 +48,17 @@ from cloister.oci.signing.bundle import parse_bundle
 from cloister.oci.signing.keyless import keyless_of_bundle, verify_keyless
 from cloister.oci.signing.keys import load_public_key
 from cloister.oci.signing.lookaside import parse_lookaside
-from cloister.oci.signing.referred import read_bundles
+from cloister.oci.signing.referred import NOTATION_COSE, NOTATION_JWS, read_bundles
 from cloister.oci.signing.requirements import KeylessRequirement, KeyRequirement
 from cloister.oci.signing.simplesigning import encode_signatures, signature_tag
 from cloister.oci.signing.trustedroot import parse_trusted_root
 from cloister.oci.signing.verify import ExactRepository
 from cloister.oci.store import copy_blob, read_manifest
 from cloister.oci.transport import HTTPTransport
-from cloister.sdk.imagesignature import lookaside_reader, policy_requirements, verify_signatures
+from cloister.sdk.imagesignature import lookaside_reader, notation_requirements, policy_requirements, verify_signatures
 from cloister.testing.sigstore import TestSigstore, test_token
 from conformance.registry_process import RegistryProcess
-from conformance.tools import require_tool, skip_or_fail
+from conformance.tools import require_go_program, require_tool, skip_or_fail
 from signing_world import keyless_bundle, trust
 from unit.oci.builders import Built, archive, build_layout, file
 
@@ -458,3 +462,125 @@ def test_a_layout_holds_what_a_registry_holds(built: Built) -> None:
     assert needed.judge(found, raw, datetime.now(UTC))
     with pytest.raises(ImageRefused):
         needed.judge(found, raw + b" ", datetime.now(UTC))
+
+
+# -- Notation -------------------------------------------------------------------------------------------------------
+
+NOTATION = ("github.com/notaryproject/notation", "v1.3.2", "./cmd/notation")
+PLAIN_HTTP = "--insecure-registry"
+
+
+class Notation(Program):
+    """The notation command with a directory of configuration of its own, which Cloister reads as well."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(require_go_program(*NOTATION), folder)
+        self.environment["XDG_CONFIG_HOME"] = str(folder)
+        self.directory = folder / "notation"
+
+    def add_key(self, signer: signing_world.Signer) -> None:
+        """Have it sign with this key."""
+        keys = self.directory / "localkeys"
+        keys.mkdir(parents=True)
+        private = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (keys / "test.key").write_bytes(private)
+        (keys / "test.crt").write_bytes(b"".join(item.public_bytes(Encoding.PEM) for item in signer.chain))
+        entry = {"name": "test", "keyPath": str(keys / "test.key"), "certPath": str(keys / "test.crt")}
+        (self.directory / "signingkeys.json").write_text(json.dumps({"default": "test", "keys": [entry]}))
+
+    def trust(self, root: x509.Certificate, **policy: Any) -> None:
+        """Have it, and us, trust what this authority certified."""
+        store = self.directory / "truststore" / "x509" / "ca" / "acme"
+        store.mkdir(parents=True, exist_ok=True)
+        (store / "root.pem").write_bytes(root.public_bytes(Encoding.PEM))
+        entry = {
+            "name": "acme",
+            "registryScopes": ["*"],
+            "signatureVerification": {"level": "strict"},
+            "trustStores": ["ca:acme"],
+            "trustedIdentities": ["x509.subject: C=US, ST=WA, O=acme"],
+            **policy,
+        }
+        (self.directory / "trustpolicy.json").write_text(json.dumps({"version": "1.0", "trustPolicies": [entry]}))
+
+    def verdicts(self, pushed: Pushed) -> tuple[bool, bool]:
+        """Return whether notation accepts the image, and whether we do, with the same configuration."""
+        theirs = self.run("verify", PLAIN_HTTP, pushed.reference)
+        required = notation_requirements(self.directory, parse_reference(pushed.reference))
+        found = verify_signatures(pushed.client, str(pushed.digest), required, platform="linux/amd64")
+        return theirs.returncode == 0, found.proved
+
+
+def current_signer(key: Any = None, **options: Any) -> signing_world.Signer:
+    """Return a signer whose certificate is valid now, by the clock that notation has."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    times = {"begin": now - timedelta(days=1), "end": now + timedelta(days=2), **options}
+    return signing_world.notation_signer(key, **times)
+
+
+@pytest.fixture
+def notation(tmp_path: Path) -> Notation:
+    return Notation(tmp_path)
+
+
+@pytest.mark.parametrize("media_type", [NOTATION_JWS, NOTATION_COSE])
+@pytest.mark.parametrize("kind", ["ec256", "ec384", "ec521", "rsa2048", "rsa3072"])
+def test_notation_verifies_what_we_sign(pushed: Pushed, notation: Notation, media_type: str, kind: str) -> None:
+    curves = {"ec256": ec.SECP256R1, "ec384": ec.SECP384R1, "ec521": ec.SECP521R1}
+    key = ec.generate_private_key(curves[kind]()) if kind in curves else rsa.generate_private_key(65537, int(kind[3:]))
+    signer = current_signer(key)
+    notation.trust(signer.chain[-1])
+    assert notation.verdicts(pushed) == (False, False)  # there is no signature
+    sign_notation(pushed.client, pushed.digest, NotationKey(key=key, chain=signer.chain), media_type=media_type)
+    assert notation.verdicts(pushed) == (True, True)
+    notation.trust(signer.chain[-1], trustedIdentities=["x509.subject: C=US, ST=WA, O=other"])
+    assert notation.verdicts(pushed) == (False, False)
+
+
+@pytest.mark.parametrize("form", ["jws", "cose"])
+@pytest.mark.parametrize("kind", ["ec", "rsa"])
+def test_we_verify_what_notation_signs(pushed: Pushed, notation: Notation, form: str, kind: str) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()) if kind == "ec" else rsa.generate_private_key(65537, 2048)
+    signer = current_signer(key)
+    notation.add_key(signer)
+    notation.trust(signer.chain[-1])
+    notation.do("sign", PLAIN_HTTP, "--signature-format", form, "--user-metadata", "team=app", pushed.reference)
+    assert notation.verdicts(pushed) == (True, True)
+    stranger = x509.load_pem_x509_certificate(unrelated_root())
+    notation.trust(stranger)
+    assert notation.verdicts(pushed) == (False, False)
+
+
+def test_expiry_and_certificate_times_are_judged_alike(pushed: Pushed, notation: Notation) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    signer = current_signer(begin=now - timedelta(days=9), end=now - timedelta(days=1))
+    notation.trust(signer.chain[-1])
+    key = NotationKey(key=signer.key, chain=signer.chain)
+    sign_notation(pushed.client, pushed.digest, key, media_type=NOTATION_JWS, clock=lambda: now - timedelta(days=2))
+    assert notation.verdicts(pushed) == (False, False)
+    good = current_signer()
+    expired = NotationKey(key=good.key, chain=good.chain)
+    sign_notation(
+        pushed.client, pushed.digest, expired, media_type=NOTATION_COSE, expires=now - timedelta(hours=1),
+        clock=lambda: now - timedelta(hours=2),
+    )  # fmt: skip
+    assert notation.verdicts(pushed) == (False, False)
+    sign_notation(pushed.client, pushed.digest, expired, media_type=NOTATION_COSE)
+    assert notation.verdicts(pushed) == (True, True)
+
+
+def unrelated_root() -> bytes:
+    """Return a root certificate like the test's, of another key."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    now = datetime.now(UTC)
+    name = signing_world.name_of("root")
+    built = (
+        x509.CertificateBuilder(subject_name=name, issuer_name=name)
+        .public_key(key.public_key())
+        .serial_number(9)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=9))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(signing_world.usage(key_cert_sign=True), critical=True)
+    )
+    return built.sign(key, SHA256()).public_bytes(Encoding.PEM)

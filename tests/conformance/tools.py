@@ -13,13 +13,15 @@ keyring.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, NoReturn
 
 import pytest
@@ -112,6 +114,40 @@ def require_go(*, minimum: tuple[int, ...]) -> GoTool:
     except (OSError, subprocess.SubprocessError, ToolMissing) as err:
         skip_or_fail(f"go {minimum}: {err}")
     return GoTool(str(launcher), {"GOROOT": str(launcher.parents[1] / "root" / "usr/lib/go-1.24")})
+
+
+def require_go_program(module: str, version: str, package: str = ".") -> str:
+    """Return a program built from a Go module, once for this machine, or skip the test; where `CI` is set, fail it.
+
+    Built in the module itself, so with the versions that its own `go.sum` names.
+
+    Args:
+        module: its path.
+        version: of the module.
+        package: the program's place in the module, as `./cmd/notation`.
+    """
+    name = PurePosixPath(module if package == "." else package).name
+    program = cache_directory() / "tools" / f"{name}_{version}" / name
+    if program.exists():
+        return str(program)
+    go = require_go(minimum=(1, 24))
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", **go.environment}
+
+    def run(*arguments: str, cwd: str | Path = "/") -> str:
+        command = [go.program, *arguments]
+        result = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        if result.returncode:
+            skip_or_fail(f"go {' '.join(arguments)}: {(result.stderr + result.stdout).strip()[-300:]}")
+        return result.stdout
+
+    source = json.loads(run("mod", "download", "-json", f"{module}@{version}"))["Dir"]
+    program.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=program.parent) as staging:
+        run("build", "-o", f"{staging}/{name}", package, cwd=source)
+        Path(staging, name).rename(program)
+    return str(program)
 
 
 def install_from_suite(package: str, *, program: str = "") -> str:

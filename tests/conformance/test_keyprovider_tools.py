@@ -24,18 +24,20 @@ import grpc
 import pytest
 
 from cloister.client.admin import AdminClient
+from cloister.imagetool.decrypt import decrypt_image
 from cloister.imagetool.encrypt import encrypt_image
 from cloister.oci.digest import Digest
 from cloister.oci.encryption.annotations import PROVIDER_KEYS, parse_layer_encryption
 from cloister.oci.encryption.options import parse_private_options
 from cloister.oci.encryption.packet import AnnotationPacket, open_packet
-from cloister.oci.encryption.wrapping import PacketWrapper
+from cloister.oci.encryption.wrapping import PacketUnwrapper, PacketWrapper
 from cloister.oci.inflate import inflate
 from cloister.oci.layer import DeviceNodes, LayerUnpacker, UnpackOptions
 from cloister.oci.layout import OCILayout
 from cloister.oci.manifest import ImageManifest, parse_layer_type, parse_manifest
 from cloister.oci.rootfs import RootDirectory
 from cloister.oci.store import checked_blob, read_manifest
+from cloister.oci.transfer import copy_image
 from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.trust.access import TOKEN_FILE
 from cloister.wire.protobuf import encode_field
@@ -53,6 +55,7 @@ CLOISTER: Final = (sys.executable, "-m", "cloister")
 NAME: Final = "provider:attestation-agent"
 ACCEPT_ANYTHING: Final = '{"default":[{"type":"insecureAcceptAnything"}]}'
 DECODER: Final = ("github.com/containerd/imgcrypt", "v1.1.1", "./cmd/ctd-decoder")  # the last that holds the command
+NERDCTL: Final = ("github.com/containerd/nerdctl", "v1.7.7", "./cmd/nerdctl")
 PAYLOAD_TYPE: Final = "io.containerd.ocicrypt.v1.Payload"
 KEK: Final = bytes(range(32))
 
@@ -491,6 +494,44 @@ def test_containerd_pulls_what_we_encrypted(
             unpacker.apply(inflate(checked_blob(plain, layer), kind, ceiling=1 << 30))
     assert found == files_of(tmp_path / "ours")
     assert len(found) > 2
+
+
+@pytest.fixture(scope="module")
+def nerdctl() -> str:
+    """nerdctl, built by Go once for this machine."""
+    return require_go_program(*NERDCTL)
+
+
+def test_nerdctl_encrypts_and_decrypts(nerdctl: str, decoder: str, bench: Bench, image: Path, tmp_path: Path) -> None:
+    """What nerdctl encrypted in containerd is opened here, and what was encrypted here it decrypts."""
+    if os.geteuid():
+        skip_or_fail("containerd needs root")
+    page = (DOCS / "encrypt-with-nerdctl-and-containerd.md").read_text("utf-8")
+    encrypt, push, decrypt = re.findall(r"^nerdctl ((?:image|push) .*)$", page, re.MULTILINE)
+    environment = bench.environment(*bench.trust)
+    with RegistryProcess(tmp_path / "registry") as registry:
+        client = registry.client("app")
+        copy_image(OCILayout(image), TAG, client, "v1")
+        with Containerd(tmp_path, decoder, environment["OCICRYPT_KEYPROVIDER_CONFIG"]) as containerd:
+            words = [nerdctl, "--address", str(containerd.socket), "--snapshotter", "native", "--insecure-registry"]
+            words += ["--data-root", str(tmp_path / "nerdctl")]
+
+            def do(line: str) -> None:
+                arguments = shlex.split(line.replace("registry.example", registry.address))
+                done = run([*words, *arguments], environment)
+                assert done.returncode == 0, done.stderr
+
+            do("pull --quiet registry.example/app:v1")
+            do(encrypt)
+            do(push)
+            key = [PacketUnwrapper(lambda path: bench.kek(f"kbs:///{path}"))]
+            opened_here = OCILayout(tmp_path / "opened", create=True)
+            decrypt_image(client, "sealed", opened_here, tag=TAG, keys=key)
+            assert layers_of(tmp_path / "opened") == layers_of(image)
+            do(decrypt)
+            do("push registry.example/app:plain")
+            copy_image(client, "plain", OCILayout(tmp_path / "again", create=True), TAG)
+            assert layers_of(tmp_path / "again") == layers_of(image)
 
 
 # -- the pages --------------------------------------------------------------------------------------------------------

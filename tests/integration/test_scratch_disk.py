@@ -1,7 +1,7 @@
 """The scratch disk of a real pod VM, read and written by its host while the pod pulls encrypted images.
 
 The file behind it has no name, so it is reached as a hostile host would: through QEMU's own descriptor. An image whose
-tree and ciphertext together do not fit into the memory of the VM runs with the disk, and does not without.
+layers together do not fit into the memory of the VM, though its tree does, runs with the disk, and does not without.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unit.oci.builders import archive, build_layout, directory, file, symlink
 pytestmark = pytest.mark.vm
 
 MEMORY_MIB = 320  # a memory file system takes at most half of what the kernel leaves of it
-SCRATCH_MIB = 96
+SCRATCH_MIB = 192
 LARGE_BYTES = 72 * MIB
 CANARY = b"plain-text-of-the-owner-" * 40
 NOISE = random.Random(1).randbytes(MIB)
@@ -54,11 +54,13 @@ def bundle(world: World) -> PodVMBundle:
 
 
 def seal(world: World, bundle: PodVMBundle, place: Path, size: int) -> SealedReference:
-    """Seal an image of busybox, a text that is searched for, and `size` bytes that do not compress."""
+    """Seal an image of busybox, a text that is searched for, and `size` bytes that do not compress, in a layer that
+    replaces just as many of the one below."""
     shell = file(b"bin/busybox", busybox_of(bundle.path).read_bytes(), mode=0o755)
     links = [symlink(b"bin/" + name, b"busybox") for name in (b"sh", b"wc", b"head", b"ls")]
+    replaced = archive(file(b"large", NOISE[::-1] * (size // MIB)))
     data = archive(file(b"canary", CANARY), file(b"large", NOISE * (size // MIB)))
-    built = build_layout(place, archive(directory(b"bin"), shell, *links), data, compression="")
+    built = build_layout(place, archive(directory(b"bin"), shell, *links), replaced, data, compression="")
     return world.seal(f"oci:{built.path}:v1")
 
 

@@ -9,7 +9,8 @@ other thread. A stage that waits for others, as for what arrives from the networ
 keeps nobody from computing.
 
 At most a few things wait in a stage. An error of the maker is raised where the thing after the last good one would
-come; a user that stops early ends the maker. Order and content are the maker's own: nothing here looks at them.
+come; a user that stops early ends the maker, and whoever ends, by an error too, ends the stages it took from: they do
+not wait until nobody holds the error's traceback any more. Order and content are the maker's own: nothing here looks at them.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ def _grouped(pieces: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 class _Stage:
     """What is made, what of it waits, and which stages it was seen to take from."""
 
-    __slots__ = ("ended", "error", "given", "made", "most", "own", "running", "sources", "things")
+    __slots__ = ("ended", "error", "given", "made", "most", "own", "running", "sources", "things", "user")
 
-    def __init__(self, things: Iterator[Any], most: int, *, own: bool) -> None:
+    def __init__(self, things: Iterator[Any], most: int, *, own: bool, user: int) -> None:
         self.things = things
+        self.user = user
         self.made: deque[Any] = deque()
         self.most = most
         self.own = own
@@ -107,9 +109,9 @@ class Crew:
 
     def ahead(self, things: Iterable[_Made], *, most: int, waits: bool = False) -> Generator[_Made, None, None]:
         """Yield `things`; see `made_ahead`."""
-        stage = _Stage(iter(things), most, own=waits)
-        maker = threading.Thread(target=self._make, args=(stage,), name="ahead", daemon=True) if waits else None
         user = 0 if self._is_at_work() else threading.get_ident()
+        stage = _Stage(iter(things), most, own=waits, user=user)
+        maker = threading.Thread(target=self._make, args=(stage,), name="ahead", daemon=True) if waits else None
         with self._changed:
             self._stages.append(stage)
             self._users[user] += 1
@@ -126,12 +128,13 @@ class Crew:
                 finally:
                     del error  # it holds this frame
         finally:
-            self._leave(stage, user)
+            idle = self._leave(stage)
             if maker is not None:
                 maker.join()
-            close = getattr(stage.things, "close", None)  # ends the stages it takes from
-            if close is not None:
-                close()
+            for one in (stage, *idle):
+                close = getattr(one.things, "close", None)
+                if close is not None:
+                    close()
 
     def _wait_made(self, stage: _Stage) -> bool:
         """Return whether a thing is there, made here if nobody else makes it; false behind the last one."""
@@ -229,20 +232,34 @@ class Crew:
         users = len(self._users) - (0 in self._users)
         return users + self._helping >= self._processors
 
-    def _leave(self, stage: _Stage, user: int) -> None:
-        """Have nobody work on a stage any more, and wait for who does."""
+    def _leave(self, stage: _Stage) -> list[_Stage]:
+        """Have nobody work on a stage any more, and wait for who does; return which others can be closed.
+
+        What it took from ends as well. Nobody waits for those: one that is at work may wait for the network.
+        """
         with self._changed:
-            stage.ended = True
-            self._stages.remove(stage)
-            self._users[user] -= 1
+            ended = self._end(stage)
             self._users += Counter()  # drops who uses nothing
             self._changed.notify_all()
             while stage.running:
                 self._changed.wait()
-            stage.made.clear()
-            stage.sources.clear()
+            ended += [source for late in stage.sources for source in self._end(late)]
+            idle = [one for one in ended if one is not stage and not one.running]
+            for one in (stage, *idle):
+                one.made.clear()
+                one.sources.clear()
             while self._helpers and not self._stages and not self._is_at_work():
                 self._changed.wait()
+            return idle
+
+    def _end(self, stage: _Stage) -> list[_Stage]:
+        """End a stage and what it takes from; return those that had not ended so before."""
+        if stage not in self._stages:
+            return []
+        stage.ended = True
+        self._stages.remove(stage)
+        self._users[stage.user] -= 1
+        return [stage, *(below for source in stage.sources for below in self._end(source))]
 
 
 @cache

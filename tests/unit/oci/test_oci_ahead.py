@@ -273,3 +273,23 @@ def test_chains_of_all_kinds_at_once(processors: int) -> None:
 
     within_time(run)
     assert not workers()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_keeps_an_error_keeps_no_stage(waits: bool) -> None:
+    """Its traceback holds the frames in which the stages are."""
+
+    def fails(things: Iterable[bytes]) -> Iterator[bytes]:
+        for number, thing in enumerate(things):
+            if number == 20:
+                raise ImageRefused("test.refused", "no more of it")
+            yield thing
+
+    made: list[int] = []
+    below = made_ahead(made_ahead(numbered(1000, made), waits=waits))
+    with pytest.raises(ImageRefused) as kept:
+        list(made_ahead(fails(below)))
+    assert kept.value.code == "test.refused"
+    within_time(lambda: [thread.join() for thread in workers()] and None)
+    assert len(made) < 1000
+    assert list(below) == []

@@ -10,7 +10,8 @@ keeps nobody from computing.
 
 At most a few things wait in a stage. An error of the maker is raised where the thing after the last good one would
 come; a user that stops early ends the maker, and whoever ends, by an error too, ends the stages it took from: they do
-not wait until nobody holds the error's traceback any more. Order and content are the maker's own: nothing here looks at them.
+not wait until nobody holds the error's traceback any more. Order and content are the maker's own: nothing here looks
+at them.
 """
 
 from __future__ import annotations

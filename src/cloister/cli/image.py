@@ -203,7 +203,7 @@ def decrypt_command(
         step("ok", "signature verified", signer)
     step("ok", "image decrypted", f"{found.digest}")
     _print_platforms(step, found.image)
-    checked = "MAC, digest and diff_id hold" if check_diff_ids else "MAC and digest hold"
+    checked = "MAC, digest and diff_id hold" if check_diff_ids else "MAC and digest hold; diff_ids: --check-diff-ids"
     step("ok", _count(found.decrypted, "layer"), checked)
     if not proved:
         step("--", "signature", "NOT verified (--verify-key, --policy)")

@@ -10,9 +10,10 @@ manifest, without which layers are no image, is written last.
 For two passes a local store is read twice, and the second pass rests on the checks of what comes out. From a registry
 the ciphertext is kept in a nameless temporary file in between, as it may answer otherwise the second time.
 
-What this proves: the layers are the ones that were encrypted under these keys and that this configuration lists. That
-the image is the one somebody meant is for its signature, before it is decrypted: `check` verifies it on the bytes that
-are decrypted then. Layers that are not encrypted are copied; without a signature anybody may have put them there.
+What this proves: each layer is one that was encrypted under its key, and where diff_ids are checked, as they are of
+plain archives always, the one that this configuration lists in its place. That the image is the one somebody meant is
+for its signature, before it is decrypted: `check` verifies it on the bytes that are decrypted then. Layers that are
+not encrypted are copied; without a signature anybody may have put them there.
 """
 
 from __future__ import annotations

@@ -163,6 +163,20 @@ def test_memory_is_given_back_while_a_spool_is_read_for_the_last_time() -> None:
         spool.release(count + 100)
 
 
+def test_where_the_file_system_makes_no_holes_memory_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.oci.spool._FS_IOC_UNRESVSP64", 0)  # a request that the kernel refuses
+    file = memory_file()
+    spool = MemorySpool(file)
+    for number in range(20):
+        spool.append(bytes([number]) * CHUNK_BYTES)
+    most = os.fstat(file.fileno()).st_blocks
+    spool.release(20)
+    assert os.fstat(file.fileno()).st_blocks == most
+    with pytest.raises(RuntimeError):
+        spool.chunk(0)
+    spool.close()
+
+
 def test_a_spool_on_a_disk_keeps_its_room_until_it_is_closed() -> None:
     room = ScratchRoom(1 << 30)
     spool = filled(SealedSpool(io.BytesIO(), room))

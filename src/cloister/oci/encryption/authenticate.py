@@ -41,6 +41,7 @@ class SpooledBlob:
     """A blob in a spool whose digest was checked while it was written. Made by `ArrivingBlob` only."""
 
     __slots__ = ("_spool", "digest", "size")
+    is_whole = True
 
     def __init__(self, made_here: object, spool: Spool, digest: Digest, size: int) -> None:
         if made_here is not _MADE_HERE:
@@ -55,8 +56,6 @@ class SpooledBlob:
             yield self._spool.chunk(index)
             if not keep:
                 self._spool.release(index + 1)
-
-    is_whole = True
 
     def follow(self) -> Iterator[bytes]:
         """Yield the content from the beginning; see `ArrivingBlob.follow`."""

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian keeps mkfs, veritysetup and swtpm_setup out of a user's PATH
 
-settings.register_profile("cloister", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("quick", settings.get_profile("cloister"), max_examples=25)  # of `make unit`
-settings.load_profile("cloister")
-
 
 def in_ci() -> bool:
     """Return whether this run decides about a change: then a test that cannot run is a failure."""
     return bool(os.environ.get("CI"))
+
+
+settings.register_profile("cloister", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("cloister"), max_examples=25)  # of `make unit`
+settings.register_profile(  # the same examples each time: a change is not judged by another run's luck
+    "ci", settings.get_profile("cloister"), derandomize=True, database=None, print_blob=True
+)
+settings.load_profile("ci" if in_ci() else "cloister")
 
 
 @pytest.hookimpl(wrapper=True)

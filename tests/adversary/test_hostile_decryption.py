@@ -33,6 +33,7 @@ from cloister.oci.store import ImageSource
 from cloister.oci.transport import HTTPTransport
 from cloister.sdk.imagesignature import SignatureCheck
 from cloister.testing import evilregistry as evil
+from tampering import flipped
 from unit.oci.builders import KEK_ID, build_layout
 
 pytestmark = pytest.mark.tool
@@ -161,7 +162,7 @@ def resealed(image: Published, change: str) -> tuple[Digest, list[evil.Lie]]:
         document["layers"] = [one, one]
     elif change == "last byte of a layer":
         content = image.blob(two)
-        two.update(image.put(content[:-1] + bytes([content[-1] ^ 1])))
+        two.update(image.put(flipped(content)))
     raw = json.dumps(document).encode()
     return Digest.of(raw), [evil.answered(str(Digest.of(raw)), raw, OCI_MANIFEST)]
 

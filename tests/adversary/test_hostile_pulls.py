@@ -28,6 +28,7 @@ from cloister.oci.signing.simplesigning import (
     signature_tag,
 )
 from cloister.testing import evilregistry as evil
+from tampering import flipped
 from unpacking import Node
 
 pytestmark = pytest.mark.tool
@@ -274,7 +275,7 @@ def test_what_lies_in_the_hosts_cache_never_matters(image: Published, meant: Tre
         if path.name not in wanted:
             continue
         honest = path.read_bytes()
-        for content in (honest[:-1] + bytes([honest[-1] ^ 1]), honest + b" ", b"", LAYERS[0]):
+        for content in (flipped(honest), honest + b" ", b"", LAYERS[0]):
             path.write_bytes(content)
             try:
                 with pytest.raises(CloisterError) as caught:

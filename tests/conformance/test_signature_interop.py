@@ -60,6 +60,7 @@ from cloister.testing.sigstore import TestSigstore, test_token
 from conformance.registry_process import RegistryProcess
 from conformance.tools import require_go_program, require_tool, skip_or_fail
 from signing_world import keyless_bundle, trust
+from tampering import flipped
 from unit.oci.builders import Built, archive, build_layout, file
 
 SIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"
@@ -405,7 +406,7 @@ def test_simple_signatures_of_skopeo(skopeo: Program, gpg: Program, tmp_path: Pa
         said = skopeo.do("standalone-verify", "manifest.json", f"{name}:v1", fingerprint, str(path))
         assert str(pushed.digest) in said and fingerprint in said
         middle = len(raw) // 2  # the last bits may be padding of the compression, which GnuPG does not look at
-        (store / "signature-1").write_bytes(raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :])
+        (store / "signature-1").write_bytes(flipped(raw, middle))
         assert verdicts(skopeo, pushed, tmp_path, **signed) == (False, False)
 
 

@@ -22,6 +22,7 @@ from cloister.trust.admin import TrustAdmin
 from conformance.registry_process import RegistryProcess
 from conformance.tools import require_tool
 from e2e.conftest import CLI
+from tampering import flipped
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 QUIET = ("run", "-q", "--level", "simulated")
@@ -371,7 +372,7 @@ def test_bytes_changed_in_the_registry_are_refused_and_the_fix_works(cli: Run, p
     image = location(images.busybox_image())
     assert cli(*QUIET, image, "true").returncode == 0
     blob = max((private_home / "registry").rglob("*"), key=lambda item: item.stat().st_size if item.is_file() else 0)
-    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    blob.write_bytes(flipped(blob.read_bytes()))
     done = cli(*QUIET, image, "true")
     assert done.returncode == 125 and "CLS-I-0022" in blocks(done)[0]
     assert any("CLOISTER_HOME/registry" in line for line in blocks(done))

@@ -32,6 +32,7 @@ from cloister.imagetool.podvm.bundle import FILES, MANIFEST_FILE, REFERENCE_FILE
 from cloister.sdk.bundle import build_bundle
 from cloister.sdk.home import Home
 from conformance.tools import cache_directory, skip_or_fail
+from tampering import flipped
 
 pytestmark = pytest.mark.tool
 
@@ -243,7 +244,7 @@ def test_a_package_that_is_not_the_locked_one_is_refused(sources: Path, lying_ca
     assert {path.name for path in (lying_cache / "podvm").iterdir()} == {".lock"}
     one = lying_cache / "downloads" / f"{error.expected}.deb"
     honest = (cache_directory() / "downloads" / one.name).read_bytes()
-    one.write_bytes(honest[:-1] + bytes([honest[-1] ^ 1]))
+    one.write_bytes(flipped(honest))
     assert refused_build(request).path == error.path
     one.write_bytes(honest)
     assert refused_build(request).path != error.path

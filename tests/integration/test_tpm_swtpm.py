@@ -42,6 +42,7 @@ from cloister.testing.snp import FakeAMD, FakeChip
 from cloister.testing.tpm import AK_PROFILE, EndorsementCA
 from cloister.wire.base64 import decode_b64, encode_b64, encode_b64url
 from swtpm_process import START_SECONDS, SoftwareTPM
+from tampering import flipped
 
 pytestmark = pytest.mark.tool
 
@@ -167,20 +168,15 @@ def test_a_tpm_does_not_activate_what_was_made_for_another_key(attester: TPMAtte
     certificate, ak = attester.enrol()
     key = ek_public_key(certificate)
     name = ak_name(ak)
-    other = name[:-1] + bytes([name[-1] ^ 1])
+    other = flipped(name)
     with pytest.raises(EvidenceError) as caught:
         attester.activate(*make_credential(key, other, b"secret", seed=os.urandom(32)))
     assert caught.value.code == "tee.tpm.credential_refused"
     good = make_credential(key, name, b"secret", seed=os.urandom(32))
-    for blob, encrypted in ((flip(good[0]), good[1]), (good[0], flip(good[1])), (b"", b""), (b"\0\0", b"\0\0")):
+    for blob, encrypted in ((flipped(good[0]), good[1]), (good[0], flipped(good[1])), (b"", b""), (b"\0\0", b"\0\0")):
         with pytest.raises(EvidenceError):
             attester.activate(blob, encrypted)
     assert attester.activate(*good) == b"secret"
-
-
-def flip(data: bytes) -> bytes:
-    """Return `data` with its last bit flipped."""
-    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 def test_many_sessions_leak_no_handles(attester: TPMAttester) -> None:

@@ -48,6 +48,7 @@ from cloister.tee.tpm.instanceinfo import read_instance_info
 from cloister.tee.tpm.tpm2tools import join_parts, parse_pcr_file
 from cloister.tee.tpm.verifier import authenticate
 from cloister.tee.verification import examine_evidence, verify_evidence
+from tampering import flipped
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -272,7 +273,7 @@ def test_a_log_with_any_digest_changed_replays_to_something_else(tpm_vectors: Pa
     values = {index: replay(good, index, start_value(good, index)) for index in range(10)}
     assert json.dumps(expected).count(values[4].hex()) >= 1
     offset = data.index(good[3].digests["sha256"])
-    changed = parse_event_log(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+    changed = parse_event_log(flipped(data, offset))
     assert [i for i in values if replay(changed, i, start_value(changed, i)) != values[i]] == [good[3].register]
 
 

@@ -16,6 +16,7 @@ from cloister.crypto.keystore.sealedroot import LEAST_COST, parse_sealed_root, p
 from cloister.errors import CloisterError, FormatRefused, Refused, Unavailable
 from cloister.testing.vault import FakeVault
 from keystore_contract import KEY, keep_contract
+from tampering import flipped
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -291,7 +292,7 @@ class TestWrapped:
             with pytest.raises(Refused):
                 store.unwrap("p", wrapped[:position])
             with pytest.raises(Refused):
-                store.unwrap("p", wrapped[:position] + bytes([wrapped[position] ^ 1]) + wrapped[position + 1 :])
+                store.unwrap("p", flipped(wrapped, position))
 
 
 def sealed(directory: Path) -> tuple[KeyStore, tuple[str, ...]]:

@@ -30,6 +30,7 @@ from cloister.oci.signing.verify import VerifiedImage
 from cloister.oci.spool import CHUNK_BYTES, MemorySpool, ScratchRoom, SealedSpool, Spool
 from cloister.oci.store import StoredManifest, read_manifest
 from cloister.protocol.resourceuri import ResourcePath
+from tampering import flipped
 from unit.oci.builders import KEK, archive, build_layout, file, seal_and_sign, verify
 
 NOISE = random.Random(5).randbytes(3 * CHUNK_BYTES)
@@ -252,7 +253,7 @@ def test_registry_that_dies_in_the_middle(pull: Pull) -> None:
 def test_registry_that_sends_other_bytes_at_the_end(pull: Pull) -> None:
     def changes(index: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
         data = b"".join(chunks)
-        yield data if index != 3 else data[:-1] + bytes([data[-1] ^ 1])
+        yield data if index != 3 else flipped(data)
 
     pull.registry.send = changes
     assert pull.refused() == "test.digest_mismatch"
@@ -406,7 +407,7 @@ def test_scratch_that_changes_while_the_image_is_unpacked(pull: Pull) -> None:
             data = super().read(size)
             if self.reads <= 4:  # the MAC's pass
                 return data
-            return bytes([data[0] ^ 1]) + data[1:]
+            return flipped(data, 0)
 
     pull.make_file = lambda: (Changing if len(pull.files) == 1 else io.BytesIO)()
     assert pull.refused() == "oci.spool.changed"

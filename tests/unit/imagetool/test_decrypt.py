@@ -15,6 +15,7 @@ from cloister.oci.encryption.annotations import PREFIX, PUBLIC_OPTIONS
 from cloister.oci.layout import OCILayout
 from cloister.oci.store import checked_blob, read_manifest
 from imagetool_images import ARCHIVES, CANARY, COMPRESSIONS, blob_path, build, key, manifest_of, recipient, rewrite
+from tampering import flipped
 from unit.oci.builders import KEK_ID, Built, build_layout, registry_client
 
 
@@ -159,7 +160,7 @@ def test_a_changed_layer_is_refused_before_anything_of_it_is_decrypted(
 def test_other_bytes_than_the_manifest_names_are_refused(gzipped: Built, tmp_path: Path) -> None:
     layout = sealed(gzipped, tmp_path)
     path = blob_path(tmp_path / "sealed", manifest_of(layout).layers[0].digest)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path.write_bytes(flipped(path.read_bytes()))
     assert refused(lambda: opened(layout, tmp_path)) in ("oci.layout.digest_mismatch", "oci.encryption.mac_mismatch")
     assert out(tmp_path).get_manifest("v1") is None
 

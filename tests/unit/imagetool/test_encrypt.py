@@ -26,6 +26,7 @@ from cloister.oci.manifest import (
     parse_manifest,
 )
 from cloister.oci.store import read_manifest
+from tampering import flipped
 from unit.oci.builders import KEK, RECIPIENTS, Built, archive, build_layout, file, registry_client
 
 CANARY = b"canary-3f9a77"
@@ -246,7 +247,7 @@ def test_a_recipient_that_cannot_be_used_leaves_nothing(built: Built, sink: OCIL
 def test_a_changed_source_layer_is_refused_and_not_stored(built: Built, sink: OCILayout, tmp_path: Path) -> None:
     layer = parse_manifest(read_manifest(built.layout, "v1").raw).layers[0]
     blob = tmp_path / "plain" / "blobs" / "sha256" / layer.digest.hex
-    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    blob.write_bytes(flipped(blob.read_bytes()))
     assert refused(lambda: seal(built, sink)) == "oci.layout.digest_mismatch"
     assert len(list((tmp_path / "sealed" / "blobs" / "sha256").iterdir())) < len(LAYERS)
     assert refused(lambda: read_manifest(sink, "v1")) == "oci.layout.manifest_missing"

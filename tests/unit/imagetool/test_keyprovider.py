@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import json
@@ -38,6 +39,7 @@ from cloister.oci.encryption.options import PrivateOptions, encode_private_optio
 from cloister.oci.encryption.packet import encode_packet, open_packet, parse_packet, seal_packet
 from cloister.oci.encryption.providerclient import KeyProvider, connect
 from cloister.protocol.resourceuri import ResourcePath
+from tampering import flipped
 
 NAME = "attestation-agent"
 KEK = bytes(range(32))
@@ -192,7 +194,7 @@ def test_a_service_reads_no_files_for_who_asks(tmp_path: Path) -> None:
 
 def test_another_key_and_a_changed_packet_do_not_open() -> None:
     made = json.loads(packet())
-    made["wrapped_data"] = "A" + made["wrapped_data"][1:] if made["wrapped_data"][0] != "A" else "B"
+    made["wrapped_data"] = base64.b64encode(flipped(base64.b64decode(made["wrapped_data"]), 0)).decode()
     for annotation, keys in ((packet(), Keys(a=bytes(32))), (json.dumps(made).encode(), Keys(a=KEK))):
         held = provider(keys)
         error = refused(lambda annotation=annotation, held=held: held.answer(unwrap_request(annotation)))

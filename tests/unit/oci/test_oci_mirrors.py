@@ -16,6 +16,7 @@ from cloister.oci.mirrors import MirroredSource, parse_rules, read_rules, rule_f
 from cloister.oci.reference import parse_reference
 from cloister.oci.referrers import list_referrers
 from cloister.oci.store import checked_blob, read_manifest
+from tampering import flipped
 from unit.oci.builders import client_over
 from unit.oci.test_oci_distribution import BLOB, INDEX, LAYER, Answer, Script, down
 from unit.oci.test_oci_referrers import SUBJECT, fake, listing
@@ -185,7 +186,7 @@ def test_a_mirror_with_other_bytes_is_refused() -> None:
     registry = Script(index())
     source = mirrored(Script(Answer(200, INDEX + b" ", content_type=OCI_INDEX)), registry)
     assert refused(lambda: read_manifest(source, Digest.of(INDEX))) == "oci.distribution.digest_mismatch"
-    source = mirrored(Script(Answer(200, BLOB[:-1] + b"x")), Script(Answer(200, BLOB)))
+    source = mirrored(Script(Answer(200, flipped(BLOB))), Script(Answer(200, BLOB)))
     assert refused(lambda: list(checked_blob(source, LAYER))) == "oci.distribution.digest_mismatch"
 
 

@@ -55,6 +55,7 @@ from signing_world import (
     sigstore,
     trust,
 )
+from tampering import flipped
 
 RULE = IdentityRule(MatchRepository(), parse_reference(f"{REPOSITORY}:v1"))
 
@@ -129,7 +130,7 @@ def test_certificates_that_do_not_hold_are_refused() -> None:
     assert refused(lambda: needed.judge(classic(server), MANIFEST, NOW)) == "oci.signing.pki.purpose"
     foreign = classic_keyless(sigstore())
     assert refused(lambda: needed.judge(foreign, MANIFEST, NOW)) == "oci.signing.pki.untrusted"
-    forged = msgspec.structs.replace(classic(signer), signature=classic(signer).signature[:-1] + b"x")
+    forged = msgspec.structs.replace(classic(signer), signature=flipped(classic(signer).signature))
     assert refused(lambda: needed.judge(forged, MANIFEST, NOW)) == "oci.signing.bad_signature"
     other = classic(signer, name="images.test/other")
     assert refused(lambda: needed.judge(other, MANIFEST, NOW)) == "oci.signing.other_repository"

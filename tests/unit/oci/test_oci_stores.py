@@ -20,6 +20,7 @@ from cloister.oci.layout import OCILayout
 from cloister.oci.location import LocationKind, RegistryAccess, open_sink, open_source, parse_location
 from cloister.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, parse_manifest
 from cloister.oci.store import checked_blob, copy_blob, read_blob, read_manifest, resolve_platform
+from tampering import flipped
 from unit.oci.builders import InProcessTransport, archive, build_layout, file, registry_client, symlink
 
 LAYER = archive(file(b"a", b"content"))
@@ -100,7 +101,7 @@ def test_changed_blobs_are_refused(tmp_path: Path) -> None:
     built = build_layout(tmp_path / "l", LAYER)
     manifest = parse_manifest(read_manifest(built.layout, "v1").raw)
     blob = tmp_path / "l" / "blobs" / "sha256" / manifest.layers[0].digest.hex
-    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    blob.write_bytes(flipped(blob.read_bytes()))
     assert refused(lambda: list(checked_blob(built.layout, manifest.layers[0]))) == "oci.layout.digest_mismatch"
     (tmp_path / "l" / "blobs" / "sha256" / built.digest.hex).write_bytes(b"{}")
     assert refused(lambda: read_manifest(built.layout, built.digest)) == "oci.layout.digest_mismatch"

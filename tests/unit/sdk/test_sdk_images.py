@@ -23,6 +23,7 @@ from cloister.protocol.resourceuri import ResourcePath, parse_resource_uri
 from cloister.sdk.images import KeyEncryptionKeys, encrypt_between, parse_places
 from cloister.sdk.inspection import describe_image
 from imagetool_images import CANARY, build, manifest_of, recipient, rewrite
+from tampering import flipped
 from unit.oci.builders import KEK, KEK_ID, Built, build_layout
 
 
@@ -104,7 +105,7 @@ def test_a_changed_layer_leaves_no_archive(built: Built, keys: Path, tmp_path: P
     out = tmp_path / "out"
     out.mkdir()
     blob = built.path / "blobs" / "sha256" / manifest_of(built.layout).layers[0].digest.hex
-    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    blob.write_bytes(flipped(blob.read_bytes()))
     words = ("encrypt", f"oci:{built.path}:v1", f"oci-archive:{out}/x.tar:v1", "--recipient", f"jwe:{keys}/key.pub")
     assert cloister(*words)[2] == "oci.layout.digest_mismatch"
     assert visible_files(out) == []

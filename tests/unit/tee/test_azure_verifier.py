@@ -27,6 +27,7 @@ from cloister.tee.verification import examine_evidence
 from cloister.testing.azure import INIT_DATA_DIGEST, NONCE, NOW, AzureFaults, FakeParavisor
 from cloister.testing.snp import FakeAMD, FakeChip
 from cloister.testing.tpm import QuoteFaults
+from tampering import flipped
 
 NOT_ASKED = Unchecked(reason="not asked for")
 MACHINES = ["on_snp", "on_tdx"]
@@ -167,7 +168,7 @@ def test_missing_revocation_leaves_the_verdict_open(machine: FakeParavisor) -> N
     [
         lambda digest: bytes(64),
         lambda digest: digest + b"\0" * 31 + b"\1",
-        lambda digest: bytes([digest[0] ^ 1]) + digest[1:] + bytes(32),
+        lambda digest: flipped(digest, 0) + bytes(32),
         lambda digest: digest + digest,
         lambda digest: bytes(32) + digest,
     ],

@@ -31,6 +31,7 @@ from cloister.testing.dcap import (
     tcb_info_of,
     td_report,
 )
+from tampering import flipped
 
 SECOND = timedelta(seconds=1)
 
@@ -406,7 +407,7 @@ def test_8_another_signature_or_body(intel: FakeIntel, platform: FakePlatform) -
     good = platform.quote(td_report())
     verify(intel, good)  # also when the platform is known already
     signature = platform.quote(td_report(), data={"signature": bytes(64)})
-    other = good[:520] + bytes([good[520] ^ 1]) + good[521:]
+    other = flipped(good, 520)
     for quote in (signature, other):
         assert code(lambda q=quote: verify(intel, q), EvidenceError) == "tee.dcap.signature_invalid"
 
@@ -508,7 +509,7 @@ def test_the_quote_of_a_known_platform_is_verified_each_time(intel: FakeIntel) -
     good = platform.quote(td_report())
     verify(intel, good, endorsements=endorsements)
     before = len(_KNOWN._answers)
-    other = good[:600] + bytes([good[600] ^ 1]) + good[601:]
+    other = flipped(good, 600)
     for quote in (other, platform.quote(td_report(), data={"signature": bytes(64)})):
         assert code(lambda q=quote: verify(intel, q, endorsements=endorsements), EvidenceError) == (
             "tee.dcap.signature_invalid"

@@ -19,6 +19,7 @@ from cloister.tee.nvidia_gpu.manifest import Manifest, verify_manifest
 from cloister.testing.nvidia import NOW, DevicePKI, ManifestPKI, issue, measurement
 from cloister.testing.swid import SignatureForm, manifest_body, sign_document
 from cloister.wire.limits import RIM_BYTES
+from tampering import flipped
 
 GOOD = {0: [measurement(0)], 12: [bytes(48), measurement(12), b"\xff" * 48]}
 Edit = Callable[[bytes], bytes]
@@ -114,7 +115,7 @@ def test_every_attribute_value_is_signed(pki: ManifestPKI, good: bytes) -> None:
     """Flip one bit in each byte of the document: what still verifies says the same."""
     expected, end = verify(pki, good), good.index(b"<ds:Signature ")
     for offset in range(0, end, 7):
-        changed = good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :]
+        changed = flipped(good, offset)
         try:
             found = verify(pki, changed)
         except Refused as err:
@@ -358,7 +359,7 @@ def test_other_chains_refuse(pki: ManifestPKI, good: bytes) -> None:
     direct = issue("HCC RIM L4 Signer", pki.root, ca=False)
     assert refusal(pki, sign_document(body(), [direct.der], direct.key)) == "chain.length"
     assert refusal(pki, sign_document(body(), [pki.issuing.der, *chain[2:]], pki.issuing.key)) == "chain.leaf_is_ca"
-    bad = sign_document(body(), [chain[0][:-1] + bytes([chain[0][-1] ^ 1]), *chain[1:]], pki.signer.key)
+    bad = sign_document(body(), [flipped(chain[0]), *chain[1:]], pki.signer.key)
     assert refusal(pki, bad) in ("chain.untrusted", "certificate.malformed")
 
 

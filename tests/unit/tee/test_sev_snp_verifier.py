@@ -36,6 +36,7 @@ from cloister.testing.snp import (
     der_ia5,
     der_integer,
 )
+from tampering import flipped
 
 DAY = timedelta(days=1)
 BINDING = ExpectedBinding(report_data=REPORT_DATA, init_data_digest=INIT_DATA_DIGEST)
@@ -516,7 +517,7 @@ def test_6_other_tcbs_of_another_layout(chip: FakeChip) -> None:
 
 
 def test_7_another_chip(chip: FakeChip) -> None:
-    other = bytes([chip.chip_id[0] ^ 1]) + chip.chip_id[1:]
+    other = flipped(chip.chip_id, 0)
     assert refuse(chip, chip_id=other) == "chip_id_mismatch"
 
 

@@ -9,6 +9,7 @@ from cloister.errors import EndorsementError, EvidenceError, FormatRefused
 from cloister.tee.tpm.abi import encode_public, parse_public
 from cloister.tee.tpm.credential import ak_name, bound_credential, challenge_for, credential_keys, make_credential
 from cloister.testing.tpm import EndorsementCA, FakeTPM
+from tampering import flipped
 
 SEED = bytes(range(32))
 
@@ -35,7 +36,7 @@ def test_every_flipped_byte_of_the_credential_is_refused(tpm: FakeTPM, ek: rsa.R
     blob, encrypted = make_credential(ek.public_key(), tpm.name, b"secret", seed=SEED)
     for offset in range(4, len(blob)):
         with pytest.raises(EvidenceError):
-            tpm.activate(blob[:offset] + bytes([blob[offset] ^ 1]) + blob[offset + 1 :], encrypted)
+            tpm.activate(flipped(blob, offset), encrypted)
 
 
 def test_the_keys_are_those_of_the_standard() -> None:

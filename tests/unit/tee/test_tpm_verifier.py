@@ -38,6 +38,7 @@ from cloister.testing.tpm import (
     run_session,
 )
 from cloister.wire.base64 import decode_b64, encode_b64
+from tampering import flipped
 
 ZEROS = bytes(32)
 
@@ -237,7 +238,7 @@ def test_an_ak_named_by_another_hash(tpm: FakeTPM, ca: EndorsementCA) -> None:
 
 
 def test_an_ak_off_its_curve(tpm: FakeTPM, ca: EndorsementCA) -> None:
-    moved = tpm.ak_public[:-1] + bytes([tpm.ak_public[-1] ^ 1])
+    moved = flipped(tpm.ak_public)
     assert refusal(session_of(tpm), ca.endorsements(), ak_public=encode_b64(moved)).code == "tee.tpm.ak_key"
 
 

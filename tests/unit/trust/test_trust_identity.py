@@ -50,6 +50,7 @@ from identity_world import (
     request,
     uris,
 )
+from tampering import flipped
 from trust_world import Factory, Guest, all_bytes, booted_tpm, init_data, now_utc
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -359,7 +360,7 @@ BAD_REQUESTS: list[tuple[Callable[[], bytes], str]] = [
     (lambda: request(ec.generate_private_key(ec.SECP224R1())), "trust.identity.csr.key"),
     (lambda: request(rsa.generate_private_key(65537, 2048)), "trust.identity.csr.key"),
     (lambda: request(KEY, hash_=hashes.SHA224()), "trust.identity.csr.key"),
-    (lambda: request(KEY)[:-1] + bytes([request(KEY)[-1] ^ 1]), "trust.identity.csr.proof"),
+    (lambda: flipped(request(KEY)), "trust.identity.csr.proof"),
     (lambda: request(KEY) + b"\0", "trust.identity.csr"),
     (lambda: b"nonsense", "trust.identity.csr"),
     (lambda: bytes(4097), "wire.base64.too_long"),

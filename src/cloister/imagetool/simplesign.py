@@ -7,8 +7,6 @@ them. The message says digest and name of the image, with its tag where it has o
 
 from __future__ import annotations
 
-import os
-import secrets
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from cloister.oci.reference import OCIReference
 from cloister.oci.signing.lookaside import signature_paths
 from cloister.oci.signing.simplesigning import ATOMIC_TYPE, Statement, encode_payload, parse_payload
 from cloister.oci.store import ImageSource, read_manifest
+from cloister.wholefile import READABLE, write_whole
 from cloister.wire.limits import IMAGE_SIGNATURES, OPENPGP_MESSAGE_BYTES
 
 
@@ -61,7 +60,8 @@ def sign_simple(
         for text in signature_paths(f"file://{lookaside.absolute()}", identity, digest):
             path = Path(text)
             if _is_free_or_ours(path, signer, statement, at):
-                _replace(path, message)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, message, mode=READABLE)
                 return digest, key, path
     except OSError as err:
         raise Unavailable(
@@ -84,17 +84,3 @@ def _is_free_or_ours(path: Path, signer: MessageSigner, statement: Statement, at
         return parse_payload(found.content, (ATOMIC_TYPE,)) == statement
     except Refused:
         return False  # somebody else's
-
-
-def _replace(path: Path, message: bytes) -> None:
-    """Write a file at once: whoever reads the directory meanwhile sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(message)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ image is the one somebody meant is for its signature. Runs on the owner's side a
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from cloister.oci.inflate import inflate
 from cloister.oci.manifest import Descriptor, parse_config, parse_layer_type, parse_manifest
 from cloister.oci.rootimage import OPTIONS, RootImage, build_root_image
 from cloister.oci.store import ImageSource, checked_blob, read_blob, resolve_platform
+from cloister.wholefile import READABLE, whole_file
 from cloister.wire.limits import IMAGE_CONFIG_BYTES
 
 
@@ -72,17 +72,13 @@ def _new_file(path: Path | None) -> Iterator[BinaryIO | None]:
     if path is None:
         yield None
         return
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with fresh.open("xb") as file:
+        with whole_file(path, mode=READABLE) as file:
             yield file
-        fresh.replace(path)
     except OSError as err:
         raise Unavailable(
             "oci.rootimage.io", "root image cannot be written", path=str(path), actual=str(err.strerror)
         ) from err
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _archive(

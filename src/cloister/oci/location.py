@@ -28,6 +28,7 @@ from cloister.oci.reference import OCIReference, parse_reference
 from cloister.oci.session import Credentials
 from cloister.oci.store import ImageSource, ImageStore
 from cloister.oci.transport import Transport
+from cloister.wholefile import READABLE, whole_file
 
 _CODE: Final = "oci.location"
 # Places skopeo knows and Cloister does not; without this they would be read as names on Docker Hub.
@@ -220,15 +221,13 @@ def _open_archive(location: ImageLocation, *, extend: bool) -> Iterator[ImageSto
     from cloister.oci.archivefile import write_oci_archive
 
     target = Path(location.path)
-    with _staged(target) as (layout, draft):
+    with _staged(target) as layout:
         if extend:
             with closing(OCIArchive(target)) as held:
                 held.copy_into(layout)
         yield layout
-        with draft.open("xb") as file:
+        with whole_file(target, mode=READABLE) as file:
             write_oci_archive(layout, file)
-            os.fsync(file.fileno())
-        draft.replace(target)
 
 
 @contextmanager
@@ -237,12 +236,10 @@ def _open_docker_archive(location: ImageLocation) -> Iterator[ImageStore]:
 
     name = str(parse_reference(location.selector)) if location.selector else ""
     target = Path(location.path)
-    with _staged(target) as (layout, draft):
+    with _staged(target) as layout:
         yield layout
-        with draft.open("xb") as file:
+        with whole_file(target, mode=READABLE) as file:
             write_docker_archive(layout, _only_image(layout, location), file, name=name)
-            os.fsync(file.fileno())
-        draft.replace(target)
 
 
 @contextmanager
@@ -252,39 +249,48 @@ def _open_directory(location: ImageLocation) -> Iterator[ImageStore]:
     target = Path(location.path)
     if target.exists():
         require_replaceable(target)
-    with _staged(target) as (layout, draft):
+    with _staged(target) as layout:
         yield layout
-        write_directory(layout, _only_image(layout, location), draft)
-        if not target.exists():
-            draft.rename(target)
-            return
-        older = draft.with_suffix(".older")
-        target.rename(older)
-        draft.rename(target)
-        shutil.rmtree(older, ignore_errors=True)
+        draft = target.with_name(f".{target.name}.{os.urandom(8).hex()}.incomplete")
+        try:
+            write_directory(layout, _only_image(layout, location), draft)
+            if target.exists():
+                _exchange(draft, target)
+            else:
+                draft.rename(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    aside = one.with_suffix(".aside")
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    aside.rename(one)
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[tuple[OCILayout, Path]]:
-    """Give a layout beside `target` to write into, and a name for the draft; both are gone in the end.
+def _staged(target: Path) -> Iterator[OCILayout]:
+    """Give a layout beside `target` to write into, which is gone in the end.
 
     Raises:
         Unavailable: `oci.location.write_failed`.
     """
     if not target.parent.is_dir():
         raise Unavailable(f"{_CODE}.write_failed", "directory to write to is not there", path=str(target.parent))
-    token = os.urandom(8).hex()
-    staging = target.with_name(f".{target.name}.{token}.layout")
-    draft = target.with_name(f".{target.name}.{token}.incomplete")
+    staging = target.with_name(f".{target.name}.{os.urandom(8).hex()}.layout")
     try:
-        yield OCILayout(staging, create=True), draft
+        yield OCILayout(staging, create=True)
     except OSError as err:
         raise Unavailable(
             f"{_CODE}.write_failed", "cannot write the image", path=str(target), actual=str(err.strerror or err)[:120]
         ) from err
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        _remove(draft)
 
 
 def _only_image(layout: OCILayout, location: ImageLocation) -> Descriptor:
@@ -299,13 +305,6 @@ def _only_image(layout: OCILayout, location: ImageLocation) -> Descriptor:
             hint="write to oci:PATH:TAG or oci-archive:PATH:TAG",
         )
     return images[0]
-
-
-def _remove(draft: Path) -> None:
-    if draft.is_dir():
-        shutil.rmtree(draft, ignore_errors=True)
-    else:
-        draft.unlink(missing_ok=True)
 
 
 def _not_writable(location: ImageLocation, reason: str) -> ImageRefused:

@@ -12,8 +12,6 @@ are what the tree says; 4 the tree continues the one that was known; 5 the entri
 from __future__ import annotations
 
 import http.client
-import os
-import secrets
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,6 +28,7 @@ from cloister.tlog.merkle import leaf_hash
 from cloister.tlog.note import VerifierKey, parse_note
 from cloister.tlog.tiles import ENTRIES, WIDTH, Tile, parse_entries, parse_hashes
 from cloister.tlog.tree import CompactRange
+from cloister.wholefile import OWNER_ONLY, write_whole
 from cloister.wire.stricttoml import parse_toml
 
 _SECONDS: Final = 20.0
@@ -134,12 +133,7 @@ def store_known(place: Path, known: Known) -> None:
     """
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-        with temporary.open("xb") as file:
-            file.write(msgspec.json.encode(known) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(place)
+        write_whole(place, msgspec.json.encode(known) + b"\n", mode=OWNER_ONLY)
     except OSError as err:
         raise Unavailable(
             "sdk.releaselog.monitor_state", f"cannot be written: {err.strerror}", path=str(place)

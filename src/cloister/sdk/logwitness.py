@@ -25,6 +25,7 @@ from cloister.tlog.merkle import HASH_BYTES
 from cloister.tlog.note import ED25519, VerifierKey, parse_verifier_key
 from cloister.tlog.signers import SEED_BYTES, WitnessSigner
 from cloister.tlog.witness import REQUEST_BYTES, ROUTE, SIZE_TYPE, Conflict, Seen, decide, parse_request
+from cloister.wholefile import OWNER_ONLY, write_whole
 
 LOGS: Final = 1024
 _KEY: Final = "witness.key"
@@ -121,7 +122,7 @@ class LogWitness:
         seen = {**self._seen, checkpoint.origin: Seen(size=checkpoint.size, root=checkpoint.root)}
         if seen == self._seen:
             return
-        _write(self._directory / _STATE, msgspec.json.encode(seen) + b"\n")
+        write_whole(self._directory / _STATE, msgspec.json.encode(seen) + b"\n", mode=OWNER_ONLY)
         self._seen = seen
 
     def _load_key(self, name: str) -> WitnessSigner:
@@ -135,7 +136,7 @@ class LogWitness:
                     hint="restore it from its backup; a new key is a new witness, in a directory of its own",
                 )
             made = WitnessSigner(name or _NAME + secrets.token_hex(8), secrets.token_bytes(SEED_BYTES))
-            _write(place, made.private_text().encode() + b"\n")
+            write_whole(place, made.private_text().encode() + b"\n", mode=OWNER_ONLY)
         return WitnessSigner.from_text(_read(place).decode("utf-8", "replace"))
 
     def _load_logs(self, allow: Sequence[str]) -> dict[str, VerifierKey]:
@@ -152,7 +153,7 @@ class LogWitness:
                 expected=f"{LOGS}",
             )
         if texts != known:
-            _write(place, "".join(f"{text}\n" for text in texts).encode())
+            write_whole(place, "".join(f"{text}\n" for text in texts).encode(), mode=OWNER_ONLY)
         return logs
 
     def _load_state(self) -> dict[str, Seen]:
@@ -236,26 +237,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep no record of who asked."""
-
-
-def _write(place: Path, data: bytes) -> None:
-    """Write a private file whole, synced with its directory."""
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(place)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _read(place: Path) -> bytes:

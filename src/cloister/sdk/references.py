@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from cloister.protocol.initdata import parse_initdata
 from cloister.protocol.launch import LaunchProfile, digest_text
 from cloister.rats.reference import Component, ReferenceEntry
 from cloister.sdk.home import Home
+from cloister.wholefile import OWNER_ONLY, write_whole
 
 INIT_DATA_PCR: Final = 8  # spec/init-data.md
 _KEY_CHARS: Final = 12  # of a bundle's key, in names
@@ -284,14 +284,8 @@ def _read_seen(place: Path) -> Mapping[str, SeenVersion]:
 
 
 def _write_seen(place: Path, seen: Mapping[str, SeenVersion]) -> None:
-    """Replace the file by one rename, so that a crash leaves the old or the new one."""
     try:
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=".reference-sets-")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(msgspec.json.encode(seen))
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(place)
+        write_whole(place, msgspec.json.encode(seen), mode=OWNER_ONLY)
     except OSError as err:
         raise Unavailable("rats.reference.set.memory", f"cannot be written: {err.strerror}", path=str(place)) from err
 

@@ -35,13 +35,14 @@ from cloister.trust.journal import Journal
 from cloister.trust.observing import add_gauges, called_webhook, exported_traces
 from cloister.trust.service import TrustService
 from cloister.trust.settings import LOOPBACK, TrustSettings
-from cloister.trust.statedir import StateDirectory, write_whole
+from cloister.trust.statedir import StateDirectory
 from cloister.trust.telemetry import MULTIPROCESS_VARIABLE, Telemetry, forget_process
 from cloister.trust.web import JWKS, LOG, json_response, log_response, metrics_application, trust_application
 from cloister.trust.web.admin.mount import administration_of, mount_administration
 from cloister.trust.web.coco import CoCoRoutes
 from cloister.trust.web.identity import identity_mounts
 from cloister.trust.workers import Supervisor
+from cloister.wholefile import READABLE, write_whole
 
 _START_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.002
@@ -280,7 +281,7 @@ def _report(settings: TrustSettings, state: StateDirectory, port: int) -> Ready:
     text = msgspec.json.encode(asdict(ready)) + b"\n"
     try:
         if settings.ready_file is not None:
-            write_whole(settings.ready_file, text, mode=0o644)
+            write_whole(settings.ready_file, text, mode=READABLE)
         if settings.ready_fd is not None:
             os.write(settings.ready_fd, text)
             os.close(settings.ready_fd)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,9 +33,8 @@ from cloister.crypto.keystore.file import file_uri
 from cloister.crypto.keystore.interface import ROOT_KEY_BYTES
 from cloister.crypto.tlsca import CertificateAuthority
 from cloister.errors import Refused, Unavailable
+from cloister.wholefile import OWNER_ONLY, READABLE, write_whole
 
-_PRIVATE_FILE: Final = 0o600
-_PUBLIC_FILE: Final = 0o644
 _PRIVATE_DIRECTORY: Final = 0o700
 _FILE_BYTES: Final = 64 * 1024
 
@@ -103,7 +101,7 @@ class StateDirectory:
         place = self._place(name)
         with self.files():
             if not place.exists() or _read_private(place) != text.encode():
-                _write(place, text.encode(), _PRIVATE_FILE)
+                write_whole(place, text.encode(), mode=OWNER_ONLY)
 
     def remembered(self, name: str) -> str:
         """Return the text in the private file of that name, empty when there is none.
@@ -145,7 +143,7 @@ class StateDirectory:
         """Write the CA certificate for clients."""
         with self.files():
             if not self.ca_file.exists() or _read(self.ca_file) != pem:
-                _write(self.ca_file, pem, _PUBLIC_FILE)
+                write_whole(self.ca_file, pem, mode=READABLE)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -204,8 +202,8 @@ class StateDirectory:
         with self.files():
             self._sweep_tls()
             for base in (certificate, *((self._place("tls-kept.pem"),) if keep else ())):
-                _write(base.with_suffix(".key"), issued.key_pem, _PRIVATE_FILE)
-                _write(base, issued.certificate_pem, _PUBLIC_FILE)
+                write_whole(base.with_suffix(".key"), issued.key_pem, mode=OWNER_ONLY)
+                write_whole(base, issued.certificate_pem, mode=READABLE)
         try:
             yield certificate, key
         finally:
@@ -244,33 +242,14 @@ class StateDirectory:
         return _read_private(place) if place.exists() else None
 
 
-def write_whole(place: Path, data: bytes, *, mode: int) -> None:
-    """Write a file so that a reader sees all of it or none of it."""
-    _write(place, data, mode)
-
-
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
-
-
-def _write(place: Path, data: bytes, mode: int) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(place)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read(place: Path) -> bytes:

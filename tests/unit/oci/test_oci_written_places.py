@@ -150,6 +150,38 @@ def test_other_bytes_than_the_diff_id_are_refused(tmp_path: Path, reach: Registr
 
 
 @pytest.mark.parametrize("kind", ["oci-archive", "docker-archive", "dir"])
+def test_an_image_that_cannot_take_its_name_leaves_the_older(
+    tmp_path: Path, reach: RegistryAccess, built: Built, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    location, target = parse_location(f"{kind}:{tmp_path}/out/image"), tmp_path / "out" / "image"
+    newer = build_layout(tmp_path / "newer", LAYERS[1], run={"Cmd": ["newer"]})
+
+    def write(layout: OCILayout) -> None:
+        with open_sink(location, reach) as sink:
+            copy(layout, "v1", sink)
+
+    def failing(real: Any) -> Any:
+        def move(path: Path, to: Path) -> Path:
+            if to == target and path.suffix != ".aside":
+                raise OSError(5, "Input/output error")
+            return real(path, to)
+
+        return move
+
+    write(built.layout)
+    before = {path.name: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, failing(getattr(Path, name)))
+        assert refused(lambda: write(newer.layout)) == "oci.location.write_failed"
+    assert {path.name: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()} == before
+    assert names(target.parent) == ["image"]
+    write(newer.layout)
+    assert names(target.parent) == ["image"]
+
+
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive", "dir"])
 def test_a_failure_leaves_the_older_image(tmp_path: Path, reach: RegistryAccess, built: Built, kind: str) -> None:
     (tmp_path / "out").mkdir()
     location = parse_location(f"{kind}:{tmp_path}/out/image")

@@ -226,11 +226,11 @@ class TestWitness:
     def test_what_is_stored_comes_before_what_is_signed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         log = log_of(3)
 
-        def full(_place: Path, _data: bytes) -> None:
+        def full(_place: Path, _data: bytes, *, mode: int) -> None:
             raise OSError(28, "No space left on device")
 
         with self.open(tmp_path, log) as witness:
-            monkeypatch.setattr(logwitness, "_write", full)
+            monkeypatch.setattr(logwitness, "write_whole", full)
             assert witness.add_checkpoint(self.request(log, 0)).status == 503
             monkeypatch.undo()
             assert witness.add_checkpoint(self.request(log, 0)).status == 200

@@ -44,6 +44,7 @@ from cloister.crypto.keystore.sealedroot import (
 )
 from cloister.crypto.keystore.uri import bad_address, read_secret, require_private, split_address
 from cloister.errors import FormatRefused, Refused, Unavailable
+from cloister.wholefile import OWNER_ONLY, sync_directory, write_whole
 
 _PRIVATE: Final = 0o600
 _NEXT: Final = re.compile(r"[0-9a-f]{16}")
@@ -165,7 +166,7 @@ class FileKeyStore:
                 for place, name in roots.items():
                     if place != self._path and name in forget and name != identity:
                         place.unlink()
-                _sync(self._path.parent)
+                sync_directory(self._path.parent)
             except OSError as err:
                 raise unreachable(self.place, err.strerror or "write error") from err
 
@@ -266,7 +267,7 @@ class FileKeyStore:
 
     def _write(self, place: Path, data: bytes) -> None:
         try:
-            write_private(place, data)
+            write_whole(place, data, mode=OWNER_ONLY)
         except OSError as err:
             raise unreachable(self.place, err.strerror or "write error") from err
 
@@ -293,22 +294,6 @@ def seal_file_by_shares(path: Path, *, threshold: int, shares: int) -> tuple[str
     return texts
 
 
-def write_private(place: Path, data: bytes) -> None:
-    """Write a file that only this user can read, whole or not at all, durably."""
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(place)
-        _sync(place.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _plain_root(path: Path) -> bytes:
     store = FileKeyStore(path)
     if not path.exists():
@@ -332,11 +317,3 @@ def _not_sealed(place: str, seal: str) -> Refused:
         expected=f"seal={seal}",
         hint="seal it with `cloister key seal`",
     )
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -37,6 +37,7 @@ from cloister.imagetool.podvm.reference import describe
 from cloister.imagetool.podvm.tree import Tree
 from cloister.imagetool.podvm.uki import UKIParts, build_uki
 from cloister.oci.dmverity import build_verity_tree
+from cloister.wholefile import READABLE, write_whole
 from cloister.wire.canonicaljson import encode_canonical
 
 Progress = Callable[[str, float], None]
@@ -129,10 +130,7 @@ def lock(request: BuildRequest) -> tuple[LockedPackage, ...]:
     definition = parse_definition(_read(request.definition))
     packages = PackageArchive(request.cache, definition).resolve()
     rule_packages(definition, packages)
-    target = lock_of(request.definition)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    fresh.write_bytes(encode_lock(packages))
-    fresh.replace(target)
+    write_whole(lock_of(request.definition), encode_lock(packages), mode=READABLE)
     return packages
 
 

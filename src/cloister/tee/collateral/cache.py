@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import msgspec
 from cloister.errors import FormatRefused, Unavailable
 from cloister.tee.collateral.content import Content, Entry, refuse_rollback
 from cloister.tee.collateral.item import Item, parse_item
+from cloister.wholefile import OWNER_ONLY, write_whole
 from cloister.wire.limits import COLLATERAL_BYTES, COLLATERAL_HEAD_BYTES
 
 _VERSION: Final = "1"  # of the layout below; another one starts empty
@@ -195,21 +195,7 @@ def _write(root: Path, path: Path, data: bytes) -> None:
     """Replace `path` by `data`, whole or not at all; the caller holds the lock."""
     _sweep(root / _NEW)
     path.parent.mkdir(mode=_PRIVATE, exist_ok=True)
-    fresh = root / _NEW / secrets.token_hex(8)
-    try:
-        with fresh.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(path, data, mode=OWNER_ONLY, drafts=root / _NEW)
 
 
 def _sweep(directory: Path) -> None:

@@ -27,7 +27,6 @@ from sqlalchemy import Connection
 
 from cloister.crypto.aead import AES256_KEY_BYTES
 from cloister.crypto.keystore import KeyStore, UnsealProgress
-from cloister.crypto.keystore.file import write_private
 from cloister.errors import CloisterError, Refused, Unavailable
 from cloister.protocol.tenants import DEFAULT_TENANT
 from cloister.trust.events import NO_EVENTS, Events, LogEvent
@@ -47,6 +46,7 @@ from cloister.trust.keys.ringrows import (
 from cloister.trust.rowseal import KEY_ID_BYTES, LEGACY, DataKey, data_key_of, unknown_data_key
 from cloister.trust.store.database import Store
 from cloister.trust.store.times import from_micros, to_micros
+from cloister.wholefile import OWNER_ONLY, write_whole
 
 _Result = TypeVar("_Result")
 
@@ -501,7 +501,7 @@ class KeyRing:
         self._highest = generation
         if self._seen is not None:
             try:
-                write_private(self._seen, b"%d\n" % generation)
+                write_whole(self._seen, b"%d\n" % generation, mode=OWNER_ONLY)
             except OSError as err:
                 raise Unavailable(
                     "trust.state.io",

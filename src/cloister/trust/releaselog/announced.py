@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from cloister.errors import Refused, Unavailable
-from cloister.trust.statedir import write_whole
+from cloister.wholefile import READABLE, write_whole
 
 NAME: Final = "log.json"
 _BYTES: Final = 64 * 1024
@@ -39,7 +39,7 @@ def announce(directory: Path, announced: Announced) -> None:
     if read_announced(directory) == announced:
         return
     try:
-        write_whole(directory / NAME, msgspec.json.encode(announced) + b"\n", mode=0o644)
+        write_whole(directory / NAME, msgspec.json.encode(announced) + b"\n", mode=READABLE)
     except OSError as err:
         raise Unavailable("trust.state.io", f"cannot be written: {err.strerror}", path=str(directory / NAME)) from err
 

@@ -159,11 +159,12 @@ def test_a_damaged_note_of_absence_is_none(cache: CollateralCache, note: bytes) 
 def test_a_crash_before_the_rename_leaves_the_old(cache: CollateralCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.put(entry())
 
-    def crash(self: Path, target: Path) -> Path:
-        raise KeyboardInterrupt  # nothing of ours catches it, like a death
+    def crash(self: Path, *_: object, **__: object) -> Path:
+        raise KeyboardInterrupt  # nothing of ours goes on after it, like after a death
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", crash)
+        patch.setattr(Path, "unlink", crash)
         with pytest.raises(KeyboardInterrupt):
             cache.put(entry(data=b"new"))
     left = list((cache.directory / "new").iterdir())

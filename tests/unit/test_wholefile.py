@@ -1,0 +1,83 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cloister.wholefile import OWNER_ONLY, READABLE, whole_file, write_whole
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("mode", [OWNER_ONLY, READABLE])
+def test_a_file_is_replaced_and_has_its_mode(tmp_path: Path, mode: int) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(b"old")
+    place.chmod(0o777)
+    write_whole(place, b"new", mode=mode)
+    assert place.read_bytes() == b"new" and stat.S_IMODE(place.stat().st_mode) == mode & ~_umask()
+    assert names(tmp_path) == {"file"}
+
+
+def test_nobody_sees_half_a_file(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(b"old")
+    with whole_file(place, mode=OWNER_ONLY) as file:
+        file.write(b"half")
+        file.flush()
+        assert place.read_bytes() == b"old"
+    assert place.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_error_all_is_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(b"old")
+    with pytest.raises(error), whole_file(place, mode=OWNER_ONLY) as file:
+        file.write(b"half")
+        raise error
+    assert place.read_bytes() == b"old" and names(tmp_path) == {"file"}
+
+
+def test_what_cannot_take_its_name_is_removed(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    (place / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        write_whole(place, b"new", mode=OWNER_ONLY)
+    assert names(tmp_path) == {"file"}
+
+
+def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, synced = tmp_path / "file", []
+    sync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), os.fstat(descriptor).st_size, place.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_whole(place, b"new", mode=OWNER_ONLY)
+    (directory, size, named), (after, _, stands) = synced
+    assert (directory, size, named) == (False, 3, False)
+    assert after and stands
+
+
+def test_a_draft_is_made_where_it_is_wanted(tmp_path: Path) -> None:
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
+    with whole_file(tmp_path / "file", mode=OWNER_ONLY, drafts=drafts) as file:
+        file.write(b"new")
+        assert len(names(drafts)) == 1 and names(tmp_path) == {"drafts"}
+    assert names(drafts) == set() and (tmp_path / "file").read_bytes() == b"new"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

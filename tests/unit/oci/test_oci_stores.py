@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -117,6 +120,65 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert refused(lambda: layout.write_blob(chunks())) == "test.broken"
     assert list((tmp_path / "l" / "blobs" / "sha256").iterdir()) == []
     assert sorted(path.name for path in (tmp_path / "l").iterdir()) == ["blobs", "index.json", "oci-layout"]
+
+
+WRITER = """
+import sys, time
+from cloister.oci import layout
+if sys.argv[2]:
+    layout._NAMELESS = None
+
+def chunks():
+    for _ in range(64):
+        yield b"nobody has checked this" * 10_000
+    print("begun", flush=True)
+    time.sleep(60)
+
+layout.OCILayout(sys.argv[1], create=True).write_blob(chunks())
+"""
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_killed_writer_leaves_no_blob(tmp_path: Path, nameless: bool) -> None:
+    """And nothing at all, where files can be without a name."""
+    place = tmp_path / "l"
+    words = [sys.executable, "-c", WRITER, str(place), "" if nameless else "named"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout and writer.stdout.readline() == b"begun\n"
+        writer.kill()
+    names = sorted(item.name for item in place.rglob("*"))
+    left = [name for name in names if name.startswith(".incomplete-")]
+    assert len(left) == (0 if nameless else 1)
+    assert [name for name in names if name not in left] == ["blobs", "index.json", "oci-layout", "sha256"]
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_file_systems_without_nameless_files_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    real, asked = os.open, []
+
+    def refusing(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            asked.append(path)
+            raise OSError(error, os.strerror(error))
+        return real(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        built = build_layout(tmp_path / "l", LAYER)
+    assert asked
+    assert built.digest == build_layout(tmp_path / "other", LAYER).digest
+    assert sorted(item.name for item in (tmp_path / "l").iterdir()) == ["blobs", "index.json", "oci-layout"]
+
+
+def test_what_is_written_takes_the_place_of_a_damaged_blob(tmp_path: Path) -> None:
+    layout = OCILayout(tmp_path / "l", create=True)
+    digest, _ = layout.write_blob([LAYER])
+    place = tmp_path / "l" / "blobs" / "sha256" / digest.hex
+    place.write_bytes(b"damaged")
+    assert layout.write_blob([LAYER]) == (digest, len(LAYER))
+    assert place.read_bytes() == LAYER
 
 
 def test_a_layout_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:

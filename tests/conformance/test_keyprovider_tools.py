@@ -18,7 +18,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import pytest
@@ -55,7 +55,9 @@ CLOISTER: Final = (sys.executable, "-m", "cloister")
 NAME: Final = "provider:attestation-agent"
 ACCEPT_ANYTHING: Final = '{"default":[{"type":"insecureAcceptAnything"}]}'
 DECODER: Final = ("github.com/containerd/imgcrypt", "v1.1.1", "./cmd/ctd-decoder")  # the last that holds the command
+CTR_ENC: Final = ("github.com/containerd/imgcrypt", "v1.1.1", "./cmd/ctr")
 NERDCTL: Final = ("github.com/containerd/nerdctl", "v1.7.7", "./cmd/nerdctl")
+CONTAINERD_2: Final = ("github.com/containerd/containerd/v2", "v2.1.9", "./cmd/containerd")
 PAYLOAD_TYPE: Final = "io.containerd.ocicrypt.v1.Payload"
 KEK: Final = bytes(range(32))
 
@@ -353,16 +355,18 @@ def decoder() -> str:
     return require_go_program(*DECODER)
 
 
-def configuration() -> str:
-    """What the how-to says is to be in containerd's configuration."""
+def configuration(release: int) -> str:
+    """What the how-to says is to be in the configuration of containerd 1 or 2."""
     page = (DOCS / "encrypt-with-nerdctl-and-containerd.md").read_text("utf-8")
-    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    return str(block)
+    second, first = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    if release == 2:
+        return str(second)
+    return f"{first}\n{second[second.index('[stream_processors') :]}"
 
 
 def configured() -> Mapping[str, Any]:
     """The decoder's entry in it."""
-    processors: dict[str, Any] = tomllib.loads(configuration())["stream_processors"]
+    processors: dict[str, Any] = tomllib.loads(configuration(2))["stream_processors"]
     return processors["io.containerd.ocicrypt.decoder.v1.tar.gzip"]
 
 
@@ -416,24 +420,37 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+@pytest.fixture(scope="module", params=[1, 2])
+def release(request: pytest.FixtureRequest) -> tuple[int, str]:
+    """A release of containerd and its program: Debian's, and one that Go built once for this machine."""
+    if os.geteuid():
+        skip_or_fail("containerd needs root")
+    program = require_go_program(*CONTAINERD_2) if request.param == 2 else require_tool("containerd", minimum=(1, 7))
+    return request.param, program
+
+
 class Containerd:
     """containerd with the configuration of the how-to, in a directory of its own; use it in a `with` statement."""
 
-    def __init__(self, folder: Path, decoder: str, provider_config: str) -> None:
+    def __init__(self, folder: Path, release: tuple[int, str], decoder: str, provider_config: str) -> None:
         self.folder = folder
         self.socket = folder / "containerd.sock"
-        text = configuration().replace("version = 2", f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"')
+        number, self._program = release
+        places = f'root = "{folder}/root"\nstate = "{folder}/state"'
+        text = re.sub(r"^version = \d$", rf"\g<0>\n{places}", configuration(number), count=1, flags=re.MULTILINE)
         text = text.replace("/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf", provider_config)
         text += f'\n[grpc]\naddress = "{self.socket}"\n'
-        text += '\n[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "native"\n'
+        if number == 2:
+            text = text.replace("use_local_image_pull", 'snapshotter = "native"\nuse_local_image_pull')
+        else:
+            text += '\n[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "native"\n'
         (folder / "config.toml").write_text(text, "utf-8")
         self._path = f"{Path(decoder).parent}:{os.environ['PATH']}"
 
     def __enter__(self) -> Containerd:
-        program = require_tool("containerd", minimum=(1, 7))
         self._log = (self.folder / "log").open("wb")
         self._process = subprocess.Popen(
-            [program, "--config", str(self.folder / "config.toml")],
+            [self._program, "--config", str(self.folder / "config.toml")],
             stdout=self._log,
             stderr=self._log,
             env={**os.environ, "PATH": self._path},
@@ -461,11 +478,9 @@ class Containerd:
 
 @pytest.mark.parametrize("place", ["trust service", "file"])
 def test_containerd_pulls_what_we_encrypted(
-    decoder: str, bench: Bench, image: Path, tmp_path: Path, place: str
+    release: tuple[int, str], decoder: str, bench: Bench, image: Path, tmp_path: Path, place: str
 ) -> None:
     """containerd itself, by the interface that kubelet uses, with the configuration that the page shows."""
-    if os.geteuid():
-        skip_or_fail("containerd needs root")
     kek_id = "kbs:///default/image-kek/cri"
     (tmp_path / "kek").write_bytes(KEK)
     with bench.admin() as client:
@@ -477,12 +492,12 @@ def test_containerd_pulls_what_we_encrypted(
         encrypt_image(plain, TAG, registry.client("app"), tag=TAG, recipients=[PacketWrapper(kek_id, KEK)])
         other = [PacketWrapper("kbs:///default/image-kek/unknown", bytes(32))]
         encrypt_image(plain, TAG, registry.client("other"), tag=TAG, recipients=other)
-        with Containerd(tmp_path, decoder, config) as containerd:
+        with Containerd(tmp_path, release, decoder, config) as containerd:
             with pytest.raises(grpc.RpcError) as caught:
                 containerd.pull(f"{registry.address}/other:{TAG}")
             # It tells one of two things it noticed: the decoder's error, or that nothing came out of it.
             said = caught.value.details()
-            assert "missing private key needed" in said or "wrong diff id calculated on extraction" in said, said
+            assert "missing private key needed" in said or "wrong diff id" in said, said
             assert not any(containerd.snapshots())
             containerd.pull(f"{registry.address}/app:{TAG}")
             found = containerd.snapshots()[-1]
@@ -496,40 +511,54 @@ def test_containerd_pulls_what_we_encrypted(
     assert len(found) > 2
 
 
-@pytest.fixture(scope="module")
-def nerdctl() -> str:
-    """nerdctl, built by Go once for this machine."""
-    return require_go_program(*NERDCTL)
+class ContainerdClient(NamedTuple):
+    """A client of containerd, built by Go once for this machine, and what it needs here that the page leaves out."""
+
+    module: tuple[str, str, str]
+    everywhere: tuple[str, ...] = ()
+    pull: tuple[str, ...] = ()
+    push: tuple[str, ...] = ()
 
 
-def test_nerdctl_encrypts_and_decrypts(nerdctl: str, decoder: str, bench: Bench, image: Path, tmp_path: Path) -> None:
-    """What nerdctl encrypted in containerd is opened here, and what was encrypted here it decrypts."""
-    if os.geteuid():
-        skip_or_fail("containerd needs root")
+CLIENTS: Final = {
+    "nerdctl": ContainerdClient(NERDCTL, ("--snapshotter", "native", "--insecure-registry"), pull=("--quiet",)),
+    "ctr-enc": ContainerdClient(CTR_ENC, pull=("--plain-http", "--snapshotter", "native"), push=("--plain-http",)),
+}
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_clients_of_containerd_encrypt_and_decrypt(
+    name: str, release: tuple[int, str], decoder: str, bench: Bench, image: Path, tmp_path: Path
+) -> None:
+    """What they encrypted in containerd, with the commands of the how-to, is opened here; they open it again."""
+    tool = CLIENTS[name]
+    program = require_go_program(*tool.module)
     page = (DOCS / "encrypt-with-nerdctl-and-containerd.md").read_text("utf-8")
-    encrypt, push, decrypt = re.findall(r"^nerdctl ((?:image|push) .*)$", page, re.MULTILINE)
+    pull, encrypt, push, decrypt = re.findall(rf"^{name} ((?:images? |pull |push ).*)$", page, re.MULTILINE)
     environment = bench.environment(*bench.trust)
     with RegistryProcess(tmp_path / "registry") as registry:
         client = registry.client("app")
         copy_image(OCILayout(image), TAG, client, "v1")
-        with Containerd(tmp_path, decoder, environment["OCICRYPT_KEYPROVIDER_CONFIG"]) as containerd:
-            words = [nerdctl, "--address", str(containerd.socket), "--snapshotter", "native", "--insecure-registry"]
-            words += ["--data-root", str(tmp_path / "nerdctl")]
+        provider = environment["OCICRYPT_KEYPROVIDER_CONFIG"]
+        with Containerd(tmp_path, release, decoder, provider) as containerd:
+            words = [program, "--address", str(containerd.socket), *tool.everywhere]
+            if name == "nerdctl":
+                words += ["--data-root", str(tmp_path / "nerdctl")]
 
-            def do(line: str) -> None:
-                arguments = shlex.split(line.replace("registry.example", registry.address))
-                done = run([*words, *arguments], environment)
+            def do(line: str, *options: str) -> None:
+                *verbs, reference = shlex.split(line.replace("registry.example", registry.address))
+                done = run([*words, *verbs, *options, reference], environment)
                 assert done.returncode == 0, done.stderr
 
-            do("pull --quiet registry.example/app:v1")
+            do(pull, *tool.pull)
             do(encrypt)
-            do(push)
+            do(push, *tool.push)
             key = [PacketUnwrapper(lambda path: bench.kek(f"kbs:///{path}"))]
             opened_here = OCILayout(tmp_path / "opened", create=True)
             decrypt_image(client, "sealed", opened_here, tag=TAG, keys=key)
             assert layers_of(tmp_path / "opened") == layers_of(image)
             do(decrypt)
-            do("push registry.example/app:plain")
+            do(push.replace(":sealed", ":plain"), *tool.push)
             copy_image(client, "plain", OCILayout(tmp_path / "again", create=True), TAG)
             assert layers_of(tmp_path / "again") == layers_of(image)
 

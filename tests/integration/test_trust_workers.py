@@ -95,7 +95,7 @@ class TestLife:
         assert service.report["pid"] == service.process.pid and len(workers_of(service)) == 2
         events = [line["event"] for line in service.lines()]
         assert events == ["worker ready", "worker ready", "ready"]
-        assert [line["worker"] for line in service.lines()[:2]] == [1, 2]
+        assert {line["worker"] for line in service.lines()[:2]} == {1, 2}  # who is faster is first
 
     def test_a_dead_worker_is_started_again(self, owner: Owner, service: Running) -> None:
         before = workers_of(service)

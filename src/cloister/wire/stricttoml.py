@@ -16,8 +16,9 @@ from cloister.errors import FormatRefused
 from cloister.wire.limits import TOML_NAME_PARTS
 
 # One part of a name (TOML 1.0, Keys), and where on a line a name may begin: at its start, or inside a table or array.
-_PART: Final = re.compile(r"""[ \t]*(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')[ \t]*""")
-_START: Final = re.compile(r"^|[\[{,]")
+# Compiled where a line has so many dots that it matters, which in a pod VM is never.
+_PART: Final = r"""[ \t]*(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')[ \t]*"""
+_START: Final = r"^|[\[{,]"
 
 
 def parse_toml(data: bytes, *, ceiling: int, code: str, path: str = "") -> dict[str, Any]:  # Any: TOML values
@@ -50,15 +51,15 @@ def _refuse_long_names(text: str, code: str, path: str) -> None:
     for line in text.split("\n"):
         if line.count(".") < TOML_NAME_PARTS:
             continue
-        for start in _START.finditer(line):
+        for start in re.finditer(_START, line):
             if _parts(line, start.end()) > TOML_NAME_PARTS:
                 raise FormatRefused(code, "a name has too many parts", path=path, expected=f"at most {TOML_NAME_PARTS}")
 
 
 def _parts(line: str, place: int) -> int:
     """Return how many parts the name at `place` has, as far as it matters."""
-    parts = 0
-    while parts <= TOML_NAME_PARTS and (found := _PART.match(line, place)) is not None:
+    parts, part = 0, re.compile(_PART)
+    while parts <= TOML_NAME_PARTS and (found := part.match(line, place)) is not None:
         parts += 1
         if line[found.end() : found.end() + 1] != ".":
             break

@@ -131,8 +131,9 @@ def test_identity_policies_and_keys(site: Site, tmp_path: Path) -> None:
     assert run(site, "identity", "rotate", DOMAIN)[0] == 0
     keys = json.loads(run(site, "identity", "keys", DOMAIN, "--output", "json")[1])["keys"]
     assert sorted(key["use"] for key in keys) == ["jwt-svid", "x509-svid"]
-    assert run(site, "identity", "withdraw", "--", DOMAIN, keys[0]["id"])[0] == 0
+    assert run(site, "identity", "withdraw", DOMAIN, keys[0]["id"])[0] == 0
     assert run(site, "identity", "keys", DOMAIN)[1].count("withdrawn") == 1
-    for arguments in (("withdraw", "--", DOMAIN, keys[0]["id"]), ("keys", "Not/A/Domain")):
+    none = [("withdraw", DOMAIN, key) for key in (keys[0]["id"], "-oX", "-hX", "--X")]
+    for arguments in (*none, ("keys", "Not/A/Domain")):
         with pytest.raises(Refused):
             run(site, "identity", *arguments)

@@ -7,6 +7,7 @@ no more durable than it. A killed process can leave its draft; nobody takes it f
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,9 +51,12 @@ def write_whole(place: Path, data: bytes, *, mode: int, drafts: Path | None = No
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring renames and removals in a directory to the disk. Raises OSError."""
+    """Bring renames and removals in a directory to the disk, where its file system can. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # fsync(2): no such thing there
+            raise
     finally:
         os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -66,6 +68,24 @@ def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path: Path, monke
     (directory, size, named), (after, _, stands) = synced
     assert (directory, size, named) == (False, 3, False)
     assert after and stands
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_directories_that_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
+) -> None:
+    """Some file systems have no such thing; a disk that fails is an error."""
+    sync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="error") if raised else contextlib.nullcontext():
+        write_whole(tmp_path / "file", b"new", mode=OWNER_ONLY)
+    assert names(tmp_path) == {"file"}
 
 
 def test_a_draft_is_made_where_it_is_wanted(tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ from cloister.crypto.keystore.uri import bad_address, read_secret, require_priva
 from cloister.errors import FormatRefused, Refused, Unavailable
 from cloister.wholefile import OWNER_ONLY, sync_directory, write_whole
 
-_PRIVATE: Final = 0o600
 _NEXT: Final = re.compile(r"[0-9a-f]{16}")
 _ATTEMPTS: Final = 20
 _SEALS: Final = ("passphrase", "shares")

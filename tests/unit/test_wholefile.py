@@ -7,16 +7,36 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cloister import wholefile
 from cloister.wholefile import OWNER_ONLY, READABLE, whole_file, write_whole
+
+
+@pytest.fixture(params=["nameless", "named", "refused"])
+def drafts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How drafts are: without a name; with one, as the system has no others, or the file system."""
+    real = os.open
+
+    def refusing(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *rest, **more)
+
+    if request.param == "named":
+        monkeypatch.setattr(wholefile, "_NAMELESS", None)
+    if request.param == "refused":
+        monkeypatch.setattr(os, "open", refusing)
+    return str(request.param)
 
 
 def names(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
+@pytest.mark.usefixtures("drafts")
 @pytest.mark.parametrize("mode", [OWNER_ONLY, READABLE])
 def test_a_file_is_replaced_and_has_its_mode(tmp_path: Path, mode: int) -> None:
     place = tmp_path / "file"
@@ -27,16 +47,18 @@ def test_a_file_is_replaced_and_has_its_mode(tmp_path: Path, mode: int) -> None:
     assert names(tmp_path) == {"file"}
 
 
-def test_nobody_sees_half_a_file(tmp_path: Path) -> None:
+def test_nobody_sees_half_a_file(tmp_path: Path, drafts: str) -> None:
     place = tmp_path / "file"
     place.write_bytes(b"old")
     with whole_file(place, mode=OWNER_ONLY) as file:
         file.write(b"half")
         file.flush()
         assert place.read_bytes() == b"old"
-    assert place.read_bytes() == b"half"
+        assert len(names(tmp_path)) == (1 if drafts == "nameless" else 2)
+    assert place.read_bytes() == b"half" and names(tmp_path) == {"file"}
 
 
+@pytest.mark.usefixtures("drafts")
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_after_an_error_all_is_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
     place = tmp_path / "file"
@@ -47,6 +69,7 @@ def test_after_an_error_all_is_as_it_was(tmp_path: Path, error: type[BaseExcepti
     assert place.read_bytes() == b"old" and names(tmp_path) == {"file"}
 
 
+@pytest.mark.usefixtures("drafts")
 def test_what_cannot_take_its_name_is_removed(tmp_path: Path) -> None:
     place = tmp_path / "file"
     (place / "in the way").mkdir(parents=True)
@@ -88,13 +111,13 @@ def test_directories_that_cannot_be_synced(
     assert names(tmp_path) == {"file"}
 
 
-def test_a_draft_is_made_where_it_is_wanted(tmp_path: Path) -> None:
-    drafts = tmp_path / "drafts"
-    drafts.mkdir()
-    with whole_file(tmp_path / "file", mode=OWNER_ONLY, drafts=drafts) as file:
+def test_a_draft_is_made_where_it_is_wanted(tmp_path: Path, drafts: str) -> None:
+    place = tmp_path / "drafts"
+    place.mkdir()
+    with whole_file(tmp_path / "file", mode=OWNER_ONLY, drafts=place) as file:
         file.write(b"new")
-        assert len(names(drafts)) == 1 and names(tmp_path) == {"drafts"}
-    assert names(drafts) == set() and (tmp_path / "file").read_bytes() == b"new"
+        assert len(names(place)) == (0 if drafts == "nameless" else 1) and names(tmp_path) == {"drafts"}
+    assert names(place) == set() and (tmp_path / "file").read_bytes() == b"new"
 
 
 def _umask() -> int:

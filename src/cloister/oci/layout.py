@@ -2,9 +2,8 @@
 image-layout.md).
 
 What is in the directory is as untrusted as a registry: blobs are opened without following links and only if they are
-plain files, and are checked by `cloister.oci.store`. Blobs and the index appear by renaming, so a killed writer
-leaves no half-written image; where files cannot be without a name it leaves an `.incomplete-*` file, which anybody may
-remove. One writer at a time.
+plain files, and are checked by `cloister.oci.store`. Blobs and the index appear whole (`cloister.wholefile`), so a
+killed writer leaves no half-written image. One writer at a time.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final
 
 from cloister.errors import ImageRefused, Unavailable
 from cloister.oci.ahead import made_ahead
@@ -34,6 +34,7 @@ from cloister.oci.manifest import (
     parse_index,
 )
 from cloister.oci.store import ImageSource, StoredManifest, referrers_tag
+from cloister.wholefile import Draft
 from cloister.wire.limits import BLOB_PIECE_BYTES, KIB, MANIFEST_BYTES
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -42,9 +43,7 @@ _COMPANION_TAG: Final = r"sha(256|512)-[0-9a-f]{64,128}(\.[a-z]+)?"
 _CODE: Final = "oci.layout"
 _MARKER: Final = "oci-layout"
 _INDEX: Final = "index.json"
-_NAMELESS: Final[int | None] = getattr(os, "O_TMPFILE", None)  # open(2): Linux only
-_HAS_NO_NAMELESS: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT}  # open(2): file systems, old kernels
-_DESCRIPTORS: Final = "/proc/self/fd"
+_MODE: Final = 0o666  # before the umask
 
 
 class OCILayout:
@@ -101,14 +100,14 @@ class OCILayout:
                 hasher.update(chunk)
                 yield chunk
 
-        with _Draft(self._path) as draft:
+        with _draft(self._path) as draft:
             for chunk in made_ahead(hashed()):
                 size += len(chunk)
                 draft.file.write(chunk)
             digest = Digest(algorithm, hasher.hexdigest())
             target = self._blob(digest)
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft.place(target)
+            draft.place(target, durable=False)
         return digest, size
 
     def write_manifest(self, raw: bytes, media_type: str, tag: str = "") -> Digest:
@@ -193,9 +192,9 @@ class OCILayout:
             raise Unavailable(f"{_CODE}.write_failed", "cannot make the layout", path=str(self._path)) from err
 
     def _replace(self, name: str, content: bytes) -> None:
-        with _Draft(self._path) as draft:
+        with _draft(self._path) as draft:
             draft.file.write(content)
-            draft.place(self._path / name)
+            draft.place(self._path / name, durable=False)
 
     def _index(self) -> ImageIndex:
         raw = read_plain(self._path / _INDEX, MANIFEST_BYTES)
@@ -285,48 +284,16 @@ def _name_of(item: dict[str, Any]) -> str:  # Any: JSON
     return str((item.get("annotations") or {}).get(REF_NAME, ""))
 
 
-class _Draft:
-    """A new file of the layout, gone unless it is placed.
-
-    Where the system and its file system have files without a name (Linux, `O_TMPFILE`), it is one of those: whoever
-    kills the writer leaves no content behind that nobody has checked, or that was to be read by nobody else.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._place = directory / f".incomplete-{os.urandom(8).hex()}"
-
-    def __enter__(self) -> Self:
-        try:
-            self.file = self._nameless() or self._place.open("xb")
-        except OSError as err:
-            raise Unavailable(f"{_CODE}.write_failed", "cannot write to the layout", path=str(self._place)) from err
-        return self
-
-    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
-        self.file.close()
-        self._place.unlink(missing_ok=True)
-        if isinstance(err, OSError):
-            raise Unavailable(f"{_CODE}.write_failed", "cannot write to the layout", actual=str(err.strerror)) from err
-
-    def place(self, target: Path) -> None:
-        """Give the file its name, in place of what has it."""
-        self.file.flush()
-        if not self._place.exists():  # no call gives a file a name that another has
-            descriptor = self.file.fileno()
-            source = f"{_DESCRIPTORS}/{descriptor}"  # absolute: what `src_dir_fd` is does not matter, but without it
-            os.link(source, self._place, src_dir_fd=descriptor, follow_symlinks=True)  # no link is followed
-        self._place.rename(target)
-
-    def _nameless(self) -> BinaryIO | None:
-        if _NAMELESS is None or not Path(_DESCRIPTORS).is_dir():
-            return None
-        try:
-            return os.fdopen(os.open(self._directory, _NAMELESS | os.O_WRONLY | os.O_CLOEXEC, 0o666), "wb")
-        except OSError as err:
-            if err.errno in _HAS_NO_NAMELESS:
-                return None
-            raise
+@contextmanager
+def _draft(directory: Path) -> Iterator[Draft]:
+    """Give a new file of the layout, gone unless it is placed."""
+    try:
+        with Draft(directory, mode=_MODE) as draft:
+            yield draft
+    except OSError as err:
+        raise Unavailable(
+            f"{_CODE}.write_failed", "cannot write to the layout", path=str(directory), actual=str(err.strerror)
+        ) from err
 
 
 def open_plain(path: Path, *, code: str = _CODE) -> BinaryIO:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -28,6 +29,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from cloister.crypto.remembered import Remembered
@@ -85,6 +87,18 @@ def extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
+
+
+@contextmanager
+def warnings_refused() -> Iterator[None]:
+    """Raise ValueError for what the library only warns of, as of a serial number that is not positive, and for versions
+    that there are not (RFC 5280, section 4.1.2)."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        try:
+            yield
+        except (CryptographyDeprecationWarning, x509.InvalidVersion) as err:
+            raise ValueError("certificate that RFC 5280 forbids") from err
 
 
 def serial_number(certificate: x509.Certificate) -> int:

@@ -119,6 +119,12 @@ def test_numbers_that_are_no_rsa_key(member: str) -> None:
     assert (error.code, error.actual) == (UNFIT, "numbers that are no RSA key")
 
 
+def test_a_certificate_of_no_known_version() -> None:
+    data = certificate().public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x6a", 1)
+    for parse in (parse_key_file, parse_certificate):
+        assert refused(lambda parse=parse: parse(data)).code == UNFIT
+
+
 def test_a_certificate_with_a_negative_serial_number() -> None:
     data = bytearray(certificate().public_bytes(Encoding.DER))
     number = data.index(b"\xa0\x03\x02\x01\x02\x02") + 7  # behind the version: tag and length of the serial number

@@ -354,6 +354,15 @@ def test_keys_of_a_trusted_root_are_of_accepted_kinds() -> None:
     assert refused(lambda: parse_trusted_root(raw)) == "oci.signing.key.malformed"
 
 
+def test_a_timestamp_with_a_certificate_of_a_negative_serial_number() -> None:
+    world = sigstore()
+    stamp = bytearray(world.stamp(b"signature"))
+    at = stamp.index(b"\xa0\x03\x02\x01\x02\x02") + 7  # behind the version: tag and length of the serial number
+    stamp[at] |= 0x80
+    root = parse_trusted_root(world.trusted_root())
+    assert refused(lambda: verify_timestamp(bytes(stamp), b"signature", root)) == "oci.signing.timestamp.untrusted"
+
+
 def test_a_timestamp_with_a_certificate_of_no_known_version() -> None:
     world = sigstore()
     stamp = world.stamp(b"signature")

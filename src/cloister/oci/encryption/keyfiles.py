@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import subprocess
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -246,15 +245,11 @@ def parse_certificate(data: bytes, *, path: str = "") -> x509.Certificate:
 
 
 def _x509(load: Callable[[bytes], x509.Certificate], data: bytes) -> x509.Certificate:
-    """Load a certificate. What the library only warns of, as of a serial number that is not positive, is an error."""
-    from cryptography.utils import CryptographyDeprecationWarning
+    """Load a certificate, or raise ValueError."""
+    from cloister.crypto.x509path import warnings_refused
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", CryptographyDeprecationWarning)
-        try:
-            return load(data)
-        except CryptographyDeprecationWarning as err:
-            raise ValueError("certificate that RFC 5280 forbids") from err
+    with warnings_refused():
+        return load(data)
 
 
 def parse_key_file(data: bytes, password: bytes | None = None, *, path: str = "") -> KeyFile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from cloister.crypto.x509path import warnings_refused
 from cloister.errors import ImageRefused
 from cloister.oci.signing.trustedroot import Authority, TrustedRoot
 
@@ -33,8 +34,9 @@ def verify_timestamp(response: bytes, signature: bytes, root: TrustedRoot) -> da
             hint="install the extra: pip install 'cloister[timestamps]'",
         ) from err
     try:
-        decoded = decode_timestamp_response(response)
-        at = decoded.tst_info.gen_time.astimezone(UTC)
+        with warnings_refused():
+            decoded = decode_timestamp_response(response)
+            at = decoded.tst_info.gen_time.astimezone(UTC)
     except (ValueError, TypeError) as err:
         raise ImageRefused(f"{_CODE}.malformed", "not a timestamp response") from err
     reasons = [_refusal(decoded, signature, authority, at) for authority in root.timestamp_authorities]
@@ -50,7 +52,6 @@ def verify_timestamp(response: bytes, signature: bytes, root: TrustedRoot) -> da
 
 def _refusal(decoded: TimeStampResponse, signature: bytes, authority: Authority, at: datetime) -> str | None:
     """Return why `authority` did not stamp the signature, None if it did."""
-    from cryptography.x509 import InvalidVersion
     from rfc3161_client import VerificationError, VerifierBuilder
 
     if at not in authority.period:
@@ -60,7 +61,8 @@ def _refusal(decoded: TimeStampResponse, signature: bytes, authority: Authority,
     if others:
         builder = builder.tsa_certificate(leaf)
     try:
-        builder.build().verify_message(decoded, signature)
-    except (VerificationError, ValueError, InvalidVersion) as err:
+        with warnings_refused():
+            builder.build().verify_message(decoded, signature)
+    except (VerificationError, ValueError) as err:
         return f"{authority.url or 'authority'}: {err}"
     return None

@@ -34,6 +34,7 @@ from cloister.trust.keybroker import Answer, Credentials
 from cloister.trust.keybroker.policy import ReleaseRule
 from cloister.trust.service import TrustService
 from cloister.trust.settings import TrustSettings
+from store_places import PATIENT_SECONDS
 
 MODEL = parse_resource_path("default/model/one")
 CANARY = b"canary-7f1d9b3e-secret-of-the-model"
@@ -154,7 +155,7 @@ def make_world(directory: Path, **settings: Any) -> World:
     template, ca, data = furnished()
     clock = Clock()
     state = directory / "state"
-    chosen = TrustSettings(state=state, **settings)
+    chosen = TrustSettings(state=state, **{"store_seconds": PATIENT_SECONDS, **settings})
     if not chosen.database:  # a directory belongs to its database
         shutil.copytree(template, state)
     admin = TrustAdmin(state, clock=clock, database=chosen.database)

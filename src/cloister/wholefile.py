@@ -89,7 +89,8 @@ def whole_file(place: Path, *, mode: int, drafts: Path | None = None) -> Iterato
         drafts: directory of the draft, on the same file system; that of `place` by default.
 
     Raises:
-        OSError: it cannot be written; then, as after an error of the block, `place` is as it was.
+        OSError: it cannot be written; then, as after an error of the block, `place` is as it was. Where nothing but the
+            directory could not be synced, the new file stands, and a crash may undo it.
     """
     with Draft(drafts or place.parent, mode=mode) as draft:
         yield draft.file
